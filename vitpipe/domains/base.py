@@ -1,0 +1,91 @@
+"""The seam to the outside: what a domain and an opened source must do.
+
+A domain indexes files one by one (headers only, no pixels; the index is kept, so a file is looked at once), assembles the
+indexed files into sources, and opens a source for windowed reads in physical units. Every later room sees nothing
+else of it: whatever a later stage needs is a field of :class:`vitpipe.records.Source`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitpipe.config import SourceRecipe
+from vitpipe.pseudonym import Pseudonymiser
+from vitpipe.records import FileRecord, Grid, Json, Rejected, Source, Window
+
+
+@dataclass(frozen=True, slots=True)
+class ScanContext:
+    """What a domain may know while it looks at files."""
+
+    root: Path
+    """The folder (or the one file) that the user named; relative paths in `Source.keys` are relative to it."""
+    pseudonym: Pseudonymiser
+    recipe: SourceRecipe
+
+
+class Raster(Protocol):
+    """An opened source."""
+
+    @property
+    def grid(self) -> Grid:
+        """Frames, height, width and where they lie; equal to the source's."""
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the first axis of a read."""
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Dtype of a read."""
+
+    @property
+    def block_rows(self) -> int:
+        """Rows that the file decodes at once: reads of whole multiples decode nothing twice."""
+
+    def read(self, window: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Read a window.
+
+        Returns:
+            Pixels (channels, height, width) in physical units and the valid mask (height, width). Pixels that are not
+            valid (nodata, padding, NaN, past the edge) are zero.
+
+        Raises:
+            UnreadableSource: the pixels cannot be decoded.
+            TransientError: the store does not answer.
+        """
+
+    def groups(self, windows: Sequence[Window]) -> list[str]:
+        """Give the group of each window: the patient, or the block of ground on which its centre lies."""
+
+
+class Domain(Protocol):
+    """A kind of data."""
+
+    @property
+    def name(self) -> str:
+        """The `kind` of the configuration."""
+
+    def index(self, path: Path, context: ScanContext) -> Mapping[str, Json] | Rejected:
+        """Read one file's header, no pixels. The result is kept as long as path, size and mtime stay the same.
+
+        Raises:
+            TransientError: the store does not answer. Nothing else: what is wrong with the file is a `Rejected`.
+        """
+
+    def assemble(self, records: Sequence[FileRecord], context: ScanContext) -> Iterator[Source | Rejected]:
+        """Make sources of all indexed files, in a deterministic order, whatever the order of `records`."""
+
+    def open(self, source: Source) -> AbstractContextManager[Raster]:
+        """Open a source for reading.
+
+        Raises:
+            UnreadableSource: the files are gone, changed or broken.
+        """
