@@ -1,0 +1,42 @@
+"""The domains there are, by the `kind` of the configuration. A new domain is one folder and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from vitpipe.domains.base import Domain
+from vitpipe.errors import ConfigError
+
+
+def _dicom() -> Domain:
+    from vitpipe.domains.dicom import Dicom
+
+    return Dicom()
+
+
+def _geotiff() -> Domain:
+    from vitpipe.domains.geotiff import Geotiff
+
+    return Geotiff()
+
+
+def _images() -> Domain:
+    from vitpipe.domains.images import Images
+
+    return Images()
+
+
+# Each domain loads its libraries when it is first asked for, not when another one is used.
+DOMAINS: Final[dict[str, Callable[[], Domain]]] = {"dicom": _dicom, "geotiff": _geotiff, "images": _images}
+
+
+def domain_of(kind: str) -> Domain:
+    """Give the domain of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if kind not in DOMAINS:
+        raise ConfigError(f"no source kind `{kind}`; known: {', '.join(DOMAINS)}")
+    return DOMAINS[kind]()
