@@ -128,6 +128,8 @@ class Source:
     """Size of the files."""
     notes: tuple[str, ...] = ()
     """Stable codes of what is odd but not wrong, such as ``NO_GEOMETRY``."""
+    reader: Mapping[str, Json] = field(default_factory=dict)
+    """What the domain's `open` needs beyond the files, such as the bands chosen."""
 
     def __post_init__(self) -> None:
         """Refuse a source that no later room could name."""
