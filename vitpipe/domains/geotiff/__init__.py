@@ -1,0 +1,43 @@
+"""GeoTIFF scenes: any band count and dtype, any CRS or none, windowed reads only."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from vitpipe.domains.base import ScanContext
+from vitpipe.domains.geotiff.header import read_header
+from vitpipe.domains.geotiff.raster import GeotiffRaster
+from vitpipe.domains.geotiff.scene import assemble_scenes
+from vitpipe.records import FileRecord, Json, Rejected, Source
+
+
+class Geotiff:
+    """The domain of GeoTIFF scenes; see :class:`vitpipe.domains.base.Domain`."""
+
+    name = "geotiff"
+
+    def index(self, path: Path, context: ScanContext) -> Mapping[str, Json] | Rejected:  # noqa: ARG002 - the seam's
+        """Read one file's header; see :func:`vitpipe.domains.geotiff.header.read_header`."""
+        return read_header(path)
+
+    def assemble(self, records: Sequence[FileRecord], context: ScanContext) -> Iterator[Source | Rejected]:
+        """Make a source of every scene; see :func:`vitpipe.domains.geotiff.scene.assemble_scenes`."""
+        return assemble_scenes(records, context)
+
+    @contextlib.contextmanager
+    def open(self, source: Source) -> Iterator[GeotiffRaster]:
+        """Open a scene.
+
+        Raises:
+            UnreadableSource: the file is gone, changed or broken.
+        """
+        raster = GeotiffRaster(source)
+        try:
+            yield raster
+        finally:
+            raster.close()
+
+
+__all__ = ["Geotiff"]

@@ -1,0 +1,78 @@
+"""Blocks of ground: cells of one global equal-area grid, so scenes that overlap share them, whatever their CRS.
+
+The grid is EASE-Grid 2.0 global (EPSG:6933, Brodzik et al. 2012), in metres; block (i, j) holds
+``i * block_m <= x < (i + 1) * block_m`` and likewise j for y.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+from rasterio.warp import transform as warp_points
+
+_EQUAL_AREA = 6933
+
+
+def crs_text(crs: CRS) -> str:
+    """Name a CRS: ``EPSG:code`` if it surely is that one, else WKT 2."""
+    code = crs.to_epsg(confidence_threshold=100)
+    return f"EPSG:{code}" if code else str(crs.to_wkt(version="WKT2_2019"))
+
+
+def to_equal_area(crs: CRS, xs: NDArray[np.float64], ys: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Transform points to EPSG:6933.
+
+    Returns:
+        (2, N) metres; NaN where a point lies on no ground, such as the corners of a geostationary disk.
+    """
+    if len(xs) == 0:
+        return np.empty((2, 0))
+    try:
+        points = np.asarray(warp_points(crs, CRS.from_epsg(_EQUAL_AREA), xs, ys), dtype=np.float64)
+    except (CPLE_BaseError, RasterioError):
+        # GDAL refuses all points for one bad one: halve until the bad ones stand alone.
+        if len(xs) == 1:
+            return np.full((2, 1), np.nan)
+        half = len(xs) // 2
+        return np.hstack([to_equal_area(crs, xs[:half], ys[:half]), to_equal_area(crs, xs[half:], ys[half:])])
+    points[:, ~np.isfinite(points).all(axis=0)] = np.nan
+    return points
+
+
+def block_names(points: NDArray[np.float64], block_m: float, *, otherwise: str) -> list[str]:
+    """Name the block of each point.
+
+    Args:
+        points: (2, N), EPSG:6933 metres; NaN: on no ground.
+        block_m: edge of a block.
+        otherwise: the name for points on no ground.
+    """
+    on_ground = np.isfinite(points[0]) & np.isfinite(points[1])
+    blocks = np.floor(np.where(on_ground, points, 0.0) / block_m).astype(np.int64).T.tolist()
+    return [
+        f"ground-{x}-{y}" if ground else otherwise for (x, y), ground in zip(blocks, on_ground.tolist(), strict=True)
+    ]
+
+
+def gsd_m(crs: CRS, transform: Sequence[float], row: float, col: float) -> float | None:
+    """Ground sampling distance at a pixel: the edge in metres of a square as large as its ground, to 3 digits.
+
+    Measured on the equal-area grid, so degrees, feet and the stretch of a Mercator map do not matter.
+
+    Args:
+        crs: of `transform`.
+        transform: a, b, c, d, e, f.
+        row: where to measure.
+        col: where to measure.
+    """
+    a, b, c, d, e, f = transform
+    cols, rows = np.array([col, col + 1, col]), np.array([row, row, row + 1])
+    x, y = to_equal_area(crs, a * cols + b * rows + c, d * cols + e * rows + f)
+    area_m2 = abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))
+    return float(f"{math.sqrt(area_m2):.3g}") if 0 < area_m2 < math.inf else None

@@ -1,0 +1,222 @@
+"""An opened scene: windows in physical units with a valid mask, read by GDAL in blocks."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.enums import MaskFlags
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
+from rasterio.windows import Window as RasterioWindow
+
+from vitpipe.domains.geotiff.ground import block_names, to_equal_area
+from vitpipe.domains.geotiff.opening import MIB, gdal_environment, missing_bytes, open_tiff
+from vitpipe.domains.geotiff.scene import scene_group
+from vitpipe.errors import UnreadableSource
+from vitpipe.records import Grid, Source, Window
+
+_WANTED_ROWS: Final = 256
+_WANTED_BYTES: Final = 64 * MIB
+
+
+class GeotiffRaster:
+    """One scene. Close it; `vitpipe.domains.geotiff.Geotiff.open` does.
+
+    The file is opened again in a process that was forked from the one that opened it: shared handles share their place
+    in the file, and give wrong pixels without an error.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        reader: Any = source.reader
+        self._bands: list[int] = list(reader["bands"])
+        self._alpha: list[int] = list(reader["alpha"])
+        self._block_m = float(reader["block_m"])
+        self._dtype = np.dtype(source.dtype)
+        self._handles: dict[int, list[DatasetReader]] = {}
+        dataset = self._opened()[0]
+        self._nodata = [_nodata_of(dataset, band) for band in self._bands]
+        self._masks_inside = _has_inner_mask(dataset)
+        self._scales = [(dataset.scales[band - 1], dataset.offsets[band - 1]) for band in self._bands]
+        block_height, block_width = (int(edge) for edge in dataset.block_shapes[0])
+        block_bytes = block_height * block_width * sum(np.dtype(name).itemsize for name in dataset.dtypes)
+        self._cache_bytes = 2 * block_bytes
+        row_bytes = block_height * dataset.width * len(self._bands) * self._dtype.itemsize
+        self._block_rows: int = block_height * max(1, min(_WANTED_ROWS // block_height, _WANTED_BYTES // row_bytes))
+
+    @property
+    def grid(self) -> Grid:
+        """One frame, and where it lies."""
+        return self._source.grid
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the chosen bands."""
+        return self._source.channels
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Dtype of a read: the widest of the bands, a float where the file's tags scale them."""
+        return self._dtype
+
+    @property
+    def block_rows(self) -> int:
+        """Height of the file's blocks; of low strips, as many as make about 256 rows and at most 64 MiB."""
+        return self._block_rows
+
+    def read(self, window: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Read a window.
+
+        Returns:
+            Pixels (channels, height, width) in `Source.units` and the valid mask (height, width). A pixel is valid if
+            it is valid in every channel: not nodata, finite, not masked, not fully transparent.
+
+        Raises:
+            UnreadableSource: `TRUNCATED`, `UNDECODABLE`, or gone or changed since the ingest.
+            ValueError: the window begins outside the grid, or names another frame.
+        """
+        if window.frame != 0 or window.row < 0 or window.col < 0:
+            raise ValueError(f"a scene has the frame 0 and rows and cols from 0, got {window}")
+        height = min(window.height, self.grid.height - window.row)
+        width = min(window.width, self.grid.width - window.col)
+        shape = (len(self._bands), window.height, window.width)
+        if height <= 0 or width <= 0:
+            return np.zeros(shape, self._dtype), np.zeros(shape[1:], np.bool_)
+        pixels, valid = self._decode(RasterioWindow(window.col, window.row, width, height))
+        if (height, width) == shape[1:]:
+            return pixels, valid
+        whole, mask = np.zeros(shape, self._dtype), np.zeros(shape[1:], np.bool_)
+        whole[:, :height, :width] = pixels
+        mask[:height, :width] = valid
+        return whole, mask
+
+    def groups(self, windows: Sequence[Window]) -> list[str]:
+        """Name the block of ground under the centre of each window's part inside the scene.
+
+        A scene on no known ground is one group by itself.
+        """
+        otherwise = scene_group(self._source.source_id)
+        fitted: Any = self._source.reader.get("fitted")
+        crs, transform = (fitted["crs"], fitted["transform"]) if fitted else (self.grid.crs, self.grid.transform)
+        if crs is None or transform is None:
+            return [otherwise] * len(windows)
+        row, col, height, width = np.array([window[1:] for window in windows], dtype=np.float64).reshape(-1, 4).T
+        rows = (row + np.minimum(row + height, self.grid.height)) / 2
+        cols = (col + np.minimum(col + width, self.grid.width)) / 2
+        a, b, c, d, e, f = transform
+        xs, ys = a * cols + b * rows + c, d * cols + e * rows + f
+        return block_names(to_equal_area(CRS.from_user_input(crs), xs, ys), self._block_m, otherwise=otherwise)
+
+    def close(self) -> None:
+        """Close this process's handles; another process's are its own to close."""
+        for dataset in self._handles.pop(os.getpid(), []):
+            dataset.close()
+
+    def _opened(self) -> list[DatasetReader]:
+        """Give the scene and, where there is one, its mask file, opened in this process."""
+        process = os.getpid()
+        if process not in self._handles:
+            self._handles[process] = [self._open_file(Path(name)) for name in self._source.files]
+        return self._handles[process]
+
+    def _open_file(self, path: Path) -> DatasetReader:
+        try:
+            with gdal_environment():
+                dataset = open_tiff(path)
+        except (CPLE_BaseError, RasterioError, ValueError, OverflowError) as error:
+            if not path.exists():
+                raise UnreadableSource("GONE", "the file is gone; run the ingest again", str(path)) from error
+            reason = "it can no longer be opened as a GeoTIFF; run the ingest again"
+            raise UnreadableSource("CHANGED", reason, str(path)) from error
+        found = (dataset.height, dataset.width)
+        if found != (self.grid.height, self.grid.width) or dataset.count < max(1, *self._of(path)):
+            dataset.close()
+            reason = (
+                f"{found} pixels and {dataset.count} bands, the catalog has {(self.grid.height, self.grid.width)} and "
+                f"band {max(1, *self._of(path))}; run the ingest again"
+            )
+            raise UnreadableSource("CHANGED", reason, str(path))
+        return dataset
+
+    def _of(self, path: Path) -> list[int]:
+        return self._bands + self._alpha if str(path) == self._source.files[0] else [1]
+
+    def _decode(self, window: RasterioWindow) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        dataset, *masks = self._opened()
+        try:
+            with gdal_environment(self._cache_bytes):
+                # One call for all bands: with pixel interleave a block is decoded once.
+                stored = dataset.read(self._bands + self._alpha, window=window)
+                valid = np.ones(stored.shape[1:], np.bool_)
+                if self._masks_inside:
+                    for band in self._bands if self._masks_inside == "band" else [self._bands[0]]:
+                        valid &= dataset.read_masks(band, window=window) != 0
+                for mask in masks:
+                    numbers = [1] if mask.count == 1 else self._bands
+                    valid &= (mask.read(numbers, window=window) != 0).all(axis=0)
+        except (CPLE_BaseError, RasterioError) as error:
+            raise self._unreadable(dataset) from error
+        count = len(self._bands)
+        for band, nodata in zip(stored[:count], self._nodata, strict=True):
+            if nodata is not None:
+                valid &= band != nodata
+            if band.dtype.kind == "f":
+                valid &= np.isfinite(band)
+        for band in stored[count:]:
+            valid &= band != 0
+        pixels = self._physical(stored[:count])
+        if not valid.all():
+            np.copyto(pixels, np.zeros((), self._dtype), where=~valid)
+        return pixels, valid
+
+    def _physical(self, stored: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Apply the file's scale and offset per band, in the dtype of the read."""
+        pixels: NDArray[Any] = np.ascontiguousarray(stored, dtype=self._dtype)
+        # What overflows here lies under the mask (nodata such as -3.4e38) or is not finite in the file.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for channel, (scale, offset) in enumerate(self._scales):
+                if scale != 1:
+                    pixels[channel] *= self._dtype.type(scale)
+                if offset != 0:
+                    pixels[channel] += self._dtype.type(offset)
+        return pixels
+
+    def _unreadable(self, dataset: DatasetReader) -> UnreadableSource:
+        uri = self._source.uri
+        try:
+            size = Path(uri).stat().st_size
+        except OSError:
+            return UnreadableSource("GONE", "the file is gone; run the ingest again", uri)
+        lacking = missing_bytes(dataset, size)
+        if lacking:
+            reason = f"the last block ends {lacking} bytes past the end of the file: cut off; fetch it again"
+            return UnreadableSource("TRUNCATED", reason, uri)
+        reason = "a block of pixels cannot be decoded: the file is damaged; fetch it again, or leave it out"
+        return UnreadableSource("UNDECODABLE", reason, uri)
+
+
+def _nodata_of(dataset: DatasetReader, band: int) -> np.generic | None:
+    """Give a band's nodata value in the band's dtype; None where no pixel can have it (NaN is never valid anyway)."""
+    value, dtype = dataset.nodatavals[band - 1], np.dtype(dataset.dtypes[band - 1])
+    if value is None or math.isnan(value):
+        return None
+    if dtype.kind == "f":
+        return dtype.type(value) if abs(value) <= np.finfo(dtype).max else None
+    limits = np.iinfo(dtype)
+    return dtype.type(int(value)) if value == int(value) and limits.min <= value <= limits.max else None
+
+
+def _has_inner_mask(dataset: DatasetReader) -> str:
+    """Tell whether the file holds mask bands: "" none, "dataset" one for all bands, "band" one a band."""
+    flags = dataset.mask_flag_enums
+    if any(not band for band in flags):
+        return "band"
+    return "dataset" if any(MaskFlags.per_dataset in band and MaskFlags.alpha not in band for band in flags) else ""
