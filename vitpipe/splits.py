@@ -1,0 +1,308 @@
+"""The append-only table ``group_id -> split``, the leak check, and the ledger of every use of the test split.
+
+A group that has a split keeps it for good. New groups, in an order that comes from their content alone, fill what each
+stratum lacks; what rounding leaves over is carried from stratum to stratum, so that the shares hold over all groups
+even where every stratum is tiny. All of it is integer arithmetic: the same groups give the same table on any machine.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from vitpipe.atomic import file_lock, workspace_errors, write_parquet
+from vitpipe.config import SplitRecipe
+from vitpipe.errors import ContractError, LeakageError, SplitError
+from vitpipe.records import Split
+from vitpipe.workspace import Workspace
+
+SPLITS: tuple[Split, ...] = (Split.TRAIN, Split.TEST, Split.VAL, Split.CALIBRATION)
+"""Order of the columns of every allotment; at a tie the earlier split takes the group."""
+
+_SCALE = 10**9
+"""One group in the integer arithmetic: shares are kept to nine decimals, and 8 million groups fit 64 bits."""
+_EXAMPLES = 3
+
+Counts = NDArray[np.int64]
+
+
+def content_order(keys: Sequence[str], *, seed: int) -> NDArray[np.uint64]:
+    """Give the place of each group in the queue: a hash of the seed and of a key made of content.
+
+    Args:
+        keys: per group the smallest `source_id` in it (content, thus the same under any pseudonym key).
+        seed: of the split recipe.
+
+    Returns:
+        64-bit BLAKE2b values, one a key.
+    """
+    salt = f"{seed}|".encode()
+    raw = b"".join(blake2b(salt + key.encode("utf-8"), digest_size=8).digest() for key in keys)
+    return np.frombuffer(raw, dtype=">u8").astype(np.uint64)
+
+
+def assign_groups(groups: pd.DataFrame, existing: pd.DataFrame, recipe: SplitRecipe) -> pd.DataFrame:
+    """Give every new group a split; groups that have one keep it.
+
+    Args:
+        groups: a row a group that there is now: `group_id` (unique), `stratum` (text), `order` (sortable integers, see
+            :func:`content_order`).
+        existing: rows already assigned: `group_id`, `split`. Groups in it that are gone count for nothing.
+        recipe: the shares.
+
+    Returns:
+        `group_id`, `split` of the new groups alone, sorted by stratum and order; independent of the order of rows.
+
+    Raises:
+        SplitError: fewer groups than splits, or no group to learn from or to test on.
+    """
+    shares = _shares(recipe)
+    wanted = int((shares > 0).sum())
+    if len(groups) < wanted:
+        raise SplitError(
+            f"{len(groups)} labelled group(s) cannot fill {wanted} splits ({_share_text(shares)}); a group never "
+            "straddles splits, so label more groups (patients, blocks of ground), or set `split.val` or "
+            "`split.calibration` to 0"
+        )
+    if not groups["group_id"].is_unique:
+        raise ContractError("assign_groups needs one row a group; some group_id stands there twice")
+    taken = pd.Index(existing["group_id"]).get_indexer(pd.Index(groups["group_id"]))
+    names = np.array([str(split) for split in SPLITS], dtype=object)
+    known = pd.Index(names).get_indexer(existing["split"].to_numpy(dtype=object))
+    if (known < 0).any():
+        raise ContractError(f"unknown split in the split table; expected one of {', '.join(names)}")
+    split_now = np.where(taken >= 0, known[taken] if len(known) else -1, -1)
+
+    stratum, strata = pd.factorize(groups["stratum"].to_numpy(dtype=object), sort=True)
+    new = np.flatnonzero(split_now < 0)
+    old = np.flatnonzero(split_now >= 0)
+    held = np.zeros((len(strata), len(SPLITS)), dtype=np.int64)
+    np.add.at(held, (stratum[old], split_now[old]), 1)
+    fresh = np.bincount(stratum[new], minlength=len(strata)).astype(np.int64)
+    allotment = _allot(shares, held, fresh)
+    _check_needed(shares, held.sum(axis=0) + allotment.sum(axis=0))
+
+    order = groups["order"].to_numpy()[new]
+    ranked = np.lexsort((order, stratum[new]))
+    if _has_ties(stratum[new][ranked], order[ranked]):
+        text = groups["group_id"].to_numpy(dtype=object)[new]
+        ranked = np.lexsort((pd.factorize(text, sort=True)[0], order, stratum[new]))
+    # Sorted by stratum: the groups of each are dealt out in the order of SPLITS, as many as its row allots.
+    dealt = np.repeat(np.tile(names, len(strata)), allotment.ravel())
+    return pd.DataFrame(
+        {
+            "group_id": pd.Series(groups["group_id"].to_numpy()[new][ranked], dtype="str"),
+            "split": pd.Series(dealt, dtype="str"),
+        }
+    )
+
+
+def _has_ties(stratum: NDArray[np.int64], order: NDArray[np.uint64]) -> bool:
+    return bool(((stratum[1:] == stratum[:-1]) & (order[1:] == order[:-1])).any())
+
+
+def _shares(recipe: SplitRecipe) -> Counts:
+    """Give the shares in the order of SPLITS, in units of 1/_SCALE, summing to _SCALE."""
+    test, val, calibration = (round(share * _SCALE) for share in (recipe.test, recipe.val, recipe.calibration))
+    return np.array([_SCALE - test - val - calibration, test, val, calibration], dtype=np.int64)
+
+
+def _share_text(shares: Counts) -> str:
+    return ", ".join(f"{split} {share / _SCALE:g}" for split, share in zip(SPLITS, shares, strict=True) if share)
+
+
+def _round(want: Counts, total: int) -> Counts:
+    """Round wishes (units of 1/_SCALE) to counts that are not negative and sum to `total`, by largest remainder.
+
+    Wishes below zero get nothing; what they are in debt is taken from the others in equal parts (the nearest point of
+    the simplex), so one split alone does not pay. The wishes must sum to `total` groups.
+    """
+    active = want > 0
+    wish = np.where(active, want, 0)
+    while active.any():
+        debt = (int(want[active].sum()) - total * _SCALE) // int(active.sum())
+        wish = np.where(active, want - debt, 0)
+        if (wish >= 0).all():
+            break
+        active &= wish > 0
+        wish = np.where(active, wish, 0)
+    counts: Counts = np.maximum(wish, 0) // _SCALE
+    while int(counts.sum()) < total:
+        remainder = want - counts * _SCALE
+        counts[int(np.argmax(np.where(active, remainder, np.iinfo(np.int64).min)))] += 1
+    return counts
+
+
+def _allot(shares: Counts, held: Counts, fresh: Counts) -> Counts:
+    """Share out the new groups of every stratum.
+
+    Args:
+        shares: (4,) in units of 1/_SCALE.
+        held: (strata, 4) groups that have a split.
+        fresh: (strata,) new groups.
+
+    Returns:
+        (strata, 4) counts; rows sum to `fresh`, columns to the largest-remainder rounding of the overall shares.
+    """
+    size = held.sum(axis=1) + fresh
+    ideal = shares[None, :] * size[:, None] - held * _SCALE
+    overall = _round(shares * int(size.sum()) - held.sum(axis=0) * _SCALE, int(fresh.sum()))
+    overall = _fill_empty(overall, shares, held.sum(axis=0))
+    allotment = np.zeros_like(held)
+    carry = np.zeros(len(SPLITS), dtype=np.int64)
+    # The largest strata first: the small ones at the end take up what rounding left over.
+    for row in np.lexsort((np.arange(len(size)), -size)):
+        want = ideal[row] + carry
+        allotment[row] = _round(want, int(fresh[row]))
+        carry = want - allotment[row] * _SCALE
+    return _repair(allotment, ideal, overall)
+
+
+def _fill_empty(overall: Counts, shares: Counts, held: Counts) -> Counts:
+    """Let every split with a share have one group at least, where a split with two or more can give a new one."""
+    overall = overall.copy()
+    for empty in np.flatnonzero((shares > 0) & (overall + held == 0)):
+        giver = int(np.argmax(np.where(overall > 0, overall + held, 0)))
+        if overall[giver] > 0 and (overall + held)[giver] > 1:
+            overall[giver] -= 1
+            overall[empty] += 1
+    return overall
+
+
+def _repair(allotment: Counts, ideal: Counts, overall: Counts) -> Counts:
+    """Move single groups between splits, where it hurts the strata least, until the columns sum to `overall`."""
+    while (excess := allotment.sum(axis=0) - overall).any():
+        giver, taker = int(np.argmax(excess)), int(np.argmin(excess))
+        surplus = allotment * _SCALE - ideal
+        gain = np.where(allotment[:, giver] > 0, surplus[:, giver] - surplus[:, taker], np.iinfo(np.int64).min)
+        row = int(np.argmax(gain))
+        most = min(int(excess[giver]), -int(excess[taker]), int(allotment[row, giver]))
+        moved = min(most, max(1, int(excess[giver]) // len(allotment)))
+        allotment[row, giver] -= moved
+        allotment[row, taker] += moved
+    return allotment
+
+
+def _check_needed(shares: Counts, total: Counts) -> None:
+    for column, split in enumerate(SPLITS):
+        if split in (Split.TRAIN, Split.TEST) and shares[column] > 0 and total[column] == 0:
+            raise SplitError(
+                f"no labelled group is left for the {split} split: every group there is was assigned elsewhere before, "
+                "and assigned groups never move; add new groups, or start over in another `workspace`"
+            )
+
+
+def read_splits(workspace: Workspace) -> pd.DataFrame:
+    """Read the table; empty before the first run."""
+    if not workspace.splits.is_file():
+        return pd.DataFrame({"group_id": pd.Series(dtype="str"), "split": pd.Series(dtype="str")})
+    return pd.read_parquet(workspace.splits, columns=["group_id", "split"])
+
+
+def update_splits(workspace: Workspace, groups: pd.DataFrame, recipe: SplitRecipe) -> pd.DataFrame:
+    """Assign new groups and append them to the table on disk; rows that stood there stay as they are.
+
+    Args:
+        workspace: holds the table.
+        groups: see :func:`assign_groups`.
+        recipe: the shares.
+
+    Returns:
+        The whole table: `group_id`, `split`; the rows that stood there first.
+
+    Raises:
+        SplitError: the groups do not fill the splits.
+        WorkspaceError: the table cannot be written.
+    """
+    existing = read_splits(workspace)
+    added = assign_groups(groups, existing, recipe)
+    if added.empty:
+        return existing
+    table = pd.concat([existing, added], ignore_index=True)
+    if not table.iloc[: len(existing)].equals(existing) or not table["group_id"].is_unique:
+        raise ContractError(f"{workspace.splits} would lose or change a row; this is a bug, nothing was written")
+    write_parquet(workspace.splits, table)
+    return table
+
+
+def check_leaks(table: pd.DataFrame) -> None:
+    """Fail when one group, or the same pixels under two groups, stand in two splits.
+
+    Args:
+        table: a row a tile: `group_id`, `source_id`, `split`, and `pixel_digest` where known (empty: not compared).
+
+    Raises:
+        LeakageError: says how many, which sources, and what to do.
+    """
+    pairs = table[["group_id", "split"]].drop_duplicates()
+    torn = pairs.loc[pairs["group_id"].duplicated(), "group_id"].drop_duplicates()
+    if len(torn):
+        sources = table.loc[table["group_id"].isin(set(torn)), "source_id"].drop_duplicates()
+        raise LeakageError(
+            f"{len(torn)} group(s) stand in more than one split; their sources are {_some(sources)}; a group must have "
+            "one split: remove the rows that contradict from splits.parquet, or start over in another `workspace`"
+        )
+    if "pixel_digest" not in table.columns:
+        return
+    seen = table.loc[table["pixel_digest"].fillna("") != "", ["pixel_digest", "split", "group_id", "source_id"]]
+    first = seen.drop_duplicates(["pixel_digest", "split"])
+    twice = first.loc[first["pixel_digest"].duplicated(keep=False)]
+    if len(twice):
+        shared = twice["pixel_digest"].nunique()
+        ordered = twice.sort_values(["pixel_digest", "source_id"])
+        pair = ordered.loc[ordered["pixel_digest"] == ordered["pixel_digest"].iloc[0]]
+        places = " and ".join(f"source {row.source_id} ({row.split})" for row in pair.itertuples())
+        raise LeakageError(
+            f"{shared} tile(s) have the same pixels under different groups in different splits, first {places}; in all "
+            f"{twice['source_id'].nunique()} sources: {_some(ordered['source_id'].drop_duplicates())}; remove the "
+            "duplicates, or give what belongs together one value in a group column (`labels.group`) and start over in "
+            "another `workspace`"
+        )
+
+
+def _some(values: pd.Series) -> str:
+    shown = ", ".join(sorted(values)[:_EXAMPLES])
+    return shown if len(values) <= _EXAMPLES else f"{shown}, ..."
+
+
+def record_test_use(workspace: Workspace, run_id: str, purpose: str, digest: str) -> int:
+    """Write one use of the test split into the ledger, before the split is looked at.
+
+    Args:
+        workspace: holds the ledger.
+        run_id: the run that is judged.
+        purpose: such as ``evaluate`` or ``gate``.
+        digest: of the test tiles.
+
+    Returns:
+        Which use this is, from 1. The same run, purpose and digest again (a retry) is the same use.
+
+    Raises:
+        WorkspaceError: the ledger cannot be written: then the test split must not be used.
+    """
+    path = workspace.test_ledger
+    with file_lock(path.with_suffix(".lock"), wait=True), workspace_errors(path):
+        content = path.read_bytes() if path.exists() else b""
+        # A line without its end was cut off by a crash before it was synced: that use never began.
+        whole = content[: content.rfind(b"\n") + 1]
+        entries = [json.loads(line) for line in whole.splitlines()]
+        use = {"run_id": run_id, "purpose": purpose, "digest": digest}
+        for number, entry in enumerate(entries, start=1):
+            if all(entry.get(name) == value for name, value in use.items()):
+                return number
+        when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        line = json.dumps({"use": len(entries) + 1, "when": when, **use}, ensure_ascii=False)
+        with path.open("r+b" if path.exists() else "w+b") as stream:
+            stream.truncate(len(whole))
+            stream.seek(len(whole))
+            stream.write(line.encode("utf-8") + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+    return len(entries) + 1
