@@ -1,0 +1,57 @@
+"""The DICOM domain: files of any name -> series and instances -> frames in physical units."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from vitpipe.domains.base import ScanContext
+from vitpipe.domains.dicom.files import JUNK_CODES, read_file
+from vitpipe.domains.dicom.instance import read_instance
+from vitpipe.domains.dicom.raster import DicomRaster
+from vitpipe.domains.dicom.sources import assemble
+from vitpipe.errors import UnreadableSource
+from vitpipe.records import FileRecord, Json, Rejected, Source
+
+
+class Dicom:
+    """Reads trees of DICOM files; see :class:`vitpipe.domains.base.Domain`.
+
+    Codes of rejected files: ``ZERO_BYTES NOT_DICOM DICOMDIR MALFORMED_HEADER UNREADABLE_FILE NO_PIXELS PIXELS_MISSING
+    NOT_AN_IMAGE LOCALIZER TRUNCATED UNSUPPORTED UNDECODABLE OTHER_MODALITY CONFLICTING_SOP DUPLICATE``; at a read
+    ``CHANGED``.
+
+    Notes of sources: ``NO_GEOMETRY SINGLE_FRAME GAP IRREGULAR DUPLICATE_POSITION TILT TEMPORAL_STACK MIXED_KIND
+    MIXED_SHAPE MIXED_ORIENTATION MIXED_SPACING MIXED_STACK NO_PATIENT_ID NO_FOR_UID DETECTOR_SPACING BAD_ORIENTATION
+    BAD_SPACING BURNED_IN_ANNOTATION LOSSY``.
+    """
+
+    name = "dicom"
+
+    def index(self, path: Path, context: ScanContext) -> Mapping[str, Json] | Rejected:
+        """Read one file's header; identifiers leave as pseudonyms.
+
+        Raises:
+            TransientError: the store does not answer.
+        """
+        try:
+            return read_instance(read_file(path), context.pseudonym).to_json()
+        except UnreadableSource as error:
+            return Rejected(str(path), error.code, error.reason, junk=error.code in JUNK_CODES)
+
+    def assemble(self, records: Sequence[FileRecord], context: ScanContext) -> Iterator[Source | Rejected]:
+        """Make sources of indexed files: stacks in the order of their positions, and single instances."""
+        return assemble(records, context)
+
+    @contextlib.contextmanager
+    def open(self, source: Source) -> Iterator[DicomRaster]:
+        """Open a source; its files are read as their frames are asked for.
+
+        Raises:
+            UnreadableSource: a file is gone, changed or broken.
+        """
+        for path in source.files:
+            if not Path(path).is_file():
+                raise UnreadableSource("UNREADABLE_FILE", "the file is gone; ingest again", path)
+        yield DicomRaster(source)

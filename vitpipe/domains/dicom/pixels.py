@@ -1,0 +1,325 @@
+"""Decode one frame of a file to its stored values.
+
+One codec a transfer syntax: imagecodecs, which lets other threads run, proven equal to pydicom's own decoders on the
+corpus of `tests/domains`; where it fails, whatever plugin pydicom has (gdcm, and pylibjpeg-libjpeg where
+``vitpipe[gpl-decoders]`` is installed).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import convert_color_space
+from pydicom.pixels.utils import expand_ybr422
+from pydicom.uid import UID
+
+from vitpipe.domains.dicom.files import PARSE_ERRORS, DicomFile, PixelPlace, read_file
+from vitpipe.domains.dicom.pixelformat import PixelFormat, read_format
+from vitpipe.errors import UnreadableSource
+
+NATIVE: Final = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"})
+_JPEG_8: Final = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"})
+_RLE: Final = "1.2.840.10008.1.2.5"
+
+# The High-Throughput syntaxes go to OpenJPEG too: OpenJPH's lossy inverse differs from it by rounding.
+_CODECS: Final[dict[str, Callable[[bytes], NDArray[np.generic]]]] = {
+    "1.2.840.10008.1.2.4.50": imagecodecs.jpeg8_decode,
+    "1.2.840.10008.1.2.4.51": imagecodecs.jpeg8_decode,
+    "1.2.840.10008.1.2.4.57": imagecodecs.jpegsof3_decode,
+    "1.2.840.10008.1.2.4.70": imagecodecs.jpegsof3_decode,
+    "1.2.840.10008.1.2.4.80": imagecodecs.jpegls_decode,
+    "1.2.840.10008.1.2.4.81": imagecodecs.jpegls_decode,
+    "1.2.840.10008.1.2.4.90": imagecodecs.jpeg2k_decode,
+    "1.2.840.10008.1.2.4.91": imagecodecs.jpeg2k_decode,
+    "1.2.840.10008.1.2.4.201": imagecodecs.jpeg2k_decode,
+    "1.2.840.10008.1.2.4.202": imagecodecs.jpeg2k_decode,
+    "1.2.840.10008.1.2.4.203": imagecodecs.jpeg2k_decode,
+}
+_MARKED: Final = frozenset(_CODECS)
+_END_OF_STREAM: Final = b"\xff\xd9"
+_PADDING: Final = 18
+DECODABLE: Final = frozenset({*NATIVE, *_CODECS, _RLE})
+"""Transfer syntaxes that are read."""
+
+# imagecodecs' errors derive from RuntimeError; pydicom raises that and the parse errors.
+_DECODE_ERRORS: Final = (*PARSE_ERRORS, RuntimeError)
+
+
+def check_decodable(item: DicomFile) -> None:
+    """Refuse a transfer syntax that nothing here reads.
+
+    Raises:
+        UnreadableSource: ``UNDECODABLE``, with the syntax's UID and name.
+    """
+    syntax = item.transfer_syntax
+    encapsulated = item.pixels is not None and item.pixels.length is None
+    if syntax in NATIVE and encapsulated:
+        raise UnreadableSource(
+            "UNDECODABLE",
+            f"the pixels are compressed, but the file states {_named(syntax)}; set its TransferSyntaxUID",
+            str(item.path),
+        )
+    if syntax not in DECODABLE:
+        raise UnreadableSource(
+            "UNDECODABLE",
+            f"its transfer syntax {_named(syntax)} is not read; transcode it, for example to JPEG 2000 lossless",
+            str(item.path),
+        )
+
+
+def check_length(item: DicomFile, described: PixelFormat) -> None:
+    """Compare the bytes that are there with the bytes that the header promises; no pixel is read.
+
+    Raises:
+        UnreadableSource: ``TRUNCATED``.
+    """
+    place = item.pixels
+    if place is None:
+        return
+    if place.length is not None:
+        wanted = -(-described.frame_bits * described.frames // 8)
+        found = min(place.length, place.available)
+        if found < wanted:
+            raise UnreadableSource(
+                "TRUNCATED", f"{found} of {wanted} bytes of pixels are there; copy the file again", str(item.path)
+            )
+        return
+    with item.path.open("rb") as stream:
+        stream.seek(place.offset)
+        fragments, complete = _walk_fragments(stream, place)
+    if fragments < described.frames or not complete:
+        raise UnreadableSource(
+            "TRUNCATED",
+            f"{fragments} whole fragments for {described.frames} frames are there; copy the file again",
+            str(item.path),
+        )
+
+
+def _walk_fragments(stream: BinaryIO, place: PixelPlace) -> tuple[int, bool]:
+    """Count the fragments that lie wholly in the file, the offset table aside; tell whether none is cut."""
+    end, fragments = place.offset + place.available, -1
+    while True:
+        start = stream.read(8)
+        if len(start) < 8:
+            # Some writers leave the closing delimiter away; the fragments before it are whole.
+            return max(fragments, 0), len(start) == 0
+        tag, length = start[:4], int.from_bytes(start[4:], "little")
+        if tag != b"\xfe\xff\x00\xe0":
+            return max(fragments, 0), True
+        if stream.tell() + length > end:
+            return max(fragments, 0), False
+        fragments += 1
+        stream.seek(length, io.SEEK_CUR)
+
+
+class FrameDecoder:
+    """Decodes frames of one file.
+
+    Args:
+        item: the file, as :func:`vitpipe.domains.dicom.files.read_file` gives it.
+        described: its pixel format.
+    """
+
+    def __init__(self, item: DicomFile, described: PixelFormat) -> None:
+        check_decodable(item)
+        if item.pixels is None:
+            raise UnreadableSource("NO_PIXELS", "the object carries no pixels", str(item.path))
+        self._item = item
+        self._format = described
+        self._place = item.pixels
+
+    def stored(self, frame: int) -> NDArray[np.generic]:
+        """Decode one frame.
+
+        Returns:
+            (rows, cols), or (rows, cols, 3) as RGB; stored values, sign extended, bits above BitsStored cleared, in the
+            machine's byte order. A palette's values are its indices.
+
+        Raises:
+            UnreadableSource: ``UNDECODABLE`` or ``TRUNCATED``.
+        """
+        try:
+            if self._place.inflated is not None:
+                return self._decode(io.BytesIO(self._place.inflated), frame)
+            with self._item.path.open("rb") as stream:
+                return self._decode(stream, frame)
+        except _DECODE_ERRORS as error:
+            raise UnreadableSource(
+                "UNDECODABLE",
+                f"frame {frame} in {_named(self._item.transfer_syntax)} does not decode ({type(error).__name__})"
+                f"{_remedy(self._item.transfer_syntax)}",
+                str(self._item.path),
+            ) from None
+        except OSError as error:
+            raise UnreadableSource(
+                "UNREADABLE_FILE", f"it cannot be read any more ({type(error).__name__})", str(self._item.path)
+            ) from None
+
+    def _decode(self, stream: BinaryIO, frame: int) -> NDArray[np.generic]:
+        if self._place.length is not None:
+            return self._colours(self._unused_bits(self._native(stream, frame)))
+        stream.seek(self._place.offset)
+        data = get_frame(stream, frame, number_of_frames=self._format.frames, extended_offsets=self._offsets())
+        try:
+            decoded = self._shaped(self._by_imagecodecs(data))
+        except _DECODE_ERRORS:
+            return self._by_pydicom(data)
+        return self._colours(self._unused_bits(decoded))
+
+    def _offsets(self) -> tuple[bytes, bytes] | None:
+        dataset = self._item.dataset
+        offsets, lengths = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+        return (bytes(offsets), bytes(lengths)) if offsets and lengths else None
+
+    def _native(self, stream: BinaryIO, frame: int) -> NDArray[np.generic]:
+        """Take an uncompressed frame from its bytes."""
+        described = self._format
+        first_bit = frame * described.frame_bits
+        end = -(-(first_bit + described.frame_bits) // 8)
+        first = first_bit // 8
+        swapped = not self._item.dataset.original_encoding[1]
+        words = swapped and described.bits_allocated <= 8 and self._place.vr == "OW"
+        if words:
+            # Big endian files keep bytes in 16-bit words.
+            first, end = first // 2 * 2, -(-end // 2) * 2
+        stream.seek(self._place.offset + first)
+        data = stream.read(end - first)
+        if len(data) < end - first - words:
+            raise EOFError
+        values: NDArray[np.generic] = np.frombuffer(data + b"\0" * (end - first - len(data)), np.uint8)
+        if words:
+            values = values.view(">u2").astype("<u2").view(np.uint8)
+        begin = first_bit - 8 * first
+        if described.bits_allocated == 1:
+            values = np.unpackbits(values.view(np.uint8), bitorder="little")[begin : begin + described.frame_bits]
+            return values.reshape(described.rows, described.cols)
+        values = values[begin // 8 : (begin + described.frame_bits) // 8]
+        if described.photometric == "YBR_FULL_422":
+            expanded = expand_ybr422(values.tobytes(), described.bits_allocated)
+            return np.frombuffer(expanded, np.uint8).reshape(described.rows, described.cols, 3)
+        dtype = described.stored_dtype
+        values = values.view(dtype.newbyteorder(">" if swapped else "<")).astype(dtype, copy=False)
+        return self._planes(values, by_plane=self._planar())
+
+    def _planar(self) -> bool:
+        return bool(self._item.dataset.get("PlanarConfiguration", 0))
+
+    def _planes(self, values: NDArray[np.generic], *, by_plane: bool) -> NDArray[np.generic]:
+        described = self._format
+        if described.samples == 1:
+            return values.reshape(described.rows, described.cols)
+        if by_plane:
+            return values.reshape(described.samples, described.rows, described.cols).transpose(1, 2, 0)
+        return values.reshape(described.rows, described.cols, described.samples)
+
+    def _by_imagecodecs(self, data: bytes) -> NDArray[np.generic]:
+        if self._item.transfer_syntax == _RLE:
+            if self._format.bits_allocated == 1:
+                raise NotImplementedError
+            decoded = imagecodecs.dicomrle_decode(data, self._format.stored_dtype)
+            # RLE keeps the bytes of a sample plane by plane: PlanarConfiguration has no say (PS3.5 annex G).
+            return self._planes(np.frombuffer(decoded, self._format.stored_dtype), by_plane=True)
+        if self._item.transfer_syntax in _MARKED and _END_OF_STREAM not in data[-_PADDING:]:
+            # The codecs would give what is there and fill up the rest.
+            raise UnreadableSource(
+                "TRUNCATED", "a frame ends before its end marker; copy the file again", str(self._item.path)
+            )
+        if self._item.transfer_syntax in _JPEG_8 and self._format.photometric == "RGB" and not _names_colours(data):
+            # libjpeg guesses YCbCr where the stream says nothing; the header does say.
+            return imagecodecs.jpeg8_decode(data, colorspace="RGB", outcolorspace="RGB")
+        return _CODECS[self._item.transfer_syntax](data)
+
+    def _shaped(self, decoded: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Check the codec's shape and give it the header's dtype: the stream may state another sign or fewer bits."""
+        described = self._format
+        wanted = (described.rows, described.cols, described.samples)[: 2 if described.samples == 1 else 3]
+        if decoded.shape != wanted:
+            raise ValueError
+        dtype = described.stored_dtype
+        if decoded.dtype.itemsize == dtype.itemsize:
+            return np.ascontiguousarray(decoded).view(dtype)
+        if decoded.dtype.itemsize > dtype.itemsize:
+            raise ValueError
+        return decoded.astype(dtype)
+
+    def _unused_bits(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Extend the sign from the highest stored bit and clear the bits above it (overlays), PS3.5 8.1.1."""
+        described = self._format
+        shift = 8 * values.dtype.itemsize - described.bits_stored
+        if described.float_bits or described.bits_allocated == 1 or shift <= 0 or values.dtype.kind not in "iu":
+            return values
+        integers: NDArray[np.integer] = values  # type: ignore[assignment]
+        if not described.signed and int(integers.max()) >> described.bits_stored == 0:
+            return values
+        return (integers << shift) >> shift
+
+    def _colours(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Convert YBR to RGB where the codec has not: JPEG and JPEG 2000's own transforms are undone by them."""
+        if self._format.photometric in ("YBR_FULL", "YBR_FULL_422") and self._item.transfer_syntax not in _JPEG_8:
+            converted: NDArray[np.generic] = convert_color_space(np.ascontiguousarray(values), "YBR_FULL", "RGB")
+            return converted
+        return values
+
+    def _by_pydicom(self, data: bytes) -> NDArray[np.generic]:
+        described, single = self._format, Dataset()
+        single.file_meta = FileMetaDataset()
+        single.file_meta.TransferSyntaxUID = self._item.transfer_syntax
+        single.Rows, single.Columns, single.NumberOfFrames = described.rows, described.cols, 1
+        single.SamplesPerPixel, single.PhotometricInterpretation = described.samples, described.photometric
+        single.BitsAllocated, single.BitsStored = described.bits_allocated, described.bits_stored
+        single.PixelRepresentation = int(described.signed)
+        single.PlanarConfiguration = int(self._planar())
+        single.PixelData = encapsulate([data], has_bot=False)
+        values, _ = get_decoder(self._item.transfer_syntax).as_array(single, index=0)
+        return values
+
+
+def _names_colours(data: bytes) -> bool:
+    """Tell whether a JPEG stream has a marker that says how its colours are coded: JFIF's APP0 or Adobe's APP14."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
+        length = int.from_bytes(data[place + 2 : place + 4], "big")
+        if (data[place + 1], data[place + 4 : place + 8]) in ((0xE0, b"JFIF"), (0xEE, b"Adob")):
+            return True
+        place += 2 + length
+    return False
+
+
+def stored_values(path: Path) -> NDArray[np.generic]:
+    """Decode all frames of a file to stored values, for checks against other decoders.
+
+    Returns:
+        (rows, cols), (rows, cols, 3), or either with a leading axis of frames.
+
+    Raises:
+        UnreadableSource: with the code of what is wrong.
+    """
+    item = read_file(path)
+    described = read_format(item)
+    check_decodable(item)
+    check_length(item, described)
+    decoder = FrameDecoder(item, described)
+    frames = [decoder.stored(frame) for frame in range(described.frames)]
+    return frames[0] if described.frames == 1 else np.stack(frames)
+
+
+def _named(syntax: UID) -> str:
+    # A private or made-up UID is not shown: it may come from a site's own root.
+    if not str(syntax).startswith("1.2.840.10008."):
+        return "a private transfer syntax"
+    return f"{syntax} ({syntax.name})"
+
+
+def _remedy(syntax: UID) -> str:
+    if str(syntax).startswith(("1.2.840.10008.1.2.4.5", "1.2.840.10008.1.2.4.7", "1.2.840.10008.1.2.4.8")):
+        return "; pip install 'vitpipe[gpl-decoders]' adds another decoder for it"
+    return "; export the file again, uncompressed"
