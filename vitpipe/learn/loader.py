@@ -1,0 +1,207 @@
+"""Batches straight from the memory-mapped shards: a block of tiles a read, one step ahead of the model, in a thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vitpipe.errors import ConfigError, DataError, VitpipeError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vitpipe.manifest import Manifest
+    from vitpipe.store import TileStore
+
+_AHEAD = 2
+"""Batches that wait for the model: bounds the memory."""
+_BUFFERS = _AHEAD + 2
+"""Memory that is filled again and again: one batch is being read, one is being used, the others wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One rank's part of one step's batch, in host memory that is filled anew once the next batch is taken."""
+
+    step: int
+    """Zero-based, within the epoch."""
+    start: int
+    """Place of the first tile in the global batch."""
+    stop: int
+    total: int
+    """Tiles of the global batch."""
+    tiles: torch.Tensor
+    """float32 (N, C, H, W), physical units."""
+    valid: torch.Tensor
+    """bool (N, H, W)."""
+    targets: torch.Tensor
+    """int64 (N,), or float32 (N, K) for multi-label."""
+
+
+def encode_targets(labels: pd.Series[str], classes: Sequence[str], *, multi_label: bool) -> torch.Tensor:
+    """Give class indices (N,) int64, or indicators (N, K) float32 of labels such as ``"ship|harbour"``.
+
+    Raises:
+        DataError: a label is not among the classes.
+    """
+    place = {name: number for number, name in enumerate(classes)}
+    values = labels.tolist()
+    try:
+        if not multi_label:
+            return torch.tensor([place[value] for value in values], dtype=torch.int64)
+        targets = torch.zeros((len(values), len(classes)))
+        for row, value in enumerate(values):
+            for name in filter(None, value.split("|")):
+                targets[row, place[name]] = 1.0
+    except KeyError as error:
+        raise DataError(
+            f"label {error} is not among the classes {', '.join(classes)}; build the manifest again"
+        ) from error
+    return targets
+
+
+class SplitTiles:
+    """The tiles of one split with their targets.
+
+    Args:
+        manifest: the table, classes and channels.
+        store: its tiles.
+        split: which rows.
+    """
+
+    def __init__(self, manifest: Manifest, store: TileStore, split: str) -> None:
+        table = manifest.table[manifest.table["split"] == split]
+        self._store = store
+        self._rows = table[["shard_id", "shard_row", "valid_fraction"]].reset_index(drop=True)
+        self.tile_shape = (len(manifest.channels), manifest.tile_size, manifest.tile_size)
+        self.tile_ids: list[str] = table["tile_id"].tolist()
+        self.targets = encode_targets(table["label"], manifest.classes, multi_label=manifest.multi_label)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(
+        self, places: NDArray[np.int64], out: NDArray[np.float32] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Read tiles (N, C, H, W), into `out` where given, and valid masks (N, H, W) at places of this split."""
+        return self._store.gather(self._rows.iloc[places], out)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Give the order of the tiles in an epoch: a function of (count, seed, epoch) alone."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def steps_per_epoch(count: int, batch_size: int, processes: int) -> int:
+    """Give the number of steps in which every tile is seen once, in batches of nearly one size.
+
+    Raises:
+        ConfigError: a step would leave a process without a tile.
+    """
+    steps = max(1, -(-count // batch_size))
+    if count // steps < processes:
+        raise ConfigError(
+            f"train.processes is {processes}, but a step has only {count // steps} tiles (train.batch_size "
+            f"{batch_size}, {count} tiles in the train split); set fewer processes or a larger batch_size"
+        )
+    return steps
+
+
+def epoch_parts(
+    order: NDArray[np.int64], steps: int, rank: int, processes: int, first_step: int = 0
+) -> Iterator[tuple[int, int, int, int, NDArray[np.int64]]]:
+    """Cut an epoch's order into steps, and each step into contiguous parts of ranks.
+
+    Yields:
+        step, start and stop within the global batch, size of the global batch, places of this rank's tiles.
+    """
+    for step, places in enumerate(np.array_split(order, steps)):
+        if step >= first_step:
+            start, stop = len(places) * rank // processes, len(places) * (rank + 1) // processes
+            yield step, start, stop, len(places), places[start:stop]
+
+
+class _Failure:
+    """What ended the reading thread."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class Prefetcher:
+    """Reads batches in a thread, a few ahead; leaving the context ends the thread.
+
+    Args:
+        tiles: the split.
+        parts: as :func:`epoch_parts` gives them.
+        pin_memory: whether the device copies from pinned memory.
+    """
+
+    def __init__(
+        self,
+        tiles: SplitTiles,
+        parts: Iterator[tuple[int, int, int, int, NDArray[np.int64]]],
+        *,
+        pin_memory: bool,
+    ) -> None:
+        self._tiles = tiles
+        self._parts = parts
+        self._pin_memory = pin_memory
+        self._ready: queue.Queue[Batch | _Failure | None] = queue.Queue(maxsize=_AHEAD)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="vitpipe-prefetch", daemon=True)
+
+    def __enter__(self) -> Iterator[Batch]:
+        """Start to read; gives the batches in order."""
+        self._thread.start()
+        return self._batches()
+
+    def __exit__(self, *_: object) -> None:
+        """End the thread, whether all batches were taken or not."""
+        self._ended.set()
+        while self._thread.is_alive():
+            # The thread may wait for room in the queue.
+            while not self._ready.empty():
+                self._ready.get_nowait()
+            self._thread.join(timeout=0.05)
+
+    def _batches(self) -> Iterator[Batch]:
+        while (item := self._ready.get()) is not None:
+            if isinstance(item, _Failure):
+                raise item.error
+            yield item
+
+    def _put(self, item: Batch | _Failure | None) -> None:
+        while not self._ended.is_set():
+            try:
+                self._ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+            return
+
+    def _read(self) -> None:
+        buffers: list[torch.Tensor] = []
+        try:
+            for number, (step, start, stop, total, places) in enumerate(self._parts):
+                if self._ended.is_set():
+                    return
+                if number < _BUFFERS:
+                    # One more than this batch: the parts of an epoch differ by one tile.
+                    shape = (len(places) + 1, *self._tiles.tile_shape)
+                    buffers.append(torch.empty(shape, pin_memory=self._pin_memory))
+                buffer = buffers[number % _BUFFERS]
+                _, valid = self._tiles.read(places, buffer.numpy())
+                targets = self._tiles.targets[torch.from_numpy(places)]
+                self._put(Batch(step, start, stop, total, buffer[: len(places)], torch.from_numpy(valid), targets))
+        except (VitpipeError, OSError, ValueError, KeyError, IndexError, RuntimeError, MemoryError) as error:
+            # Raised again where the batches are taken.
+            self._put(_Failure(error))
+            return
+        self._put(None)

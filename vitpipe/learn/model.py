@@ -1,0 +1,271 @@
+"""A trained model as it is kept and used: safetensors and JSON, and one function that gives logits.
+
+The evaluation, the registered model and the predictor all call :meth:`LoadedModel.logits`. A batch always has the same
+size and is computed by one thread, so on one kind of CPU a tile's logits do not depend on the other tiles, on their
+order, or on the number of cores: they are equal bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from vitpipe.atomic import write_folder, write_json
+from vitpipe.config import TileRecipe
+from vitpipe.errors import ContractError
+from vitpipe.learn.architecture import rebuild
+from vitpipe.learn.preprocessing import Preprocessing
+from vitpipe.learn.weights import MODEL_FILE, RECORD_FILE
+from vitpipe.records import Json
+
+FORMAT = 1
+_TOKENS_PER_BATCH = 2048
+_LARGEST_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """``model.json``: everything but the weights. A model folder is these two files."""
+
+    architecture: str
+    """timm's name."""
+    overrides: Mapping[str, Json]
+    """Keyword arguments of `timm.create_model`."""
+    head: str
+    """``timm``: the architecture's classifier; ``probe``: one linear layer on class token and mean token."""
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    multi_label: bool
+    priors: tuple[float, ...]
+    """Share of each class among the train tiles."""
+    logit_adjustment: float
+    """tau: above 0 the logits are those of balanced classes; add tau * log(prior) for those of the train split."""
+    batch_size: int
+    """Tiles of every forward pass; part of the numbers' identity."""
+    tile_size: int
+    """Edge of a stored tile in pixels."""
+    tiles: Mapping[str, Json]
+    """The tiling recipe."""
+    source: Mapping[str, Json]
+    """Kind of the source and the options that matter for reading it again."""
+    weights: Mapping[str, Json]
+    """Where the model started: source, id, sha256, licence, and what was adapted."""
+    training: Mapping[str, Json]
+    """Recipe, device, precision, threads, seed."""
+    digests: Mapping[str, Json]
+    """Of the manifest, the configuration and the run."""
+    versions: Mapping[str, Json]
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the channels, in order."""
+        return self.preprocessing.channels
+
+    @property
+    def units(self) -> str:
+        """Physical unit of the tiles."""
+        return self.preprocessing.units
+
+    @property
+    def tile_recipe(self) -> TileRecipe:
+        """How sources are cut."""
+        return TileRecipe.model_validate(self.tiles)
+
+    def to_json(self) -> dict[str, Json]:
+        """Give a JSON form that :meth:`from_json` reads back exactly."""
+        values: dict[str, Json] = {
+            name: dict(value) if isinstance(value := getattr(self, name), Mapping) else value
+            for name in self.__dataclass_fields__
+        }
+        return values | {
+            "format": FORMAT,
+            "preprocessing": self.preprocessing.to_json(),
+            "classes": list(self.classes),
+            "priors": list(self.priors),
+            "channels": list(self.channels),
+            "units": self.units,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Json]) -> ModelRecord:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ContractError: another format, or a key is missing.
+        """
+        if value.get("format") != FORMAT:
+            raise ContractError(
+                f"the model is in format {value.get('format')}, this vitpipe reads format {FORMAT}; use the vitpipe "
+                f"that wrote it ({value.get('versions')})"
+            )
+        missing = sorted(set(cls.__dataclass_fields__) - set(value))
+        if missing:
+            raise ContractError(f"the model's {RECORD_FILE} lacks {', '.join(missing)}; fetch the model again")
+        values: dict[str, object] = {name: value[name] for name in cls.__dataclass_fields__}
+        values["preprocessing"] = Preprocessing.from_json(value["preprocessing"])  # type: ignore[arg-type]
+        values["classes"] = tuple(value["classes"])  # type: ignore[arg-type]
+        values["priors"] = tuple(value["priors"])  # type: ignore[arg-type]
+        return cls(**values)  # type: ignore[arg-type]
+
+
+class LoadedModel:
+    """A model that is ready to use.
+
+    Args:
+        module: the network, weights loaded.
+        record: its record.
+        device: where it computes.
+    """
+
+    def __init__(self, module: nn.Module, record: ModelRecord, device: torch.device) -> None:
+        self.module = module.eval().requires_grad_(requires_grad=False).to(device)
+        self.record = record
+        self.device = device
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From physical units to what the network sees."""
+        return self.record.preprocessing
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return self.record.classes
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a tile may have several classes."""
+        return self.record.multi_label
+
+    def logits(self, tiles: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Give logits of tiles.
+
+        Args:
+            tiles: (N, C, H, W) in physical units (`record.units`), channels as in `record.channels`.
+            valid: (N, H, W).
+
+        Returns:
+            float32 (N, K).
+
+        Raises:
+            ContractError: the shapes or the number of channels do not fit.
+        """
+        if not len(tiles):
+            return np.empty((0, len(self.classes)), np.float32)
+        return forward_fixed(self.module, self, tiles, valid)
+
+
+def forward_fixed(
+    module: nn.Module, model: LoadedModel, tiles: NDArray[np.float32], valid: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Run a module over tiles in batches of the fixed size (the last one padded), one CPU thread a batch.
+
+    Args:
+        module: what is run: the model's module or a part of it.
+        model: gives preprocessing, batch size and device.
+        tiles: (N, C, H, W) in physical units.
+        valid: (N, H, W).
+
+    Returns:
+        float32 (N, F).
+    """
+    size = model.record.batch_size
+
+    def run(start: int) -> torch.Tensor:
+        part = np.zeros((size, *tiles.shape[1:]), np.float32)
+        mask = np.zeros((size, *valid.shape[1:]), np.bool_)
+        count = len(tiles[start : start + size])
+        part[:count], mask[:count] = tiles[start : start + size], valid[start : start + size]
+        with torch.inference_mode():
+            images = model.preprocessing.apply(
+                torch.from_numpy(part).to(model.device), torch.from_numpy(mask).to(model.device)
+            )
+            result: torch.Tensor = module(images)
+        return result.float()[:count].cpu()
+
+    starts = range(0, len(tiles), size)
+    if model.device.type != "cpu":
+        return np.concatenate([run(start).numpy() for start in starts])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(len(starts), os.cpu_count() or 1)) as pool:
+            return np.concatenate([part.numpy() for part in pool.map(run, starts)])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def batch_size_for(module: nn.Module, img_size: int) -> int:
+    """Choose the fixed batch size: about 2048 tokens, so that one tile alone is not padded to a great deal of work."""
+    embed = getattr(getattr(module, "backbone", module), "patch_embed", None)
+    patches = getattr(embed, "num_patches", None) or (img_size // 16) ** 2
+    batch = 1
+    while batch < _LARGEST_BATCH and 2 * batch * patches <= _TOKENS_PER_BATCH:
+        batch *= 2
+    return batch
+
+
+def versions() -> dict[str, Json]:
+    """Give the versions of what computes."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def save_model(folder: Path, state: Mapping[str, torch.Tensor], record: ModelRecord) -> None:
+    """Write a model folder, whole or not at all.
+
+    Args:
+        folder: where; a folder that stands there is kept as it is.
+        state: the module's tensors.
+        record: everything else.
+    """
+    with write_folder(folder) as partial:
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, partial / MODEL_FILE)
+        write_json(partial / RECORD_FILE, record.to_json())
+
+
+def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
+    """Load a model folder: safetensors and JSON, nothing else; strict.
+
+    Args:
+        folder: as :func:`save_model` wrote it.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        ContractError: a file is missing or broken, or the weights do not fit the record.
+    """
+    record_path, weights_path = folder / RECORD_FILE, folder / MODEL_FILE
+    try:
+        record = ModelRecord.from_json(json.loads(record_path.read_text(encoding="utf-8")))
+        state = load_file(weights_path)
+    except FileNotFoundError as error:
+        raise ContractError(f"{folder} is no model folder: no {Path(str(error.filename)).name}") from error
+    except (ValueError, SafetensorError) as error:
+        raise ContractError(f"{folder}: the model cannot be read ({error}); fetch it again") from error
+    module = rebuild(record.architecture, record.overrides, record.head)
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ContractError(
+            f"{weights_path} does not fit {RECORD_FILE}, or the installed timm {timm.__version__} builds "
+            f"`{record.architecture}` otherwise than {record.versions.get('timm')}: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+    return LoadedModel(module, record, torch.device(device))

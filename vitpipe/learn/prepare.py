@@ -1,0 +1,151 @@
+"""From a task and its manifest to a lesson: model, starting weights, preprocessing, targets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vitpipe.atomic import write_json
+from vitpipe.errors import ContractError, DataError
+from vitpipe.learn.architecture import ProbeModel, build, overrides_of
+from vitpipe.learn.lesson import Lesson, Surroundings
+from vitpipe.learn.loader import SplitTiles
+from vitpipe.learn.losses import class_priors, make_criterion
+from vitpipe.learn.model import ModelRecord, batch_size_for, versions
+from vitpipe.learn.place import Place, resolve_precision
+from vitpipe.learn.preprocessing import Preprocessing, fit_preprocessing
+from vitpipe.learn.progress import ProgressWriter
+from vitpipe.learn.task import LearnTask, seed_of
+from vitpipe.learn.weights import StartingWeights, load_into, read_weights, statistics_for
+from vitpipe.manifest import Manifest
+from vitpipe.records import Json, Split
+from vitpipe.store import TileStore
+
+PROBE = "probe"
+
+
+def prepare(task: LearnTask, manifest: Manifest, store: TileStore, around: Surroundings) -> Lesson:
+    """Make the lesson; what is wrong with the configuration is found before a pixel is read.
+
+    Raises:
+        ConfigError: architecture, weights or recipe do not fit the data.
+        ContractError: manifest or weights are not what they should be.
+        DataError: the train split is empty.
+        TransientError: the weights cannot be downloaded.
+    """
+    if manifest.digest != task.manifest_digest:
+        raise ContractError(
+            f"the manifest in {around.folder.root} is not its task's; remove the folder and train again"
+        )
+    train, val = (SplitTiles(manifest, store, split) for split in (Split.TRAIN.value, Split.VAL.value))
+    if not len(train):
+        raise DataError("the train split has no tile; label more groups, or give smaller shares to the other splits")
+    _say_what_is_not_used(task, val, around.progress)
+    priors = class_priors(train.targets, len(manifest.classes), multi_label=manifest.multi_label)
+    criterion = make_criterion(
+        priors,
+        multi_label=manifest.multi_label,
+        label_smoothing=task.train.label_smoothing,
+        logit_adjustment=task.train.logit_adjustment,
+    )
+    model, overrides = _model(task, manifest)
+    weights, provenance = _start(task, manifest, model, around)
+    img_size = int(str(overrides.get("img_size", task.model.img_size or manifest.tile_size)))
+    preprocessing = _preprocessing(task, manifest, store, around, (weights, img_size))
+    record = ModelRecord(
+        architecture=task.model.name,
+        overrides=overrides,
+        head=PROBE if isinstance(model, ProbeModel) else "timm",
+        preprocessing=preprocessing,
+        classes=tuple(manifest.classes),
+        multi_label=manifest.multi_label,
+        priors=tuple(priors.tolist()),
+        logit_adjustment=task.train.logit_adjustment,
+        batch_size=batch_size_for(model, img_size),
+        tile_size=manifest.tile_size,
+        tiles=task.tiles.model_dump(mode="json"),
+        source=task.source,
+        weights=provenance,
+        training=_training(task, around.place),
+        digests={"manifest": manifest.digest, "config": task.config_digest, "run": task.run_id},
+        versions=versions() | {"vitpipe": task.code_version},
+    )
+    criterion = dataclasses.replace(criterion, adjustment=criterion.adjustment.to(around.place.device))
+    return Lesson(task, around, model, record, train, val, criterion, priors)
+
+
+def _training(task: LearnTask, place: Place) -> dict[str, Json]:
+    precision = "fp32" if task.train.recipe == PROBE else resolve_precision(task.train.precision, place.device)
+    return {
+        "recipe": task.train.model_dump(mode="json", exclude={"checkpoint_seconds"}),
+        "device": task.device,
+        "processes": task.processes,
+        "threads": task.threads,
+        "precision": precision,
+    }
+
+
+def _say_what_is_not_used(task: LearnTask, val: SplitTiles, progress: ProgressWriter) -> None:
+    if not len(val):
+        progress.note("the val split has no tile: the last weights are kept, and train.patience has no effect")
+    if task.train.recipe == PROBE and any(task.train.augment.model_dump().values()):
+        progress.note("train.augment has no effect on the recipe `probe`: features are computed once")
+
+
+def _model(task: LearnTask, manifest: Manifest) -> tuple[nn.Module, dict[str, Json]]:
+    """Build with fresh weights: a function of the seed."""
+    overrides = overrides_of(task.model, len(manifest.channels), len(manifest.classes), manifest.tile_size)
+    torch.manual_seed(seed_of("init", task.train.seed))
+    if task.train.recipe != PROBE:
+        return build(task.model, overrides)
+    backbone, used = build(task.model, overrides | {"num_classes": 0, "drop_path_rate": 0.0})
+    used.pop("drop_path_rate")
+    return ProbeModel(backbone, len(manifest.classes)), used | {"num_classes": len(manifest.classes)}
+
+
+def _start(
+    task: LearnTask, manifest: Manifest, model: nn.Module, around: Surroundings
+) -> tuple[StartingWeights | None, dict[str, Json]]:
+    """Load the starting weights; gives them and their provenance. The first process downloads, the others find."""
+    folder = Path(task.weights_folder) if task.weights_folder is not None else None
+    if not around.place.leads:
+        around.place.wait()
+    weights = read_weights(task.model, folder)
+    if around.place.leads:
+        around.place.wait()
+    if weights is None:
+        return None, {"source": "random", "id": "random", "sha256": "", "licence": "none: trained from scratch"}
+    target = model.backbone if isinstance(model, ProbeModel) else model
+    adapted = load_into(target, weights, manifest.channels, task.model.name)
+    for sentence in adapted:
+        around.progress.note(f"weights {weights.provenance['id']}: {sentence}")
+    return weights, weights.provenance | {"adapted": list(adapted)}
+
+
+def _preprocessing(
+    task: LearnTask,
+    manifest: Manifest,
+    store: TileStore,
+    around: Surroundings,
+    model: tuple[StartingWeights | None, int],
+) -> Preprocessing:
+    """Fit it once a run; the first process measures, the others read what it wrote."""
+    path, place = around.folder.preprocessing, around.place
+    if place.leads and not path.is_file():
+        weights, img_size = model
+        fitted, notes = fit_preprocessing(
+            task.preprocess,
+            manifest,
+            store,
+            img_size=img_size,
+            weights_statistics=statistics_for(weights, manifest.channels),
+        )
+        for note in notes:
+            around.progress.note(note)
+        write_json(path, fitted.to_json())
+    place.wait()
+    return Preprocessing.from_json(json.loads(path.read_text(encoding="utf-8")))
