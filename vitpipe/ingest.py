@@ -1,0 +1,324 @@
+"""From a folder of files to the catalog: list, index (once a file), assemble, refuse what cannot be used.
+
+Every file that is listed ends as a member of a source, or in the quarantine table: rejected, or junk of another kind.
+Identity is content: a moved or touched file is the same source.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import PurePosixPath
+
+import pandas as pd
+
+from vitpipe.atomic import write_parquet
+from vitpipe.config import PipelineConfig
+from vitpipe.domains.known import domain_of
+from vitpipe.errors import DataError, TooManyRejected
+from vitpipe.fileindex import (
+    batches,
+    index_files,
+    list_files,
+    merge_index,
+    missing_from,
+    plan_batches,
+    reader_key,
+    scan_context,
+    split_index,
+)
+from vitpipe.records import Grid, Rejected, Source, StageSummary, count_codes
+from vitpipe.workspace import Workspace
+
+__all__ = [
+    "batches",
+    "build_catalog",
+    "index_files",
+    "ingest",
+    "list_files",
+    "plan_batches",
+    "read_catalog",
+    "read_quarantine",
+]
+
+DUPLICATE = "DUPLICATE"
+NOT_ASSEMBLED = "NOT_ASSEMBLED"
+_EXAMPLES = 3
+_JSON_COLUMNS = ("files", "grid", "channels", "attributes", "keys", "notes", "reader")
+
+
+def ingest(config: PipelineConfig, workspace: Workspace) -> StageSummary:
+    """Index all files and build the catalog, in one go.
+
+    Raises:
+        ConfigError: the path is missing.
+        DataError: see :func:`build_catalog`.
+        TransientError: the storage does not answer.
+    """
+    started = time.perf_counter()
+    workspace.prepare()
+    for batch in plan_batches(config, workspace):
+        index_files(config, workspace, batch)
+    summary = build_catalog(config, workspace)
+    return StageSummary(
+        summary.stage, summary.done, summary.skipped, summary.rejected, time.perf_counter() - started, summary.notes
+    )
+
+
+def build_catalog(config: PipelineConfig, workspace: Workspace) -> StageSummary:
+    """Assemble the indexed files into sources; write the quarantine table, then the catalog.
+
+    Files that no batch has indexed yet are indexed here.
+
+    Returns:
+        Stage ``ingest``: `done` sources that are new, `skipped` those the last catalog had, `rejected` files by code
+        without junk; junk, odd and vanished sources are notes.
+
+    Raises:
+        TooManyRejected: more than the stated share of the files was rejected.
+        DataError: there is no source at all, or the sources have different channels or units.
+        TransientError: the storage does not answer.
+    """
+    started = time.perf_counter()
+    paths = list_files(config)
+    context = scan_context(config, workspace)
+    index = merge_index(workspace, keep=paths)
+    if late := missing_from(index, paths, reader_key(context)):
+        index_files(config, workspace, late)
+        index = merge_index(workspace, keep=paths)
+    records, rejected = split_index(index)
+    sources: list[Source] = []
+    for item in domain_of(config.source.kind).assemble(records, context):
+        if isinstance(item, Source):
+            sources.append(item)
+        else:
+            rejected.append(item)
+    sources, duplicates = _drop_duplicates(sources)
+    rejected.extend(duplicates)
+    rejected.extend(_unaccounted([record.path for record in records], sources, rejected))
+    rejected.sort(key=lambda item: (item.uri, item.code, item.reason))
+    _write_quarantine(workspace, rejected)
+    _check_share(config, workspace, _lost_files(index["path"].tolist(), sources, rejected), rejected)
+    _check_sources(config, sources, rejected, listed=len(paths))
+    before = _catalog_ids(workspace)
+    write_catalog(workspace, sources)
+    return _summarise(sources, rejected, before, time.perf_counter() - started)
+
+
+# ----------------------------------------------------------------------------------------------------------- accounting
+
+
+def _drop_duplicates(sources: Iterable[Source]) -> tuple[list[Source], list[Rejected]]:
+    """Keep the first of sources with one content, in the order of their paths; sorted by source_id."""
+    kept: dict[str, Source] = {}
+    rejected: list[Rejected] = []
+    for source in sorted(sources, key=lambda item: (item.uri, item.files)):
+        first = kept.setdefault(source.source_id, source)
+        if first is not source:
+            reason = f"the same content as {first.uri}, which is used; remove one of them"
+            rejected.extend(Rejected(path, DUPLICATE, reason) for path in source.files if path not in first.files)
+    return [kept[name] for name in sorted(kept)], rejected
+
+
+def _unaccounted(paths: Sequence[str], sources: Sequence[Source], rejected: Sequence[Rejected]) -> list[Rejected]:
+    """Name indexed files that are in no source and under no rejection, so that none is lost."""
+    used = {path for source in sources for path in source.files}
+    named = {item.uri for item in rejected}
+    result = []
+    for path in paths:
+        if path in used or path in named or any(str(parent) in named for parent in PurePosixPath(path).parents):
+            continue
+        # `scene.tif.msk` beside a rejected `scene.tif` is a companion, not one more image that was lost.
+        companion = str(PurePosixPath(path).with_suffix("")) in named
+        result.append(Rejected(path, NOT_ASSEMBLED, "the file belongs to no source that can be used", junk=companion))
+    return result
+
+
+def _lost_files(paths: Sequence[str], sources: Sequence[Source], rejected: Sequence[Rejected]) -> tuple[int, int]:
+    """Count the files that are lost, and those and the used ones together. Junk and copies are neither.
+
+    Files, not sources: three broken files among the thousand of five series are no three eighths of the data. A
+    rejected folder stands for the files below it.
+    """
+    used = {path for source in sources for path in source.files}
+    plain = {item.uri for item in rejected if item.junk or item.code == DUPLICATE}
+    named = {item.uri for item in rejected} - plain
+    lost = named.intersection(paths) - used
+    folders = named.difference(paths)
+    if folders:
+        left = [path for path in paths if path not in used and path not in plain]
+        below = {path for path in left if any(str(parent) in folders for parent in PurePosixPath(path).parents)}
+        lost |= below
+    return len(lost), len(used) + len(lost)
+
+
+# --------------------------------------------------------------------------------------------------------------- checks
+
+
+def _check_share(
+    config: PipelineConfig, workspace: Workspace, files: tuple[int, int], rejected: Sequence[Rejected]
+) -> None:
+    lost, total = files
+    limit = config.source.max_reject_share
+    if total == 0 or lost / total <= limit:
+        return
+    counted = [item for item in rejected if not item.junk and item.code != DUPLICATE]
+    lines = []
+    for code, count in sorted(count_codes(counted).items(), key=lambda pair: (-pair[1], pair[0])):
+        first = next(item for item in counted if item.code == code)
+        lines.append(f"  {code}: {count}, first {first.uri}: {first.reason}")
+    raise TooManyRejected(
+        f"{lost} of {total} file(s) were rejected, {lost / total:.0%}, more than `source.max_reject_share: {limit:g}` "
+        f"allows:\n{chr(10).join(lines)}\nAll of them stand in {workspace.quarantine}. Repair or remove them, or raise "
+        "`source.max_reject_share` to go on without them"
+    )
+
+
+def _check_sources(
+    config: PipelineConfig, sources: Sequence[Source], rejected: Sequence[Rejected], *, listed: int
+) -> None:
+    """Refuse an empty catalog, and sources that no single model could take."""
+    root = config.source.path
+    if not sources:
+        if not listed:
+            raise DataError(f"no files in {root}; check `source.path` (names that begin with a dot are left out)")
+        found = ", ".join(f"{code} {count}" for code, count in count_codes(rejected).items())
+        first = f", first {rejected[0].uri}: {rejected[0].reason}" if rejected else ""
+        raise DataError(
+            f"none of the {listed} file(s) in {root} can be used as {config.source.kind} ({found}{first}); check "
+            "`source.kind` and `source.path`"
+        )
+    options = type(config.source).model_fields
+    kinds: dict[tuple[tuple[str, ...], str], list[str]] = {}
+    for source in sources:
+        kinds.setdefault((source.channels, source.units), []).append(source.uri)
+    if len(kinds) == 1:
+        return
+    lines = []
+    for (channels, units), uris in sorted(kinds.items(), key=lambda item: (-len(item[1]), item[0])):
+        shown = ", ".join(sorted(uris)[:_EXAMPLES]) + (", ..." if len(uris) > _EXAMPLES else "")
+        lines.append(f"  {len(channels)} channel(s) ({', '.join(channels)}) in {units}: {len(uris)} source(s): {shown}")
+    remedies = []
+    if "bands" in options and len({channels for channels, _ in kinds}) > 1:
+        remedies.append("set `source.bands` to bands that all of them have")
+    if "modality" in options:
+        remedies.append("set `source.modality` to keep one modality")
+    remedies.append("point `source.path` at one kind of data and make a pipeline of its own for each of the others")
+    raise DataError(
+        f"the sources have different channels or units, and one model takes one kind:\n{chr(10).join(lines)}\n"
+        f"Either {', or '.join(remedies)}"
+    )
+
+
+def _summarise(
+    sources: Sequence[Source], rejected: Sequence[Rejected], before: set[str], seconds: float
+) -> StageSummary:
+    now = {source.source_id for source in sources}
+    notes = []
+    junk = [item for item in rejected if item.junk]
+    if junk:
+        notes.append(f"{len(junk)} file(s) are of another kind and are left out, such as {junk[0].uri}")
+    if gone := sorted(before - now):
+        shown = ", ".join(gone[:_EXAMPLES])
+        notes.append(f"{len(gone)} source(s) of the last catalog are gone or changed, such as {shown}")
+    for code, count in sorted(Counter(note for source in sources for note in source.notes).items()):
+        notes.append(f"{count} source(s) are marked {code}")
+    return StageSummary(
+        stage="ingest",
+        done=len(now - before),
+        skipped=len(now & before),
+        rejected=count_codes(item for item in rejected if not item.junk),
+        seconds=seconds,
+        notes=tuple(notes),
+    )
+
+
+# --------------------------------------------------------------------------------------------------- tables on the disk
+
+
+def _write_quarantine(workspace: Workspace, rejected: Sequence[Rejected]) -> None:
+    table = pd.DataFrame(
+        {
+            "uri": pd.Series([item.uri for item in rejected], dtype="str"),
+            "code": pd.Series([item.code for item in rejected], dtype="str"),
+            "reason": pd.Series([item.reason for item in rejected], dtype="str"),
+            "junk": pd.Series([item.junk for item in rejected], dtype="bool"),
+        }
+    )
+    write_parquet(workspace.quarantine, table)
+
+
+def read_quarantine(workspace: Workspace) -> pd.DataFrame:
+    """Read the quarantine table: `uri`, `code`, `reason`, `junk`; empty before the first run."""
+    if not workspace.quarantine.is_file():
+        return pd.DataFrame({"uri": [], "code": [], "reason": [], "junk": []}).astype({"junk": "bool"})
+    return pd.read_parquet(workspace.quarantine)
+
+
+def write_catalog(workspace: Workspace, sources: Sequence[Source]) -> None:
+    """Write the catalog: a row a source, sorted by `source_id`; what is nested stands as JSON text."""
+    ordered = sorted(sources, key=lambda source: source.source_id)
+    plain = ("source_id", "group_id", "domain", "uri", "units", "dtype", "acquired_at")
+    table = {name: pd.Series([getattr(source, name) for source in ordered], dtype="str") for name in plain}
+    table["bytes"] = pd.Series([source.bytes for source in ordered], dtype="int64")
+    for name in _JSON_COLUMNS:
+        values = [source.grid.to_json() if name == "grid" else getattr(source, name) for source in ordered]
+        table[name] = pd.Series([_json(value) for value in values], dtype="str")
+    write_parquet(workspace.catalog, pd.DataFrame(table))
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=dict)
+
+
+def _catalog_ids(workspace: Workspace) -> set[str]:
+    if not workspace.catalog.is_file():
+        return set()
+    return set(pd.read_parquet(workspace.catalog, columns=["source_id"])["source_id"])
+
+
+def read_catalog(workspace: Workspace, source_ids: Collection[str] | None = None) -> list[Source]:
+    """Read the catalog, sorted by `source_id`.
+
+    Args:
+        workspace: holds the catalog.
+        source_ids: read these alone, for a task that needs few of many. None: all.
+
+    Raises:
+        DataError: there is none yet.
+    """
+    if not workspace.catalog.is_file():
+        raise DataError(f"no catalog in {workspace.root}; run `vitpipe ingest` first")
+    chosen = None if source_ids is None else [("source_id", "in", set(source_ids))]
+    table = pd.read_parquet(workspace.catalog, filters=chosen)
+    names = table.columns.tolist()
+    return [
+        _source(dict(zip(names, row, strict=True)))
+        for row in zip(*(table[name].tolist() for name in names), strict=True)
+    ]
+
+
+def _source(row: dict[str, object]) -> Source:
+    # One call of the decoder a row: catalogs have 100,000 rows.
+    texts = ",".join(str(row[name]) for name in _JSON_COLUMNS)
+    nested = dict(zip(_JSON_COLUMNS, json.loads(f"[{texts}]"), strict=True))
+    acquired_at = row["acquired_at"]
+    return Source(
+        source_id=str(row["source_id"]),
+        group_id=str(row["group_id"]),
+        domain=str(row["domain"]),
+        uri=str(row["uri"]),
+        files=tuple(nested["files"]),
+        grid=Grid.from_json(nested["grid"]),
+        channels=tuple(nested["channels"]),
+        units=str(row["units"]),
+        dtype=str(row["dtype"]),
+        acquired_at=acquired_at if isinstance(acquired_at, str) else None,
+        attributes=nested["attributes"],
+        keys={kind: tuple(values) for kind, values in nested["keys"].items()},
+        bytes=int(str(row["bytes"])),
+        notes=tuple(nested["notes"]),
+        reader=nested["reader"],
+    )
