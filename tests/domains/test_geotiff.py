@@ -372,10 +372,11 @@ def test_what_is_no_geotiff_has_a_code_and_a_sentence(tmp_path: Path) -> None:
         "a.nc.tif": (b"\x89HDF\r\n\x1a\n" + bytes(50), "NOT_GEOTIFF", False, "netCDF"),
         "a.gml.tif": (b"<?xml version='1.0'?><gml/>", "NOT_GEOTIFF", False, "an XML text"),
         "hello.tif": (b"hello", "NOT_GEOTIFF", False, "no TIFF header"),
+        "._mac.tif": (b"\x00\x05\x16\x07", "NOT_GEOTIFF", True, ""),
         "labels.csv": (b"path,label\n", "NOT_GEOTIFF", True, ""),
         "a.tif.aux.xml": (b"<PAMDataset/>", "NOT_GEOTIFF", True, ""),
-        "zero.tif": (b"", "EMPTY", False, ""),
-        "zero.txt": (b"", "EMPTY", True, ""),
+        "zero.tif": (b"", "ZERO_BYTES", False, ""),
+        "zero.txt": (b"", "ZERO_BYTES", True, ""),
         "magic.tif": (b"II*\x00" + bytes(4), "BAD_HEADER", False, ""),
         "cut.tif": (whole[: len(whole) // 2], "TRUNCATED", False, "past the end of the file"),
         "a.tif.ovr": (whole, "SIDECAR", True, ""),
@@ -389,7 +390,7 @@ def test_what_is_no_geotiff_has_a_code_and_a_sentence(tmp_path: Path) -> None:
         assert words in found.reason
     found = Geotiff().index(tmp_path / "gone.tif", _context(tmp_path))
     assert isinstance(found, Rejected)
-    assert found.code == "UNREADABLE"
+    assert found.code == "UNREADABLE_FILE"
     with gdal_environment(), pytest.raises(rasterio.errors.RasterioIOError):
         open_tiff(tmp_path / "a.vrt.tif")
 
@@ -442,7 +443,7 @@ def test_a_scene_that_changed_or_went_is_said(tmp_path: Path) -> None:
         with pytest.raises(UnreadableSource, match="CHANGED"), Geotiff().open(source):
             pass
     path.unlink()
-    with pytest.raises(UnreadableSource, match="GONE"), Geotiff().open(source):
+    with pytest.raises(UnreadableSource, match="UNREADABLE_FILE"), Geotiff().open(source):
         pass
 
 

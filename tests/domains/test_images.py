@@ -251,8 +251,8 @@ def test_what_is_no_image_has_a_code(tmp_path: Path) -> None:
         "._mac.jpg": (b"\x00\x05\x16\x07" + bytes(40), "NOT_IMAGE", True),
         "sound.wav": (b"RIFF\x00\x00\x00\x00WAVEfmt ", "NOT_IMAGE", True),
         "phone.heic": (b"\x00\x00\x00\x18ftypheic", "NOT_IMAGE", False),
-        "zero.png": (b"", "EMPTY", False),
-        "zero": (b"", "EMPTY", True),
+        "zero.png": (b"", "ZERO_BYTES", False),
+        "zero": (b"", "ZERO_BYTES", True),
         "head.png": (b"\x89PNG\r\n\x1a\n" + bytes(40), "BAD_HEADER", False),
         "head.tif": (b"II*\x00" + bytes(3), "BAD_HEADER", False),
         "bomb.png": (bytes(bomb), "TOO_LARGE", False),
@@ -265,7 +265,7 @@ def test_what_is_no_image_has_a_code(tmp_path: Path) -> None:
         assert found.uri == str(tmp_path / name)
     found = Images().index(tmp_path / "gone.png", _context(tmp_path))
     assert isinstance(found, Rejected)
-    assert found.code == "UNREADABLE"
+    assert found.code == "UNREADABLE_FILE"
 
 
 def test_a_file_that_changed_or_went_is_said(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_a_file_that_changed_or_went_is_said(tmp_path: Path) -> None:
     with Images().open(source) as raster, pytest.raises(UnreadableSource, match="CHANGED"):
         raster.read(Window(0, 0, 0, 4, 4))
     (tmp_path / "a.png").unlink()
-    with pytest.raises(UnreadableSource, match="GONE"), Images().open(source):
+    with pytest.raises(UnreadableSource, match="UNREADABLE_FILE"), Images().open(source):
         pass
 
 

@@ -74,7 +74,7 @@ class Images:
             if error.errno in _TRANSIENT:
                 raise TransientError(f"{uri} cannot be read now: {error.strerror}") from error
             reason = f"the file cannot be opened ({error.strerror}); check that it may be read"
-            return Rejected(uri, "UNREADABLE", reason)
+            return Rejected(uri, "UNREADABLE_FILE", reason)
         if not start.startswith(_MAGIC) or (start[:4] == b"RIFF" and start[8:12] != b"WEBP"):
             return _not_image(path, start)
         try:
@@ -104,7 +104,7 @@ class Images:
             UnreadableSource: the file is gone.
         """
         if not Path(source.files[0]).is_file():
-            raise UnreadableSource("GONE", "the file is gone; run the ingest again", source.uri)
+            raise UnreadableSource("UNREADABLE_FILE", "the file is gone; run the ingest again", source.uri)
         yield ImageRaster(source)
 
 
@@ -172,7 +172,8 @@ class ImageRaster:
             with _open_image(path) as image:
                 stored = _decode_frame(image, path, frame)
         except FileNotFoundError as error:
-            raise UnreadableSource("GONE", "the file is gone; run the ingest again", self._source.uri) from error
+            reason = "the file is gone; run the ingest again"
+            raise UnreadableSource("UNREADABLE_FILE", reason, self._source.uri) from error
         except (*_BROKEN, Image.DecompressionBombError) as error:
             if isinstance(error, OSError) and error.errno in _TRANSIENT:
                 raise TransientError(f"{path} cannot be read now: {error.strerror}") from error
@@ -211,7 +212,7 @@ def _not_image(path: Path, start: bytes) -> Rejected:
     # macOS leaves ._NAME beside NAME on foreign disks.
     named = bool(_IMAGE_NAMES.search(path.name)) and not path.name.startswith("._")
     if not start:
-        return Rejected(str(path), "EMPTY", "the file holds no bytes; fetch it again", junk=not named)
+        return Rejected(str(path), "ZERO_BYTES", "the file holds no bytes; fetch it again", junk=not named)
     kinds = "JPEG, PNG, TIFF, WebP, BMP and GIF"
     if not named:
         return Rejected(str(path), "NOT_IMAGE", f"not one of {kinds}", junk=True)

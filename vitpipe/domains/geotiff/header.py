@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from rasterio.io import DatasetReader
 from rasterio.transform import from_gcps
 
 from vitpipe.domains.geotiff.ground import crs_text, gsd_m, to_equal_area
-from vitpipe.domains.geotiff.opening import gdal_environment, missing_bytes, open_tiff
+from vitpipe.domains.geotiff.opening import TRANSIENT, gdal_environment, missing_bytes, open_tiff
 from vitpipe.errors import TransientError
 from vitpipe.records import Json, Rejected
 
@@ -37,7 +36,6 @@ _OTHER_FORMATS: Final = (
     (b"\x1f\x8b", "a gzip archive"),
     (b"<", "an XML text"),
 )
-_TRANSIENT: Final = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 _MOST_ROW_BYTES: Final = 4 << 30
 _ALPHA_NAMES: Final = ("", "alpha", "a", "mask")
 # Tags that say when the ground was seen come before TIFFTAG_DATETIME, which often says when the file was written.
@@ -68,9 +66,10 @@ def read_header(path: Path) -> Mapping[str, Json] | Rejected:
             start = stream.read(512)
         size = path.stat().st_size
     except OSError as error:
-        if error.errno in _TRANSIENT:
+        if error.errno in TRANSIENT:
             raise TransientError(f"{uri} cannot be read now: {error.strerror}") from error
-        return Rejected(uri, "UNREADABLE", f"the file cannot be opened ({error.strerror}); check that it may be read")
+        reason = f"the file cannot be opened ({error.strerror}); check that it may be read"
+        return Rejected(uri, "UNREADABLE_FILE", reason)
     if start[:4] not in _MAGIC:
         return _not_tiff(path, start)
     if path.suffix.lower() == ".ovr":
@@ -89,9 +88,10 @@ def read_header(path: Path) -> Mapping[str, Json] | Rejected:
 
 
 def _not_tiff(path: Path, start: bytes) -> Rejected:
-    named = path.suffix.lower() in _TIFF_NAMES
+    # macOS leaves ._NAME beside NAME on foreign disks.
+    named = path.suffix.lower() in _TIFF_NAMES and not path.name.startswith("._")
     if not start:
-        return Rejected(str(path), "EMPTY", "the file holds no bytes; fetch it again", junk=not named)
+        return Rejected(str(path), "ZERO_BYTES", "the file holds no bytes; fetch it again", junk=not named)
     if path.suffix.lower() in _SIDECARS:
         return Rejected(str(path), "SIDECAR", "a sidecar that is no TIFF; it is not read", junk=True)
     found = next((name for magic, name in _OTHER_FORMATS if start.lstrip().startswith(magic)), "no TIFF header")

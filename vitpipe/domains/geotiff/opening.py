@@ -8,6 +8,7 @@ digested.
 from __future__ import annotations
 
 import contextlib
+import errno
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 
+TRANSIENT: Final = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
+"""What the operating system says when the store, not the file, is to blame."""
 MIB: Final = 1 << 20
 LEAST_CACHE_BYTES: Final = 16 * MIB
 MOST_CACHE_BYTES: Final = 256 * MIB

@@ -18,9 +18,9 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
 from vitpipe.domains.geotiff.ground import block_names, to_equal_area
-from vitpipe.domains.geotiff.opening import MIB, gdal_environment, missing_bytes, open_tiff
+from vitpipe.domains.geotiff.opening import MIB, TRANSIENT, gdal_environment, missing_bytes, open_tiff
 from vitpipe.domains.geotiff.scene import scene_group
-from vitpipe.errors import UnreadableSource
+from vitpipe.errors import TransientError, UnreadableSource
 from vitpipe.records import Grid, Source, Window
 
 _WANTED_ROWS: Final = 256
@@ -81,6 +81,7 @@ class GeotiffRaster:
 
         Raises:
             UnreadableSource: `TRUNCATED`, `UNDECODABLE`, or gone or changed since the ingest.
+            TransientError: the store does not answer.
             ValueError: the window begins outside the grid, or names another frame.
         """
         if window.frame != 0 or window.row < 0 or window.col < 0:
@@ -132,8 +133,7 @@ class GeotiffRaster:
             with gdal_environment():
                 dataset = open_tiff(path)
         except (CPLE_BaseError, RasterioError, ValueError, OverflowError) as error:
-            if not path.exists():
-                raise UnreadableSource("GONE", "the file is gone; run the ingest again", str(path)) from error
+            _size_of(path)
             reason = "it can no longer be opened as a GeoTIFF; run the ingest again"
             raise UnreadableSource("CHANGED", reason, str(path)) from error
         found = (dataset.height, dataset.width)
@@ -191,16 +191,30 @@ class GeotiffRaster:
 
     def _unreadable(self, dataset: DatasetReader) -> UnreadableSource:
         uri = self._source.uri
-        try:
-            size = Path(uri).stat().st_size
-        except OSError:
-            return UnreadableSource("GONE", "the file is gone; run the ingest again", uri)
-        lacking = missing_bytes(dataset, size)
+        lacking = missing_bytes(dataset, _size_of(Path(uri)))
         if lacking:
             reason = f"the last block ends {lacking} bytes past the end of the file: cut off; fetch it again"
             return UnreadableSource("TRUNCATED", reason, uri)
         reason = "a block of pixels cannot be decoded: the file is damaged; fetch it again, or leave it out"
         return UnreadableSource("UNDECODABLE", reason, uri)
+
+
+def _size_of(path: Path) -> int:
+    """Give a file's size; it is asked for after GDAL failed, which does not say why the system refused.
+
+    Raises:
+        TransientError: the store does not answer.
+        UnreadableSource: the file is gone, or may not be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            stream.read(1)
+        return path.stat().st_size
+    except OSError as error:
+        if error.errno in TRANSIENT:
+            raise TransientError(f"{path} cannot be read now: {error.strerror}") from error
+        reason = f"the file cannot be opened any more ({error.strerror}); run the ingest again"
+        raise UnreadableSource("UNREADABLE_FILE", reason, str(path)) from error
 
 
 def _nodata_of(dataset: DatasetReader, band: int) -> np.generic | None:
