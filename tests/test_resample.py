@@ -112,6 +112,17 @@ def test_strips_equal_one_read_bit_for_bit(
     np.testing.assert_array_equal(np.concatenate([part[1] for part in reads]), want_mask)
 
 
+def test_a_mask_further_down_does_not_change_the_pixels_above() -> None:
+    pixels = np.random.default_rng(1).normal(size=(1, 1, 300, 40)).astype(np.float32)
+    valid = np.ones((1, 300, 40), bool)
+    valid[:, 250:] = False
+    whole = resampled(MemoryRaster(pixels, valid), 131, 17).read(Window(0, 0, 0, 131, 17))
+    above = resampled(MemoryRaster(pixels, valid), 131, 17).read(Window(0, 0, 0, 90, 17))
+    assert not whole[1].all()
+    assert above[1].all()
+    np.testing.assert_array_equal(whole[0][:, :90], above[0])
+
+
 def test_reads_downwards_decode_each_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "_STRIP_VALUES", 400)
     source = MemoryRaster(noise(2, (1, 1, 203, 20)), block_rows=16)
@@ -119,6 +130,7 @@ def test_reads_downwards_decode_each_row_once(monkeypatch: pytest.MonkeyPatch) -
     for row in range(0, 50, 8):
         raster.read(Window(0, row, 0, min(8, 50 - row), 10))
     assert source.rows_read() == list(range(203))
+    assert all(read.row % 16 == 0 for read in source.reads), "reads start at blocks of the file"
     assert max(read.height for read in source.reads) <= 48, "a read is a strip, not the frame"
 
 

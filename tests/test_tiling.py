@@ -179,6 +179,10 @@ def test_flat_tiles_have_no_digest() -> None:
     tiles[2, :, :, :16], tiles[2, :, :, 16:] = 9, 0
     tiles[3] = 7
     tiles[3, 0, 17, 5] = 8
+    shaded = np.full((1, 1, 32, 32), 5, np.uint8)
+    shade = np.ones((1, 32, 32), bool)
+    shade[:, :3], shaded[:, :, :3] = False, 0
+    assert room.pixel_digests(shaded, shade) == [""], "the padding does not count"
     valid[4, 0, 0] = False
     digests = room.pixel_digests(tiles, valid)
     assert digests[:3] == ["", "", ""]
@@ -228,16 +232,21 @@ def test_the_plan_only_grows(tmp_path: Path, workspace: Workspace) -> None:
 def test_a_shard_that_was_never_made_is_planned_again_without_a_source_that_left(
     tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(tmp_path)
-    rasters, sources = scenes(6)
-    use(monkeypatch, MemoryDomain(rasters))
+    config = config_of(tmp_path, shard_mib=2)
+    rasters, sources = scenes(8)
+    domain = use(monkeypatch, MemoryDomain(rasters))
     first = plan_shards(config, workspace, sources)
+    assert len(first) == 3
     tile_shard(config, workspace, sources, first[0])
+    made = list(domain.opened)
+    assert made == [source.source_id for source in sources[:3]]
     left = plan_shards(config, workspace, sources[1:-1])
     assert first[0] not in left, "a finished shard stays"
-    assert first[-1] not in left
+    assert first[1] in left, "a shard whose sources are all there stays planned"
+    assert first[2] not in left
     summary = tile(config, workspace, sources[1:-1])
-    assert summary.done + summary.skipped == 4
+    assert (summary.done, summary.skipped) == (4, 2)
+    assert sorted(domain.opened) == [source.source_id for source in sources[:-1]], "each source is opened once"
     table = TileStore(workspace.tiles(tile_digest(config))).table()
     assert {source.source_id for source in sources[:-1]} == set(table["source_id"])
 
