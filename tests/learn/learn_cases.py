@@ -55,9 +55,11 @@ def make_manifest(folder: Path, case: Case | None = None) -> Manifest:
     # No pattern between split and class.
     table["split"] = [SPLITS[int(hashlib.md5(name.encode()).hexdigest(), 16) % 6] for name in table["tile_id"]]
     names = [case.classes[number] for number in label]
-    table["label"] = [f"{name}|{case.classes[0]}" if name != case.classes[0] else name for name in names] if (
-        case.multi_label
-    ) else names
+    table["label"] = (
+        [f"{name}|{case.classes[0]}" if name != case.classes[0] else name for name in names]
+        if (case.multi_label)
+        else names
+    )
     return Manifest(
         table=table.sort_values("tile_id", ignore_index=True),
         classes=case.classes,

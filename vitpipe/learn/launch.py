@@ -21,7 +21,7 @@ from vitpipe import errors
 from vitpipe.atomic import workspace_errors
 from vitpipe.config import FileWeights, ModelRecipe, PipelineConfig, TrainRecipe
 from vitpipe.digest import digest, digest_file
-from vitpipe.errors import ConfigError, TrainingFailed, TransientError, VitpipeError
+from vitpipe.errors import ConfigError, ContractError, TrainingFailed, TransientError, VitpipeError
 from vitpipe.learn.progress import STOPPED, Progress, ProgressReader
 from vitpipe.learn.task import CPU, CUDA, LearnTask, RunFolder, physical_cores, read_task, write_task
 from vitpipe.learn.watch import SUPERVISOR_VARIABLE, describe_process
@@ -55,13 +55,14 @@ class TrainResult:
     """Step of the checkpoint that the last attempt began with; None: it began at the start."""
 
 
-def run_id_of(manifest: Manifest, config: PipelineConfig, weights_folder: Path | None = None) -> str:
-    """Name a run by its inputs: manifest, preprocessing, model, weights by content, recipe, code version.
+def run_id_of(manifest: Manifest, config: PipelineConfig) -> str:
+    """Name a run by its inputs: manifest, preprocessing, model, weights, recipe, code version.
+
+    A weights file counts by its content; registry weights by their URI: name a version, not an alias.
 
     Args:
         manifest: by its digest.
         config: preprocess, model and train; no path counts.
-        weights_folder: for ``mlflow`` weights: where they lie.
 
     Raises:
         ConfigError: no model is configured, or the weights file is missing.
@@ -73,8 +74,6 @@ def run_id_of(manifest: Manifest, config: PipelineConfig, weights_folder: Path |
         if not path.is_file():
             raise ConfigError(f"model.weights: no file {path}; correct `model.weights.path`")
         content = digest_file(path)
-    elif weights_folder is not None:
-        content = digest_file(weights_folder / "model.safetensors")
     return digest(
         {
             "manifest": manifest.digest,
@@ -111,7 +110,7 @@ def train(
             call resumes.
         TrainingFailed: the child ended without a result; the text holds its last words.
     """
-    run_id = run_id_of(manifest, config, weights_folder)
+    run_id = run_id_of(manifest, config)
     folder = RunFolder(workspace.run(run_id))
     if folder.done.is_file():
         return _result(folder)
@@ -160,7 +159,18 @@ def make_task(config: PipelineConfig, manifest: Manifest, run_id: str, weights_f
         processes=processes,
         threads=max(1, physical_cores() // processes),
         weights_folder=str(weights_folder) if weights_folder is not None else None,
+        weights_digest=_weights_digest(weights_folder),
     )
+
+
+def _weights_digest(folder: Path | None) -> str:
+    """Digest the model that a run starts from: an alias may have moved since the run began."""
+    if folder is None:
+        return ""
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise ContractError(f"model.weights: no {path.name} in {folder}; it is no model folder of vitpipe")
+    return digest_file(path)
 
 
 def _model_of(config: PipelineConfig) -> ModelRecipe:

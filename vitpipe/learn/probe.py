@@ -6,15 +6,12 @@ The head is one linear layer, standardisation folded in, so the result is a mode
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from vitpipe.atomic import sweep_partials, write_file
@@ -22,13 +19,13 @@ from vitpipe.errors import TrainingFailed
 from vitpipe.learn.architecture import ProbeModel
 from vitpipe.learn.lesson import Learnt, Lesson, Stopped
 from vitpipe.learn.loader import SplitTiles
+from vitpipe.learn.logistic import fit_logistic
 from vitpipe.learn.losses import balanced_accuracy, confusion_sums
 from vitpipe.learn.model import LoadedModel, forward_fixed
 from vitpipe.learn.progress import EPOCH, STEP, STOPPED, Progress
 
 INVERSE_STRENGTHS = tuple(float(value) for value in np.logspace(-5, 3, 17))
 """C of the logistic regression; chosen on the validation split."""
-_ITERATIONS = 2000
 _BLOCK_BATCHES = 8
 _FIXED_C = 1.0
 
@@ -78,7 +75,7 @@ def fit_probe(lesson: Lesson) -> Learnt:
     strengths = INVERSE_STRENGTHS if len(val) else (_FIXED_C,)
     for number, strength in enumerate(strengths):
         _stop_if_asked(lesson)
-        weight, bias = _logistic((train - mean) / std, train_targets, len(priors), strength)
+        weight, bias = fit_logistic((train - mean) / std, train_targets, len(priors), strength)
         loss = _report(lesson, number, len(strengths), ((val - mean) / std) @ weight.T + bias, val_targets)
         if best is None or loss < best[0]:
             best = loss, strength, weight, bias
@@ -145,43 +142,3 @@ def _report(lesson: Lesson, number: int, total: int, logits: NDArray[np.float64]
         )
     )  # fmt: skip
     return float(loss)
-
-
-def _logistic(
-    features: NDArray[np.float64], targets: NDArray[np.int64] | NDArray[np.float32], classes: int, strength: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Fit logistic regression; gives weight (K, F) and bias (K,), whatever classes occur in the train split."""
-    weight, bias = np.zeros((classes, features.shape[1])), np.zeros(classes)
-    if targets.ndim == 2:
-        for column in range(classes):
-            positive = targets[:, column] > 0.5
-            if positive.all() or not positive.any():
-                share = (positive.sum() + 0.5) / (len(positive) + 1.0)
-                bias[column] = np.log(share / (1.0 - share))
-                continue
-            fitted = _regression(features, positive.astype(np.int64), strength)
-            weight[column], bias[column] = fitted.coef_[0], fitted.intercept_[0]
-        return weight, bias
-    present = np.unique(targets)
-    if len(present) == 1:
-        bias[:] = -np.log(2.0 * len(targets) + 1.0)
-        bias[present[0]] = 0.0
-        return weight, bias
-    fitted = _regression(features, targets.astype(np.int64), strength)
-    if len(present) == 2:
-        # One row for the second class: half of it to each side gives the same probabilities.
-        coefficients = np.concatenate([-fitted.coef_, fitted.coef_]) / 2.0
-        intercepts = np.concatenate([-fitted.intercept_, fitted.intercept_]) / 2.0
-    else:
-        coefficients, intercepts = fitted.coef_, fitted.intercept_
-    # A class that the train split lacks is as unlikely as half a tile among all.
-    bias[:] = intercepts.min() - np.log(2.0 * len(targets) + 1.0)
-    weight[present], bias[present] = coefficients, intercepts
-    return weight, bias
-
-
-def _regression(features: NDArray[np.float64], targets: NDArray[np.int64], strength: float) -> LogisticRegression:
-    with warnings.catch_warnings():
-        # A head that has not converged is judged on the validation split like the others.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return LogisticRegression(C=strength, max_iter=_ITERATIONS).fit(features, targets)

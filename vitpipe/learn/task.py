@@ -37,10 +37,12 @@ class LearnTask(Recipe):
     """CPU threads of each process; recorded because sums over another number of threads may differ in the last bit."""
     weights_folder: str | None = None
     """For ``mlflow`` weights: the model folder that the registry left on this disk."""
+    weights_digest: str = ""
+    """Of the model in `weights_folder`."""
 
     def identity(self) -> str:
         """Digest of what decides the bits of the result; paths do not count. A checkpoint belongs to one identity."""
-        return digest([self.run_id, self.device, self.processes, self.threads])
+        return digest([self.run_id, self.weights_digest, self.device, self.processes, self.threads])
 
 
 @dataclass(frozen=True, slots=True)
