@@ -11,13 +11,14 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from vitpipe.records import Json
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
+    from prefect.events.schemas.automations import AutomationCore
     from prefect.flows import Flow
 
 POOL = "vitpipe"
@@ -114,6 +115,7 @@ async def deploy(request: Request) -> list[str]:
         await _make_pool(client)
         names = [await _apply(deployment, request) for deployment in request.deployments]
         await _install_zombie_automation(client, request.zombie_seconds)
+        await _crash_the_forgotten(client, request.zombie_seconds)
     return names
 
 
@@ -194,10 +196,49 @@ async def _install_zombie_automation(client: PrefectClient, zombie_seconds: floa
     existing = await client.read_automations_by_name(ZOMBIE_AUTOMATION)
     for surplus in existing[1:]:
         await client.delete_automation(surplus.id)
-    if existing:
-        await client.update_automation(existing[0].id, automation)
-    else:
+    if not existing:
         await client.create_automation(automation)
+    elif _essence(existing[0]) != _essence(automation):
+        # Only then: a change makes the server forget the runs that it watches.
+        await client.update_automation(existing[0].id, automation)
+
+
+def _essence(automation: AutomationCore) -> str:
+    """Give what an automation does, without what the server adds to it."""
+    names = {"name", "description", "enabled", "trigger", "actions"}
+    values = automation.model_dump(mode="json", include=names)
+    values["trigger"].pop("id", None)
+    return json.dumps({**values, "trigger": _sorted_lists(values["trigger"])}, sort_keys=True)
+
+
+def _sorted_lists(trigger: Mapping[str, object]) -> dict[str, object]:
+    """Bring the sets of a trigger, which JSON knows as lists, into one order."""
+    return {name: sorted(value) if isinstance(value, list) else value for name, value in trigger.items()}
+
+
+async def _crash_the_forgotten(client: PrefectClient, zombie_seconds: float) -> None:
+    """Crash what ran when the servers themselves were killed, and has given no sign of life since."""
+    from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
+    from prefect.states import Crashed
+
+    running = await client.read_flow_runs(
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING", "CANCELLING"]}}}),
+        work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [POOL]}}),
+    )
+    since = datetime.now(UTC) - timedelta(seconds=zombie_seconds)
+    for run in running:
+        question = {
+            "filter": {
+                "occurred": {"since": since.isoformat()},
+                "event": {"name": [_HEARTBEAT]},
+                "resource": {"id": [f"prefect.flow-run.{run.id}"]},
+            }
+        }
+        answer = await client.request("POST", "/events/filter", json=question)
+        just_started = run.start_time is not None and run.start_time > since
+        if not just_started and not answer.json()["events"]:
+            message = "It ran when the servers were stopped, and gives no sign of life. Run it again."
+            await client.set_flow_run_state(run.id, Crashed(message=message), force=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -68,28 +68,30 @@ def descendants(key: ProcessKey) -> list[ProcessKey]:
     return [ProcessKey(pid, table[pid][1]) for pid in found]
 
 
-def stop(key: ProcessKey, *, grace_seconds: float, depth: int = 0) -> None:
-    """Ask a process to end (SIGTERM), wait, then end what is left of it and its descendants (SIGKILL).
+def children(key: ProcessKey) -> list[ProcessKey]:
+    """Give the processes that this one started and that run."""
+    table = _snapshot()
+    if key.pid not in table or table[key.pid][1] != key.started:
+        return []
+    return [ProcessKey(pid, started) for pid, (parent, started) in table.items() if parent == key.pid]
+
+
+def stop(*keys: ProcessKey, grace_seconds: float) -> None:
+    """Ask processes to end (SIGTERM), wait, then end what is left of them and their descendants (SIGKILL).
+
+    The descendants are not asked: who started them does that, in its own order.
 
     Args:
-        key: the process.
+        keys: the processes.
         grace_seconds: how long to wait.
-        depth: how many generations are asked, too: 1 for the children. What lies deeper is left to them.
     """
-    family = descendants(key)
-    if not family:
-        return
-    asked = [key]
-    if depth:
-        table = _snapshot()
-        asked += [member for member in family if table.get(member.pid, (0, ""))[0] == key.pid]
-    _send(asked, signal.SIGTERM)
+    family = [member for key in keys for member in descendants(key)]
+    _send(keys, signal.SIGTERM)
     deadline = time.monotonic() + grace_seconds
     while (left := _still_alive(family)) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-        if is_alive(key):
-            # What it starts while it ends must not be forgotten.
-            family = list(dict.fromkeys((*family, *descendants(key))))
+        # What they start while they end must not be forgotten.
+        family = list(dict.fromkeys((*family, *(member for key in keys for member in descendants(key)))))
     _send(left, signal.SIGKILL)
     deadline = time.monotonic() + grace_seconds
     while _still_alive(left) and time.monotonic() < deadline:

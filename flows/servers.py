@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zoneinfo
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from flows import settings
 from flows.deployments import DEPLOYMENTS, POOL, Deployment, Request
-from flows.processes import ProcessKey, is_alive, start_detached, stop
+from flows.processes import ProcessKey, children, is_alive, start_detached, stop
 from flows.static_pages import forbid_foreign_requests
 from vitpipe.atomic import file_lock, workspace_errors, write_json
 from vitpipe.config import PipelineConfig
@@ -33,6 +34,7 @@ _PROBE_SECONDS = 5.0
 _SERVER_GRACE_SECONDS = 15.0
 # A training child that is asked to end writes a checkpoint first.
 _WORKER_GRACE_SECONDS = 60.0
+_REPORT_SECONDS = 5.0
 _LOG_LINES = 15
 
 
@@ -158,7 +160,7 @@ def down(home: Path, on_progress: Callable[[str], None] = lambda _: None) -> Ser
     with _lock(home):
         record = _read_record(home)
         if record is not None:
-            _stop_parts(record.keys, on_progress)
+            _stop_parts(record.keys, on_progress, record.prefect_port)
             write_json(_state_file(home), _to_json(replace(record, keys={})))
     return status(home)
 
@@ -220,6 +222,8 @@ def _start(
         on_progress("Prefect's pages were not found where expected: in the browser they may ask other servers, too.")
     on_progress("Deploying the flows ...")
     names = _deploy(options, client, deadline)
+    if WORKER not in alive:
+        _forget_dead_workers(options.prefect_port)
     begin(WORKER, [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"], client)
     _wait(options, WORKER, {**alive, **started}[WORKER], deadline)
     on_progress(f"{WORKER} answers.")
@@ -300,9 +304,17 @@ def _answers(name: str, prefect_port: int, mlflow_port: int) -> bool:
     return any(worker.get("status") == "ONLINE" for worker in workers)
 
 
-def _request(url: str, body: bytes | None = None) -> bytes | None:
+def _forget_dead_workers(prefect_port: int) -> None:
+    """Remove the workers of earlier starts: the server takes one that was killed for online for a while."""
+    workers = f"{settings.prefect_url(prefect_port)}/api/work_pools/{POOL}/workers"
+    for worker in json.loads(_request(f"{workers}/filter", body=b"{}") or b"[]"):
+        _request(f"{workers}/{urllib.parse.quote(worker['name'])}", method="DELETE")
+
+
+def _request(url: str, body: bytes | None = None, method: str | None = None) -> bytes | None:
     """Give what a URL on this machine answers, without any proxy; None if it does not."""
-    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})  # noqa: S310 ours
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, data=body, headers=headers, method=method)  # noqa: S310 - ours, on loopback
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=_PROBE_SECONDS) as response:
@@ -312,15 +324,33 @@ def _request(url: str, body: bytes | None = None) -> bytes | None:
         return None
 
 
-def _stop_parts(keys: Mapping[str, ProcessKey], on_progress: Callable[[str], None]) -> None:
+def _stop_parts(
+    keys: Mapping[str, ProcessKey], on_progress: Callable[[str], None], prefect_port: int | None = None
+) -> None:
     """Stop the worker first, so that its runs can still tell the server how they ended."""
     for name in reversed(_PARTS):
-        if (key := keys.get(name)) is not None and is_alive(key):
-            on_progress(f"Stopping {name} ...")
-            # A worker that is asked to end waits for its runs: they are asked, too.
-            is_worker = name == WORKER
-            grace = _WORKER_GRACE_SECONDS if is_worker else _SERVER_GRACE_SECONDS
-            stop(key, grace_seconds=grace, depth=int(is_worker))
+        if (key := keys.get(name)) is None or not is_alive(key):
+            continue
+        on_progress(f"Stopping {name} ...")
+        if name == WORKER:
+            # A worker that is asked to end waits for its runs, for hours; and it is the worker that tells the server
+            # how a run ended. So the runs are stopped while it lives.
+            stop(*children(key), grace_seconds=_WORKER_GRACE_SECONDS)
+            if prefect_port is not None:
+                _wait_until_reported(prefect_port)
+        stop(key, grace_seconds=_SERVER_GRACE_SECONDS)
+
+
+def _wait_until_reported(prefect_port: int) -> None:
+    """Give the worker some seconds to tell the server how the runs ended that were stopped."""
+    question = {
+        "work_pools": {"name": {"any_": [POOL]}},
+        "flow_runs": {"state": {"type": {"any_": ["RUNNING", "CANCELLING"]}}},
+    }
+    url = f"{settings.prefect_url(prefect_port)}/api/flow_runs/count"
+    deadline = time.monotonic() + _REPORT_SECONDS
+    while time.monotonic() < deadline and _request(url, body=json.dumps(question).encode()) != b"0":
+        time.sleep(_POLL_SECONDS)
 
 
 def _check_port_free(port: int, *, option: str) -> None:
