@@ -182,3 +182,15 @@ class StageSummary:
 def count_codes(rejected: Iterable[Rejected]) -> dict[str, int]:
     """Count rejections by code, sorted by code."""
     return dict(sorted(Counter(item.code for item in rejected).items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a look at data or at a configuration found: sentences for a person, values for a machine."""
+
+    lines: tuple[str, ...]
+    values: Mapping[str, Json] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Json]:
+        """Give both."""
+        return {"lines": list(self.lines), **self.values}

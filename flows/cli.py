@@ -1,0 +1,271 @@
+"""The command line. It loads nothing heavy until a verb needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitpipe import __version__
+from vitpipe.errors import VitpipeError
+
+if TYPE_CHECKING:
+    from vitpipe.config import PipelineConfig
+
+app = typer.Typer(
+    name="vitpipe",
+    help="DICOM studies or GeoTIFF scenes in, an honestly judged and registered Vision Transformer out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(help="pipeline.yaml, or the folder that holds it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+Home = Annotated[
+    Path | None, typer.Option("--home", help="Folder of the servers' databases and logs; VITPIPE_HOME, else your home.")
+]
+WorkspaceOption = Annotated[
+    Path | None, typer.Option("--workspace", help="Workspace whose registry to use when no MLflow server is set.")
+]
+
+
+@contextlib.contextmanager
+def _reporting(*, as_json: bool) -> Iterator[None]:
+    """Turn our errors into a sentence (or a JSON object) and the exit code of their kind."""
+    try:
+        yield
+    except VitpipeError as error:
+        if as_json:
+            typer.echo(json.dumps({"error": {"kind": type(error).__name__, "message": str(error)}}))
+        typer.secho(f"{type(error).__name__}: {error}", err=True, fg="red")
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        typer.secho("interrupted; the same command goes on where it was", err=True)
+        raise typer.Exit(130) from error
+
+
+def _load(path: Path) -> PipelineConfig:
+    """Read the configuration and set the environment before anything imports prefect or mlflow."""
+    from vitpipe.loading import load_config
+
+    return load_config(path)
+
+
+def _embed(workspace: Path) -> None:
+    from flows.settings import apply_environment
+
+    apply_environment(workspace)
+
+
+def _print_json(value: Mapping[str, object]) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"vitpipe {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    data: Annotated[Path, typer.Argument(help="Folder that holds the data.")],
+    out: Annotated[Path, typer.Option("--out", help="Where to write the file.")] = Path("pipeline.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look at a folder and write a starter pipeline.yaml."""
+    from vitpipe.starter import write_starter
+
+    with _reporting(as_json=as_json):
+        findings = write_starter(data, out, overwrite=force)
+    if as_json:
+        _print_json(findings.to_json())
+        return
+    for line in findings.lines:
+        typer.echo(line)
+    typer.echo(f"\nwrote {out}; next: vitpipe check {out}, then vitpipe run {out}")
+
+
+@app.command()
+def check(config: ConfigPath = Path("pipeline.yaml"), as_json: AsJson = False) -> None:
+    """Say what would be rejected and why, and what a run would take, before anything is trained."""
+    from vitpipe.check import check_pipeline
+
+    with _reporting(as_json=as_json):
+        findings = check_pipeline(_load(config))
+    if as_json:
+        _print_json(findings.to_json())
+    else:
+        for line in findings.lines:
+            typer.echo(line)
+
+
+@app.command()
+def run(config: ConfigPath = Path("pipeline.yaml"), as_json: AsJson = False) -> None:
+    """Ingest, tile, fine-tune, evaluate and register."""
+    from flows.terminal import print_result, run_flow
+
+    with _reporting(as_json=as_json):
+        loaded = _load(config)
+        _embed(Path(loaded.workspace))
+        from flows.pipeline import pipeline
+
+        result = run_flow(pipeline, loaded)
+        print_result(result, as_json=as_json)
+
+
+def _run_stage(name: str, config: Path, *, as_json: bool) -> None:
+    from flows.terminal import print_stage, run_flow
+
+    with _reporting(as_json=as_json):
+        loaded = _load(config)
+        _embed(Path(loaded.workspace))
+        from flows import stages
+
+        print_stage(run_flow(getattr(stages, name), loaded), as_json=as_json)
+
+
+@app.command()
+def ingest(config: ConfigPath = Path("pipeline.yaml"), as_json: AsJson = False) -> None:
+    """Bring the catalog of sources up to date."""
+    _run_stage("ingest", config, as_json=as_json)
+
+
+@app.command()
+def tile(config: ConfigPath = Path("pipeline.yaml"), as_json: AsJson = False) -> None:
+    """Cut tiles from the sources that have none."""
+    _run_stage("tile", config, as_json=as_json)
+
+
+@app.command()
+def train(config: ConfigPath = Path("pipeline.yaml"), as_json: AsJson = False) -> None:
+    """Join tiles, labels and splits, and fine-tune."""
+    _run_stage("train", config, as_json=as_json)
+
+
+@app.command()
+def evaluate(config: ConfigPath = Path("pipeline.yaml"), as_json: AsJson = False) -> None:
+    """Judge the trained model on the locked test split."""
+    _run_stage("evaluate", config, as_json=as_json)
+
+
+@app.command()
+def register(config: ConfigPath = Path("pipeline.yaml"), as_json: AsJson = False) -> None:
+    """Register the evaluated model."""
+    _run_stage("register", config, as_json=as_json)
+
+
+@app.command()
+def predict(
+    model_uri: Annotated[str, typer.Argument(help="Such as models:/ct-contrast@champion.")],
+    source: Annotated[Path, typer.Argument(help="File or folder of DICOM files, GeoTIFF scenes or photographs.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the predictions.")] = Path("predictions"),
+    workspace: WorkspaceOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a registered model on files."""
+    from flows.terminal import print_stage
+    from vitpipe import stages
+
+    with _reporting(as_json=as_json):
+        _embed(workspace or out)
+        summary = stages.predict(model_uri, str(source), str(out), str(workspace) if workspace else None)
+        print_stage(summary, as_json=as_json)
+
+
+@app.command()
+def promote(
+    name: Annotated[str, typer.Argument(help="Registered name.")],
+    version: Annotated[int | None, typer.Argument(help="Version; the challenger if not given.")] = None,
+    workspace: WorkspaceOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version the champion, whatever the gate said."""
+    from flows.terminal import print_version
+    from vitpipe import stages
+
+    with _reporting(as_json=as_json):
+        _embed(workspace or Path())
+        print_version(stages.promote(name, version, str(workspace) if workspace else None), as_json=as_json)
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="Registered name.")],
+    workspace: WorkspaceOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give the champion's place back to the version before."""
+    from flows.terminal import print_version
+    from vitpipe import stages
+
+    with _reporting(as_json=as_json):
+        _embed(workspace or Path())
+        print_version(stages.rollback(name, str(workspace) if workspace else None), as_json=as_json)
+
+
+@app.command()
+def up(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Pipeline that the deployments run by default.")
+    ] = None,
+    home: Home = None,
+    prefect_port: Annotated[int, typer.Option("--prefect-port", min=1, max=65535)] = 4200,
+    mlflow_port: Annotated[int, typer.Option("--mlflow-port", min=1, max=65535)] = 5000,
+    timezone: Annotated[str, typer.Option("--timezone", help="Time zone of the nightly schedule.")] = "UTC",
+    as_json: AsJson = False,
+) -> None:
+    """Start the Prefect server, the MLflow server and a worker on loopback."""
+    from flows.servers import ServerOptions
+    from flows.servers import up as start
+    from flows.settings import default_home
+    from flows.terminal import print_servers
+
+    with _reporting(as_json=as_json):
+        options = ServerOptions(
+            home=home or default_home(),
+            config=_load(config) if config else None,
+            prefect_port=prefect_port,
+            mlflow_port=mlflow_port,
+            timezone=timezone,
+        )
+        print_servers(start(options, lambda line: typer.echo(line, err=True)), as_json=as_json)
+
+
+@app.command()
+def down(home: Home = None, as_json: AsJson = False) -> None:
+    """Stop what `up` started."""
+    from flows.servers import down as stop
+    from flows.settings import default_home
+    from flows.terminal import print_servers
+
+    with _reporting(as_json=as_json):
+        print_servers(stop(home or default_home(), lambda line: typer.echo(line, err=True)), as_json=as_json)
+
+
+@app.command()
+def status(home: Home = None, as_json: AsJson = False) -> None:
+    """Say what of `up` is running, and where."""
+    from flows.servers import status as look
+    from flows.settings import default_home
+    from flows.terminal import print_servers
+
+    with _reporting(as_json=as_json):
+        print_servers(look(home or default_home()), as_json=as_json)
+
+
+def main() -> None:
+    """Run the command line; an error of ours ends with its exit code."""
+    app(prog_name="vitpipe")
+
+
+if __name__ == "__main__":
+    main()

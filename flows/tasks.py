@@ -1,0 +1,144 @@
+"""One Prefect task a stage step. Tasks pass paths, names and small records; the disk holds the truth.
+
+Prefect's result cache is off: it keys on parameter values, and an unchanged path may hold changed bytes. The store
+is content-addressed, so a task that runs again finds its work done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import exponential_backoff
+
+from flows.progress import ProgressReporter
+from vitpipe import stages
+from vitpipe.config import PipelineConfig
+from vitpipe.errors import TransientError
+from vitpipe.records import StageSummary
+
+RETRIES = 3
+BACKOFF = exponential_backoff(backoff_factor=5)
+
+
+def is_transient(_task: Any, _task_run: TaskRun, state: State[Any]) -> bool:  # noqa: ANN401 - Prefect's own signature
+    """Retry what may pass by itself, nothing else: data that are wrong stay wrong."""
+    return isinstance(state.result(raise_on_failure=False), TransientError)
+
+
+@task(
+    name="index files",
+    task_run_name="index batch {batch}",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=BACKOFF,
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_transient,
+)
+def index_batch(config: PipelineConfig, paths: Sequence[str], batch: int) -> StageSummary:
+    """Read the headers of one batch of files."""
+    return stages.index_batch(config, paths)
+
+
+@task(
+    name="build catalog",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=BACKOFF,
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_transient,
+)
+def build_catalog(config: PipelineConfig) -> StageSummary:
+    """Assemble the indexed files into sources."""
+    return stages.build_catalog(config)
+
+
+@task(name="plan shards", cache_policy=NO_CACHE)
+def plan_shards(config: PipelineConfig) -> list[str]:
+    """Say which shards are still to be written."""
+    return stages.plan_shards(config)
+
+
+@task(
+    name="tile shard",
+    task_run_name="tile shard {shard_id}",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=BACKOFF,
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_transient,
+)
+def tile_shard(config: PipelineConfig, shard_id: str) -> StageSummary:
+    """Cut the tiles of one shard's sources."""
+    return stages.tile_shard(config, shard_id)
+
+
+@task(name="check tiles", cache_policy=NO_CACHE)
+def check_tiles(config: PipelineConfig) -> StageSummary:
+    """Count what was tiled and stop where too much was rejected."""
+    return stages.check_tiles(config)
+
+
+@task(name="label and split", cache_policy=NO_CACHE)
+def prepare_run(config: PipelineConfig) -> stages.PreparedRun:
+    """Join tiles, labels and splits into the manifest of a run."""
+    return stages.prepare_run(config)
+
+
+@task(
+    name="fine-tune",
+    task_run_name="fine-tune {run_id}",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=BACKOFF,
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_transient,
+)
+def train(config: PipelineConfig, run_id: str) -> StageSummary:
+    """Fine-tune in a child process; a run that was cut off goes on where it was."""
+    with ProgressReporter(f"fine-tune {config.name}") as reporter:
+        return stages.train(config, run_id, reporter)
+
+
+@task(
+    name="evaluate",
+    task_run_name="evaluate {run_id}",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=BACKOFF,
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_transient,
+)
+def evaluate(config: PipelineConfig, run_id: str) -> stages.EvaluatedRun:
+    """Judge the model on the locked test split, once."""
+    return stages.evaluate(config, run_id)
+
+
+@task(
+    name="register",
+    task_run_name="register {run_id}",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=BACKOFF,
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_transient,
+)
+def register(config: PipelineConfig, run_id: str) -> stages.RegisteredRun:
+    """Log the run and register the model; the gate moves the alias."""
+    return stages.register(config, run_id)
+
+
+@task(
+    name="predict",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=BACKOFF,
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_transient,
+)
+def predict(model_uri: str, source: str, out: str, workspace: str | None) -> StageSummary:
+    """Run a registered model on files."""
+    return stages.predict(model_uri, source, out, workspace)

@@ -1,0 +1,157 @@
+"""What a run would meet and take, before anything is trained: rejects, labels, groups, tiles, tokens, memory, time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitpipe.config import ModelRecipe, PipelineConfig
+from vitpipe.cutting import window_count
+from vitpipe.errors import TooManyRejected, VitpipeError
+from vitpipe.ingest import ingest, read_catalog, read_quarantine
+from vitpipe.labels import read_labels
+from vitpipe.labels.base import LabelSet
+from vitpipe.pseudonym import load_pseudonymiser
+from vitpipe.records import Findings, Json, Source
+from vitpipe.workspace import Workspace
+
+_CPU_FLOPS_PER_CORE = 5e10
+"""What a core of a common CPU reaches on ViT matrix products in single precision; for a rough time only."""
+
+_TOKEN_LIMIT = 4096
+
+
+def check_pipeline(config: PipelineConfig) -> Findings:
+    """Ingest (the index is kept, so a run does not look again) and say what a run would do.
+
+    Raises:
+        ConfigError, DataError: what would stop the run, other than too many rejects, which are listed.
+    """
+    workspace = Workspace(Path(config.workspace))
+    lines: list[str] = []
+    values: dict[str, Json] = {}
+    with workspace.lock():
+        try:
+            ingest(config, workspace)
+        except TooManyRejected as error:
+            lines.append(f"STOPS: {error}")
+            values["stops"] = str(error)
+        sources = read_catalog(workspace) if workspace.catalog.exists() else []
+        lines += _rejects(workspace, values)
+        if sources:
+            lines += _sources(sources, values)
+            lines += _tiles(config, sources, values)
+            lines += _labels(config, sources, workspace, values)
+    if config.model is not None and sources:
+        lines += _model(config, sources, values)
+    return Findings(lines=tuple(lines), values=values)
+
+
+def _rejects(workspace: Workspace, values: dict[str, Json]) -> list[str]:
+    quarantine = read_quarantine(workspace)
+    lines: list[str] = []
+    counts: dict[str, Json] = {}
+    for code, rows in quarantine.groupby("code", sort=True):
+        first = rows.iloc[0]
+        kind = "not of this kind" if bool(first["junk"]) else "REJECTED"
+        lines.append(f"{kind}: {len(rows)} x {code}, such as {Path(str(first['uri'])).name}: {first['reason']}")
+        counts[str(code)] = len(rows)
+    values["quarantine"] = counts
+    return lines
+
+
+def _sources(sources: Sequence[Source], values: dict[str, Json]) -> list[str]:
+    frames = sum(source.grid.frames for source in sources)
+    groups = len({source.group_id for source in sources})
+    notes: dict[str, int] = {}
+    for source in sources:
+        for note in source.notes:
+            notes[note] = notes.get(note, 0) + 1
+    values |= {"sources": len(sources), "frames": frames, "groups": groups, "notes": dict(sorted(notes.items()))}
+    lines = [
+        f"{len(sources)} sources ({frames} frames) of {groups} groups,"
+        f" channels {', '.join(sources[0].channels)}, units {sources[0].units}"
+    ]
+    if notes:
+        lines.append("odd but usable: " + ", ".join(f"{count} x {note}" for note, count in sorted(notes.items())))
+    return lines
+
+
+def _tiles(config: PipelineConfig, sources: Sequence[Source], values: dict[str, Json]) -> list[str]:
+    recipe = config.tiles
+    count = sum(window_count(source.grid, recipe) for source in sources)
+    size_bytes = sum(
+        window_count(source.grid, recipe) * len(source.channels) * recipe.size**2 * _item_size(source.dtype)
+        for source in sources
+    )
+    values |= {"tiles": count, "tile_bytes": size_bytes}
+    about = " before resampling" if recipe.spacing_mm or recipe.gsd_m else ""
+    return [f"at most {count} tiles of {recipe.size} px{about}, {size_bytes / 2**20:.0f} MiB on disk"]
+
+
+def _item_size(dtype: str) -> int:
+    import numpy as np
+
+    return np.dtype(dtype).itemsize
+
+
+def _labels(
+    config: PipelineConfig, sources: Sequence[Source], workspace: Workspace, values: dict[str, Json]
+) -> list[str]:
+    if config.labels is None:
+        return ["no labels: the run ends after tiling"]
+    try:
+        labels = read_labels(config.labels, sources, load_pseudonymiser(workspace.root))
+    except VitpipeError as error:
+        values["label_error"] = str(error)
+        return [f"STOPS: {error}"]
+    return _label_lines(labels, values)
+
+
+def _label_lines(labels: LabelSet, values: dict[str, Json]) -> list[str]:
+    counts = labels.rows["label"].value_counts()
+    values["classes"] = {str(name): int(count) for name, count in counts.items()}
+    listed = ", ".join(f"{name} {count}" for name, count in counts.head(12).items())
+    kind = "label sets" if labels.multi_label else "classes"
+    more = ", ..." if len(counts) > 12 else ""
+    return [f"{len(labels.classes)} {kind}: {listed}{more}", *labels.notes]
+
+
+def _model(config: PipelineConfig, sources: Sequence[Source], values: dict[str, Json]) -> list[str]:
+    assert config.model is not None
+    parameters, tokens, width, depth = _measure(config.model, config, len(sources[0].channels))
+    # Multiply-adds of a transformer block on N tokens of width D: 12 N D^2 in its matrices, 2 N^2 D in attention.
+    dense, attention = 12 * tokens * width**2, 2 * tokens**2 * width
+    tiles = values["tiles"]
+    assert isinstance(tiles, int)
+    epochs = config.train.epochs if config.train.recipe == "full" else 1
+    # Forward and backward take about three times the forward's multiply-adds, of two operations each.
+    operations = 6 * depth * (dense + attention) * tiles * config.split.train * epochs
+    minutes = operations / (_CPU_FLOPS_PER_CORE * (os.cpu_count() or 1)) / 60
+    share = attention / (dense + attention)
+    values |= {"tokens": tokens, "parameters": parameters, "attention_share": share, "cpu_minutes": minutes}
+    lines = [
+        f"model: {parameters / 1e6:.1f} M parameters, {tokens} tokens a tile, {share:.0%} of the work in attention;"
+        f" roughly {max(minutes, 0.1):.1f} min of training on this CPU"
+    ]
+    if tokens > _TOKEN_LIMIT:
+        lines.append(
+            f"WARNING: {tokens} tokens a tile; attention grows with their square: take smaller tiles or larger patches"
+        )
+    return lines
+
+
+def _measure(recipe: ModelRecipe, config: PipelineConfig, channels: int) -> tuple[int, int, int, int]:
+    """Build the model without memory and give its parameters, tokens, width and depth."""
+    import torch
+
+    from vitpipe.learn.architecture import build, overrides_of
+
+    with torch.device("meta"):
+        model, _ = build(recipe, overrides_of(recipe, channels, recipe.num_classes or 2, config.tiles.size))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    embed = getattr(model, "patch_embed", None)
+    patches = int(getattr(embed, "num_patches", 0))
+    tokens = patches + int(getattr(model, "num_prefix_tokens", 0))
+    return parameters, tokens, int(getattr(model, "embed_dim", 0)), len(getattr(model, "blocks", ()))

@@ -1,0 +1,409 @@
+"""The chain as plain functions, one call a task: what Prefect runs, and what anyone can run without it.
+
+Each takes the configuration and small names, reads and writes the workspace, and returns a small record.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitpipe.config import MlflowWeights, PipelineConfig
+from vitpipe.digest import digest
+from vitpipe.errors import ConfigError, TrainingFailed
+from vitpipe.records import Json, StageSummary, count_codes
+from vitpipe.workspace import Workspace
+
+if TYPE_CHECKING:
+    from vitpipe.infer.versions import RegisteredVersion
+    from vitpipe.learn.progress import Progress
+    from vitpipe.manifest import Manifest
+    from vitpipe.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRun:
+    """A manifest was written into its run folder."""
+
+    run_id: str
+    summary: StageSummary
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedRun:
+    """A model was judged."""
+
+    run_id: str
+    report: str
+    summary: StageSummary
+    headline: tuple[tuple[str, str, str], ...]
+    """Rows of (who, metric, ``estimate [low, high]``)."""
+    verdict: str
+
+    def headline_markdown(self) -> str:
+        """Give the headline numbers as a Markdown table."""
+        rows = [f"| {who} | {metric} | {value} |" for who, metric, value in self.headline]
+        table = ["| | metric | estimate and interval |", "|---|---|---|", *rows]
+        return "\n".join([f"**{self.verdict}**", "", *table, "", f"Report: `{self.report}`", ""])
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredRun:
+    """A model was registered, or not because the configuration names no registered model."""
+
+    run_id: str
+    uri: str | None
+    aliases: tuple[str, ...]
+    summary: StageSummary
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineResult:
+    """What a whole run came to."""
+
+    name: str
+    workspace: str
+    summaries: tuple[StageSummary, ...]
+    run_id: str | None = None
+    report: str | None = None
+    verdict: str | None = None
+    headline: tuple[tuple[str, str, str], ...] = ()
+    model_uri: str | None = None
+    aliases: tuple[str, ...] = ()
+    source: str | None = None
+
+    def use_command(self) -> str:
+        """Give the one command that loads the registered model and runs it."""
+        alias = "champion" if "champion" in self.aliases else "challenger"
+        name = str(self.model_uri).removeprefix("models:/").rsplit("/", 1)[0]
+        return (
+            f"vitpipe predict models:/{name}@{alias} {_shown(self.source)} --workspace {_shown(self.workspace)}"
+            f" --out predictions"
+        )
+
+    def to_json(self) -> dict[str, Json]:
+        """Give the JSON form, for ``--json``."""
+        return {
+            "name": self.name,
+            "workspace": self.workspace,
+            "stages": [summary.to_json() for summary in self.summaries],
+            "run_id": self.run_id,
+            "report": self.report,
+            "verdict": self.verdict,
+            "headline": [list(row) for row in self.headline],
+            "model_uri": self.model_uri,
+            "aliases": list(self.aliases),
+        }
+
+
+def _shown(path: str | None) -> str:
+    """Give a path as one would type it here: relative where it lies below the current folder."""
+    here = Path.cwd()
+    place = Path(str(path))
+    return str(place.relative_to(here)) if place.is_relative_to(here) else str(place)
+
+
+def _workspace(config: PipelineConfig) -> Workspace:
+    workspace = Workspace(Path(config.workspace))
+    workspace.prepare()
+    return workspace
+
+
+# ------------------------------------------------------------------------------------------------------------ ingest
+
+
+def plan_batches(config: PipelineConfig) -> list[list[str]]:
+    """List the files in batches of several seconds of work, a task each.
+
+    Raises:
+        ConfigError: the path is missing.
+    """
+    from vitpipe import ingest
+
+    return [[str(path) for path in batch] for batch in ingest.plan_batches(config, _workspace(config))]
+
+
+def index_batch(config: PipelineConfig, paths: Sequence[str]) -> StageSummary:
+    """Read the headers of one batch of files; what is known is not looked at again."""
+    from vitpipe import ingest
+
+    return ingest.index_files(config, _workspace(config), [Path(path) for path in paths])
+
+
+def build_catalog(config: PipelineConfig) -> StageSummary:
+    """Assemble the index into the catalog of sources."""
+    from vitpipe import ingest
+
+    return ingest.build_catalog(config, _workspace(config))
+
+
+# -------------------------------------------------------------------------------------------------------------- tile
+
+
+def plan_shards(config: PipelineConfig) -> list[str]:
+    """Write the plan of new shards and name those that are still to be written."""
+    from vitpipe import ingest, tiling
+
+    workspace = _workspace(config)
+    tiling.sweep(workspace, tiling.tile_digest(config))
+    return tiling.plan_shards(config, workspace, ingest.read_catalog(workspace))
+
+
+def tile_shard(config: PipelineConfig, shard_id: str) -> StageSummary:
+    """Write one shard."""
+    from vitpipe import ingest, tiling
+
+    workspace = _workspace(config)
+    return tiling.tile_shard(config, workspace, ingest.read_catalog(workspace), shard_id)
+
+
+def check_tiles(config: PipelineConfig) -> StageSummary:
+    """Stop where too many sources could not be read."""
+    from vitpipe import ingest, tiling
+
+    workspace = _workspace(config)
+    return tiling.check_tiling_rejects(config, workspace, ingest.read_catalog(workspace))
+
+
+# ------------------------------------------------------------------------------------------------- prepare and train
+
+
+def prepare_run(config: PipelineConfig) -> PreparedRun:
+    """Join tiles, labels and splits into the manifest of a run, and name the run by its content.
+
+    Raises:
+        ConfigError: there are no labels to train on.
+        LabelError, SplitError, LeakageError: see `vitpipe.manifest`.
+    """
+    from vitpipe import ingest, manifest
+    from vitpipe.labels import read_labels
+    from vitpipe.learn import launch
+    from vitpipe.pseudonym import load_pseudonymiser
+
+    if config.labels is None:
+        raise ConfigError(f"{config.name}: no `labels` in the configuration, so there is nothing to train on")
+    started = time.perf_counter()
+    workspace = _workspace(config)
+    labels = read_labels(config.labels, ingest.read_catalog(workspace), load_pseudonymiser(workspace.root))
+    joined = manifest.build_manifest(config, workspace, labels)
+    run_id = launch.run_id_of(joined, config)
+    manifest.write_manifest(joined, workspace.run(run_id))
+    summary = StageSummary(
+        "split", done=len(joined.table), notes=tuple(joined.notes), seconds=time.perf_counter() - started
+    )
+    return PreparedRun(run_id=run_id, summary=summary)
+
+
+def pin_weights(config: PipelineConfig) -> PipelineConfig:
+    """Replace an alias by the version that it names now: a run's weights do not change under it.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    from vitpipe.registry import open_registry
+
+    if config.model is None or not isinstance(config.model.weights, MlflowWeights):
+        return config
+    weights = MlflowWeights(uri=open_registry(_workspace(config).root).resolve(config.model.weights.uri))
+    return config.model_copy(update={"model": config.model.model_copy(update={"weights": weights})})
+
+
+def train(config: PipelineConfig, run_id: str, on_progress: Callable[[Progress], None]) -> StageSummary:
+    """Fine-tune in a child process, with live metrics in MLflow; goes on where a killed run was.
+
+    Args:
+        config: the pipeline.
+        run_id: of the prepared run.
+        on_progress: told of each event.
+
+    Raises:
+        TrainingFailed: the child ended without a model; its last words are in the text.
+        TransientError: a server does not answer.
+    """
+    from vitpipe.learn import launch
+    from vitpipe.manifest import read_manifest
+    from vitpipe.registry import open_registry
+
+    workspace = _workspace(config)
+    joined = read_manifest(workspace.run(run_id))
+    registry = open_registry(workspace.root)
+    mlflow_run_id = _mlflow_run(registry, config, run_id, joined)
+    weights_folder = None
+    if config.model is not None and isinstance(config.model.weights, MlflowWeights):
+        weights_folder = registry.fetch(config.model.weights.uri, workspace.run(run_id) / "weights")
+
+    def report(progress: Progress) -> None:
+        on_progress(progress)
+        if progress.event == "epoch" and progress.step is not None:
+            values = {
+                "loss": progress.train_loss,
+                "validation_loss": progress.val_loss,
+                "validation_balanced_accuracy": progress.val_balanced_accuracy,
+                "learning_rate": progress.learning_rate,
+                "images_per_second": progress.images_per_second,
+            }
+            registry.log_progress(mlflow_run_id, values, step=progress.step)
+
+    try:
+        result = launch.train(config, joined, workspace, report, weights_folder=weights_folder)
+    except TrainingFailed:
+        registry.finish_run(mlflow_run_id, failed=True)
+        raise
+    notes = [f"best epoch {result.best_epoch + 1} of {result.epochs}"]
+    if result.resumed_from is not None:
+        notes.append(f"went on at step {result.resumed_from}")
+    return StageSummary("train", done=result.epochs, seconds=result.seconds, notes=tuple(notes))
+
+
+def _mlflow_run(registry: Registry, config: PipelineConfig, run_id: str, joined: Manifest) -> str:
+    """Find or start the MLflow run of a run; parameters are recipes, never paths."""
+    model = config.model.model_dump(mode="json", exclude={"weights"}) if config.model is not None else {}
+    params = {
+        "source.kind": config.source.kind,
+        "tiles": len(joined.table),
+        **{f"tiles.{key}": value for key, value in config.tiles.model_dump(mode="json").items()},
+        **{f"split.{key}": value for key, value in config.split.model_dump(mode="json").items()},
+        **{f"preprocess.{key}": value for key, value in config.preprocess.model_dump(mode="json").items()},
+        **{f"model.{key}": value for key, value in model.items()},
+        "model.weights": config.model.weights.source if config.model is not None else None,
+        **{f"train.{key}": value for key, value in config.train.model_dump(mode="json").items()},
+    }
+    tags = {
+        "vitpipe.run_id": run_id,
+        "vitpipe.manifest_digest": joined.digest,
+        "vitpipe.config_digest": config_digest(config),
+    }
+    return registry.start_run(config.name, f"{config.name} {run_id[:8]}", tags, params)
+
+
+def config_digest(config: PipelineConfig) -> str:
+    """Digest what decides a result: every recipe, but no path."""
+    values = config.model_dump(mode="json", exclude={"workspace": True, "source": {"path"}, "labels": {"path"}})
+    return digest(values)
+
+
+def evaluate(config: PipelineConfig, run_id: str) -> EvaluatedRun:
+    """Judge the model on the locked test split; what was judged is read, not judged again."""
+    from vitpipe.evaluate.evaluation import evaluate as judge
+    from vitpipe.manifest import read_manifest
+
+    workspace = _workspace(config)
+    folder = workspace.run(run_id)
+    outcome = judge(config, read_manifest(folder), folder, workspace)
+    return EvaluatedRun(
+        run_id=run_id,
+        report=outcome.report,
+        summary=outcome.summary,
+        headline=outcome.headline,
+        verdict=outcome.verdict,
+    )
+
+
+def register(config: PipelineConfig, run_id: str) -> RegisteredRun:
+    """Log the results and, where the configuration names a registered model, register it and let the gate decide."""
+    from vitpipe.manifest import read_manifest
+    from vitpipe.registry import open_registry
+
+    started = time.perf_counter()
+    workspace = _workspace(config)
+    folder = workspace.run(run_id)
+    joined = read_manifest(folder)
+    registry = open_registry(workspace.root)
+    mlflow_run_id = _mlflow_run(registry, config, run_id, joined)
+    registry.log_results(mlflow_run_id, folder, joined)
+    version = None
+    note = "no `register` in the configuration: the model stays in the workspace"
+    if config.registration is not None:
+        version = registry.register(mlflow_run_id, folder, config, joined)
+        note = version.reason
+    registry.finish_run(mlflow_run_id)
+    summary = StageSummary(
+        "register", done=int(version is not None), notes=(note,), seconds=time.perf_counter() - started
+    )
+    return RegisteredRun(
+        run_id=run_id,
+        uri=version.uri if version else None,
+        aliases=version.aliases if version else (),
+        summary=summary,
+    )
+
+
+def unlabelled_result(config: PipelineConfig, summaries: Sequence[StageSummary]) -> PipelineResult:
+    """Say that a pipeline without labels ends after tiling."""
+    note = StageSummary("train", notes=("no `labels` in the configuration: nothing was trained; the tiles are kept",))
+    return PipelineResult(config.name, config.workspace, (*summaries, note))
+
+
+def pipeline_result(
+    config: PipelineConfig, summaries: Sequence[StageSummary], evaluated: EvaluatedRun, registered: RegisteredRun
+) -> PipelineResult:
+    """Put together what a whole run came to."""
+    return PipelineResult(
+        name=config.name,
+        workspace=config.workspace,
+        summaries=tuple(summaries),
+        run_id=evaluated.run_id,
+        report=evaluated.report,
+        verdict=evaluated.verdict,
+        headline=evaluated.headline,
+        model_uri=registered.uri,
+        aliases=registered.aliases,
+        source=config.source.path,
+    )
+
+
+# ------------------------------------------------------------------------------------------- use of registered models
+
+
+def warm_started(config: PipelineConfig) -> PipelineConfig:
+    """Start from the champion's weights instead of the configured ones.
+
+    Raises:
+        ConfigError: the configuration has no model or names no registered one.
+    """
+    if config.model is None or config.registration is None:
+        raise ConfigError(f"{config.name}: a warm start needs `model` and `register` in the configuration")
+    weights = MlflowWeights(uri=f"models:/{config.registration.model}@champion")
+    return config.model_copy(update={"model": config.model.model_copy(update={"weights": weights})})
+
+
+def predict(model_uri: str, source: str, out: str, workspace: str | None) -> StageSummary:
+    """Run a registered model on files and write the predictions into a folder.
+
+    Raises:
+        ConfigError: no such model or path.
+        ContractError: the files are not what the model was made for.
+        DataError: nothing could be read.
+    """
+    from vitpipe.infer.output import write_predictions
+    from vitpipe.registry import open_registry
+
+    started = time.perf_counter()
+    registry = open_registry(Path(workspace) if workspace else None)
+    result = registry.load_predictor(model_uri).predict_path(source, with_paths=True)
+    written = write_predictions(result, Path(out))
+    return StageSummary(
+        "predict",
+        done=len(result.sources),
+        rejected=count_codes(item for item in result.rejected if not item.junk),
+        seconds=time.perf_counter() - started,
+        notes=(*result.notes, f"written: {written.parent}"),
+    )
+
+
+def promote(name: str, version: int | None, workspace: str | None) -> RegisteredVersion:
+    """Make a version (the challenger if None) the champion."""
+    from vitpipe.registry import open_registry
+
+    registry = open_registry(Path(workspace) if workspace else None)
+    return registry.promote(name, registry.challenger(name) if version is None else str(version))
+
+
+def rollback(name: str, workspace: str | None) -> RegisteredVersion:
+    """Make the champion before the present one champion again."""
+    from vitpipe.registry import open_registry
+
+    return open_registry(Path(workspace) if workspace else None).rollback(name)
