@@ -1,0 +1,214 @@
+"""A model that takes what users have: files, folders, arrays; and says what it will not take, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from vitpipe.domains.base import Domain
+from vitpipe.domains.known import domain_of
+from vitpipe.errors import ContractError, DataError, UnreadableSource
+from vitpipe.evaluate.calibration import Calibration, load_calibration
+from vitpipe.evaluate.predictions import joined_names
+from vitpipe.evaluate.units import probability_columns
+from vitpipe.infer.contract import MISFITS, ModelContract, RangeWatch
+from vitpipe.infer.package import open_package
+from vitpipe.infer.reading import local_path, read_sources
+from vitpipe.learn.model import LoadedModel, load_model
+from vitpipe.records import Rejected, Source, count_codes
+from vitpipe.tiling import cut
+
+PLACE_COLUMNS = ("source_id", "frame", "row", "col", "height", "width", "valid_fraction")
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionResult:
+    """What a model says of some sources or tiles."""
+
+    tiles: pd.DataFrame
+    """A row a tile: its place (see `PLACE_COLUMNS`, for files), predicted, p_<class>, conformal_set, abstain."""
+    sources: pd.DataFrame
+    """A row a source: tiles pooled by the mean of their probabilities; empty for arrays."""
+    rejected: tuple[Rejected, ...]
+    """Files and sources that were not used, and why."""
+    notes: tuple[str, ...]
+    """Sentences for the user."""
+
+
+class Predictor:
+    """One model with everything that it needs.
+
+    Args:
+        model: weights and preprocessing.
+        calibration: from logits to probabilities, sets and abstentions.
+        contract: what the model was made for.
+    """
+
+    def __init__(self, model: LoadedModel, calibration: Calibration, contract: ModelContract) -> None:
+        self._model = model
+        self.calibration = calibration
+        self.contract = contract
+
+    @classmethod
+    def load(cls, folder: Path, *, sha256: str | None = None) -> Predictor:
+        """Load a package folder: safetensors and JSON, no code in it is run.
+
+        Args:
+            folder: see `vitpipe.infer.package`.
+            sha256: of model.safetensors, where it is known.
+
+        Raises:
+            ContractError: the package is not whole, or not the one that is meant.
+        """
+        package = open_package(folder, sha256=sha256)
+        return cls(load_model(folder), load_calibration(folder), ModelContract.read(package.description))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the outputs."""
+        return self.contract.classes
+
+    def logits(self, tiles: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[Any]:
+        """Give logits (N, K) of tiles (N, C, H, W) in physical units with masks (N, H, W)."""
+        return np.asarray(self._model.logits(tiles, valid))
+
+    def columns(self, logits: NDArray[Any]) -> pd.DataFrame:
+        """Turn logits (N, K) into the columns predicted, p_<class>, conformal_set and abstain."""
+        probabilities = self.calibration.probabilities(logits)
+        return self._columns_of(probabilities).assign(
+            conformal_set=joined_names(self.calibration.prediction_sets(probabilities), self.classes),
+            abstain=self.calibration.abstain(probabilities),
+        )
+
+    def predict_tiles(self, tiles: ArrayLike, valid: NDArray[np.bool_] | None = None) -> PredictionResult:
+        """Predict on an array.
+
+        Args:
+            tiles: (N, C, H, W), or (C, H, W) for one, in the physical units and the channel order of the model.
+            valid: (N, H, W), False where a pixel counts for nothing.
+
+        Raises:
+            ContractError: the array does not fit the model.
+        """
+        values, mask = self.contract.check_tiles(np.asarray(tiles), valid)
+        watch = RangeWatch(self.contract)
+        watch.add(values, mask)
+        return PredictionResult(
+            tiles=self.columns(self.logits(values, mask)),
+            sources=pd.DataFrame(),
+            rejected=(),
+            notes=tuple(watch.notes()),
+        )
+
+    def predict_path(self, place: str | Path, *, with_paths: bool = False) -> PredictionResult:
+        """Predict on a file, or on all files below a folder: a DICOM series, a GeoTIFF scene, photographs.
+
+        The tiles are cut as those of training were: same resampling, same grid, same pixels.
+
+        Args:
+            place: a path or a ``file://`` URI.
+            with_paths: add the column ``path`` (relative to `place`). File names may hold the names of patients.
+
+        Raises:
+            ConfigError: there is nothing at `place`.
+            ContractError: what is there can be read, but is not what the model was made for.
+            DataError: nothing there can be read; names the codes.
+        """
+        path = local_path(place)
+        domain = domain_of(str(self.contract.source["kind"]))
+        rejected: list[Rejected] = []
+        tables: list[pd.DataFrame] = []
+        watch = RangeWatch(self.contract)
+        seen: set[str] = set()
+        for item in read_sources(path, domain, self.contract.source_recipe(str(path))):
+            refusal = item if isinstance(item, Rejected) else self._refuse(item, seen)
+            if refusal is None:
+                assert isinstance(item, Source)
+                seen.add(item.source_id)
+                refusal = self._predict_source(item, domain, watch, tables)
+                if refusal is None and with_paths:
+                    tables[-1] = tables[-1].assign(path=_relative(item, path))
+            if refusal is not None:
+                rejected.append(refusal)
+        if not tables:
+            raise _nothing(path, rejected)
+        tiles = pd.concat(tables, ignore_index=True)
+        return PredictionResult(tiles, self._pool(tiles), tuple(rejected), tuple(watch.notes()))
+
+    def _refuse(self, source: Source, seen: set[str]) -> Rejected | None:
+        if source.source_id in seen:
+            return Rejected(source.uri, "DUPLICATE", "the same content was given twice; it was predicted on once")
+        misfit = self.contract.misfit(source)
+        return Rejected(source.uri, *misfit) if misfit else None
+
+    def _predict_source(
+        self, source: Source, domain: Domain, watch: RangeWatch, tables: list[pd.DataFrame]
+    ) -> Rejected | None:
+        """Predict on one source; appends its table, whole or not at all."""
+        blocks: list[pd.DataFrame] = []
+        try:
+            with domain.open(source) as raster:
+                for places, tiles, valid in self._blocks(source, raster):
+                    watch.add(tiles, valid)
+                    blocks.append(pd.concat([places, self.columns(self.logits(tiles, valid))], axis=1))
+        except UnreadableSource as error:
+            return Rejected(source.uri, error.code, error.reason)
+        if not blocks:
+            share = self.contract.tiles.min_valid_fraction
+            return Rejected(source.uri, "NO_TILES", f"no tile of it has {share:.0%} valid pixels, as the model asks")
+        tables.append(pd.concat(blocks, ignore_index=True))
+        return None
+
+    def _blocks(
+        self,
+        source: Source,
+        raster: Any,  # noqa: ANN401 - a Raster
+    ) -> Iterator[tuple[pd.DataFrame, NDArray[np.float32], NDArray[np.bool_]]]:
+        for block in cut(raster, self.contract.tiles, source_id=source.source_id):
+            if not len(block.tiles):
+                continue
+            places = pd.DataFrame(np.asarray(block.windows), columns=["frame", "row", "col", "height", "width"])
+            places.insert(0, "source_id", source.source_id)
+            places["valid_fraction"] = np.asarray(block.valid_fraction)
+            yield places, block.tiles.astype(np.float32), block.valid
+
+    def _pool(self, tiles: pd.DataFrame) -> pd.DataFrame:
+        """Pool tiles to sources by their mean probability."""
+        names = probability_columns(self.classes)
+        by_source = tiles.groupby("source_id", sort=False)
+        probabilities = by_source[names].mean()
+        table = self._columns_of(probabilities.to_numpy(dtype=np.float64))
+        table.insert(0, "source_id", probabilities.index.to_numpy())
+        table["tiles"] = by_source.size().to_numpy()
+        table["abstain_share"] = by_source["abstain"].mean().to_numpy()
+        if "path" in tiles:
+            table["path"] = by_source["path"].first().to_numpy()
+        return table
+
+    def _columns_of(self, probabilities: NDArray[np.float64]) -> pd.DataFrame:
+        table = pd.DataFrame({"predicted": joined_names(self.calibration.decide(probabilities), self.classes)})
+        for number, name in enumerate(probability_columns(self.classes)):
+            table[name] = probabilities[:, number]
+        return table
+
+
+def _relative(source: Source, path: Path) -> str:
+    file = Path(source.uri)
+    return file.relative_to(path).as_posix() if path.is_dir() and file != path else file.name
+
+
+def _nothing(path: Path, rejected: list[Rejected]) -> ContractError | DataError:
+    told = [item for item in rejected if not item.junk] or rejected
+    if not told:
+        return DataError(f"{path} holds no file")
+    codes = ", ".join(f"{code} ({number})" for code, number in count_codes(told).items())
+    misfits = [item for item in told if item.code in MISFITS]
+    if len(misfits) == len(told):
+        return ContractError(f"{path} does not fit the model: {misfits[0].reason}")
+    return DataError(f"nothing in {path} can be used: {codes}. The first: {told[0].code}: {told[0].reason}")
