@@ -56,7 +56,11 @@ _TURNED: Final = (5, 6, 7, 8)
 
 
 class Images:
-    """The domain of photographs; see :class:`vitpipe.domains.base.Domain`."""
+    """The domain of photographs; see :class:`vitpipe.domains.base.Domain`.
+
+    Codes of rejected files: ``ZERO_BYTES NOT_IMAGE BAD_HEADER TOO_LARGE UNSUPPORTED UNREADABLE_FILE``; at a read
+    ``TRUNCATED UNDECODABLE CHANGED UNREADABLE_FILE``. Notes of sources: ``CMYK FIRST_FRAME_ONLY``.
+    """
 
     name = "images"
 

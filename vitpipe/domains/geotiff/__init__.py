@@ -14,7 +14,15 @@ from vitpipe.records import FileRecord, Json, Rejected, Source
 
 
 class Geotiff:
-    """The domain of GeoTIFF scenes; see :class:`vitpipe.domains.base.Domain`."""
+    """The domain of GeoTIFF scenes; see :class:`vitpipe.domains.base.Domain`.
+
+    Codes of rejected files: ``ZERO_BYTES NOT_GEOTIFF SIDECAR BAD_HEADER TRUNCATED BLOCK_TOO_LARGE UNREADABLE_FILE
+    NO_BANDS UNSUPPORTED_DTYPE BAD_SCALE MISSING_BAND BAD_MASK_FILE``; at a read ``TRUNCATED UNDECODABLE CHANGED
+    UNREADABLE_FILE``.
+
+    Notes of sources: ``NO_CRS GCP_ONLY RPC_ONLY NO_GROUND ROTATED COLORMAP ALPHA SCALED MASK_FILE FIRST_PAGE_ONLY
+    DUPLICATE_BAND_NAMES AUX_XML_IGNORED WORLD_FILE_IGNORED``.
+    """
 
     name = "geotiff"
 
