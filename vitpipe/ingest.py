@@ -291,7 +291,7 @@ def read_catalog(workspace: Workspace, source_ids: Collection[str] | None = None
     """
     if not workspace.catalog.is_file():
         raise DataError(f"no catalog in {workspace.root}; run `vitpipe ingest` first")
-    chosen = None if source_ids is None else [("source_id", "in", set(source_ids))]
+    chosen = None if source_ids is None else [("source_id", "in", set(source_ids) or {""})]
     table = pd.read_parquet(workspace.catalog, filters=chosen)
     names = table.columns.tolist()
     return [

@@ -8,6 +8,7 @@ even where every stratum is tiny. All of it is integer arithmetic: the same grou
 from __future__ import annotations
 
 import datetime
+import heapq
 import json
 import os
 from collections.abc import Sequence
@@ -162,7 +163,7 @@ def _allot(shares: Counts, held: Counts, fresh: Counts) -> Counts:
         want = ideal[row] + carry
         allotment[row] = _round(want, int(fresh[row]))
         carry = want - allotment[row] * _SCALE
-    return _repair(allotment, ideal, overall)
+    return _teach_every_stratum(_repair(allotment, ideal, overall), held, ideal)
 
 
 def _fill_empty(overall: Counts, shares: Counts, held: Counts) -> Counts:
@@ -187,6 +188,30 @@ def _repair(allotment: Counts, ideal: Counts, overall: Counts) -> Counts:
         moved = min(most, max(1, int(excess[giver]) // len(allotment)))
         allotment[row, giver] -= moved
         allotment[row, taker] += moved
+    return allotment
+
+
+def _teach_every_stratum(allotment: Counts, held: Counts, ideal: Counts) -> Counts:
+    """Let train have a group of every stratum, by exchange with strata that have two or more in train.
+
+    What the train split never shows cannot be learned: the only group of a class is of more use there than in a test
+    that must fail. The columns keep their sums.
+    """
+    train = SPLITS.index(Split.TRAIN)
+    lacking = np.flatnonzero((held[:, train] + allotment[:, train] == 0) & (allotment.sum(axis=1) > 0))
+    spare = np.minimum(allotment[:, train], held[:, train] + allotment[:, train] - 1)
+    givers = [(-int(spare[row]), int(row)) for row in np.flatnonzero(spare > 0)]
+    heapq.heapify(givers)
+    for row in lacking:
+        if not givers:
+            break
+        left, giver = heapq.heappop(givers)
+        surplus = np.where(allotment[row] > 0, allotment[row] * _SCALE - ideal[row], np.iinfo(np.int64).min)
+        column = int(np.argmax(surplus))
+        allotment[row, [train, column]] += (1, -1)
+        allotment[giver, [train, column]] += (-1, 1)
+        if left + 1 < 0:
+            heapq.heappush(givers, (left + 1, giver))
     return allotment
 
 
@@ -262,8 +287,7 @@ def check_leaks(table: pd.DataFrame) -> None:
         raise LeakageError(
             f"{shared} tile(s) have the same pixels under different groups in different splits, first {places}; in all "
             f"{twice['source_id'].nunique()} sources: {_some(ordered['source_id'].drop_duplicates())}; remove the "
-            "duplicates, or give what belongs together one value in a group column (`labels.group`) and start over in "
-            "another `workspace`"
+            "duplicates, or give what belongs together one value in a group column (`labels.group`)"
         )
 
 

@@ -1,0 +1,331 @@
+"""The manifest of a run: the labelled tiles with their classes, groups, splits and subgroup attributes.
+
+A tile takes the label of its frame where there is one, else that of its source. Its group is the label table's, else
+the one that the reader gave it (patient, block of ground). Splits go by group and never change; see `vitpipe.splits`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from vitpipe.atomic import write_json, write_parquet
+from vitpipe.config import PipelineConfig
+from vitpipe.digest import digest_bytes
+from vitpipe.errors import ContractError, DataError, LabelError, SplitError
+from vitpipe.ingest import read_catalog
+from vitpipe.labels.base import ATTRIBUTE_PREFIX, CLASS_SEPARATOR, LabelSet
+from vitpipe.records import WHOLE_SOURCE, Source, Split
+from vitpipe.splits import check_leaks, content_order, update_splits
+from vitpipe.store import TileStore
+from vitpipe.tiling import tile_digest
+from vitpipe.workspace import Workspace
+
+TABLE_FILE: Final = "manifest.parquet"
+RECORD_FILE: Final = "manifest.json"
+_COLUMNS: Final = (
+    "tile_id", "source_id", "group_id", "frame", "row", "col", "height", "width", "valid_fraction", "label", "split",
+    "shard_id", "shard_row", "pixel_digest",
+)  # fmt: skip
+_EXAMPLES: Final = 5
+_SPLIT_ORDER: Final = (Split.TRAIN, Split.VAL, Split.CALIBRATION, Split.TEST)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The labelled tiles of a run, and what holds for all of them."""
+
+    table: pd.DataFrame
+    """A row a labelled tile, sorted by `tile_id`: `tile_id, source_id, group_id, frame, row, col, height, width,
+    valid_fraction, label, split, shard_id, shard_row, pixel_digest, attr_<name>...`."""
+    classes: tuple[str, ...]
+    """Sorted; the order of a model's outputs."""
+    multi_label: bool
+    """Then `label` holds the positive classes joined by ``|``, empty for none."""
+    channels: tuple[str, ...]
+    units: str
+    tile_size: int
+    """Height and width of a tile in pixels."""
+    tiles_folder: Path
+    """The store, for `vitpipe.store.TileStore`."""
+    digest: str
+    """Of tiles, labels, groups, splits and tiling recipe; no path in it."""
+    notes: tuple[str, ...]
+    """Sentences for the user."""
+    unlabelled: int
+    """Tiles of the catalog's sources that have no label."""
+
+
+def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSet) -> Manifest:
+    """Join tiles, labels and splits; new groups get their split here, for good.
+
+    Raises:
+        DataError: there is no tile.
+        LabelError: no tile has a label.
+        SplitError: too few groups, or the train split holds one class only.
+        LeakageError: a group, or the same pixels, stand in two splits.
+    """
+    recipe_digest = tile_digest(config)
+    folder = workspace.tiles(recipe_digest)
+    store = TileStore(folder)
+    sources = read_catalog(workspace)
+    tiles = store.table()
+    tiles = tiles[tiles["source_id"].isin({source.source_id for source in sources})]
+    if tiles.empty:
+        raise DataError(f"no tiles of the sources in the catalog are in {folder}; run `vitpipe tile` first")
+    if not (path := workspace.labels(labels.digest)).exists():
+        write_parquet(path, labels.rows)
+
+    joined = _join_labels(tiles, labels.rows)
+    labelled = joined["label"].notna()
+    table = joined[labelled].reset_index(drop=True)
+    if table.empty:
+        raise LabelError(
+            f"none of the {len(tiles)} tile(s) has a label: the labelled sources gave no tile; lower "
+            "`tiles.min_valid_fraction`, or label other sources"
+        )
+    torn = _groups_torn_by_labels(table)
+    table["group_id"] = table["label_group"].where(table["label_group"] != "", table["group_id"])
+    attributes = _attributes(table, sources, labels.rows)
+    table = table[[name for name in _COLUMNS if name != "split"]].copy()
+    table["split"] = _splits(config, workspace, table, labels)
+    table = pd.concat([table[list(_COLUMNS)], attributes], axis=1).sort_values("tile_id", ignore_index=True)
+    check_leaks(table)
+    unlabelled = int((~labelled).sum())
+    notes = (*labels.notes, *torn, *_describe(table, labels, unlabelled))
+    _check_train(table, labels)
+    return Manifest(
+        table=table,
+        classes=labels.classes,
+        multi_label=labels.multi_label,
+        channels=tuple(store.channels),
+        units=store.units,
+        tile_size=store.tile_size,
+        tiles_folder=folder,
+        digest=_manifest_digest(table, labels, recipe_digest),
+        notes=notes,
+        unlabelled=unlabelled,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- joining
+
+
+def _join_labels(tiles: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Add `label` (None: unlabelled), `label_group` and `label_row`, the place of the label row (-1: none)."""
+    whole = rows["frame"].to_numpy() == WHOLE_SOURCE
+    place = np.full(len(tiles), -1)
+    whole_rows, frame_rows = np.flatnonzero(whole), np.flatnonzero(~whole)
+    found = pd.Index(rows["source_id"].iloc[whole_rows]).get_indexer(pd.Index(tiles["source_id"]))
+    if len(whole_rows):
+        place = np.where(found >= 0, whole_rows[found], place)
+    if len(frame_rows):
+        keys = pd.MultiIndex.from_frame(rows.iloc[frame_rows][["source_id", "frame"]])
+        found = keys.get_indexer(pd.MultiIndex.from_frame(tiles[["source_id", "frame"]]))
+        # The label of a frame comes before that of its source.
+        place = np.where(found >= 0, frame_rows[found], place)
+    result = tiles.reset_index(drop=True)
+    result["label_row"] = place
+    chosen = rows[["label", "group_id"]].iloc[place].reset_index(drop=True)
+    result["label"] = chosen["label"].where(result["label_row"] >= 0, None)
+    result["label_group"] = chosen["group_id"].where(result["label_row"] >= 0, "")
+    return result
+
+
+def _groups_torn_by_labels(table: pd.DataFrame) -> list[str]:
+    """Say when the group column tears apart what the reader holds together: a patient could then straddle splits."""
+    pairs = table[["group_id", "label_group"]].drop_duplicates()
+    torn = pairs.loc[pairs["group_id"].duplicated(), "group_id"].nunique()
+    if not torn:
+        return []
+    return [
+        f"the group column divides {torn} group(s) that the reader holds together (patient or block of ground); they "
+        "may now stand in several splits"
+    ]
+
+
+def _attributes(table: pd.DataFrame, sources: Sequence[Source], rows: pd.DataFrame) -> pd.DataFrame:
+    """Give the subgroup columns of each tile: the source's, and over them those of the label table."""
+    ids = pd.Index([source.source_id for source in sources])
+    names = sorted({name for source in sources for name in source.attributes})
+    place = ids.get_indexer(pd.Index(table["source_id"]))
+    columns: dict[str, pd.Series] = {}
+    for name in names:
+        values = pd.Series([source.attributes.get(name) for source in sources], dtype="object")
+        columns[ATTRIBUTE_PREFIX + name] = values.iloc[place].reset_index(drop=True)
+    label_row = table["label_row"].to_numpy()
+    for name in rows.columns:
+        if name.startswith(ATTRIBUTE_PREFIX):
+            values = rows[name].astype("object").iloc[label_row].reset_index(drop=True)
+            if name in columns:
+                values = values.where(values.notna(), columns[name])
+            columns[name] = values
+    return pd.DataFrame({name: _one_kind(columns[name]) for name in sorted(columns)}, index=table.index)
+
+
+def _one_kind(values: pd.Series) -> pd.Series:
+    """Give numbers as float64, anything else, or a mixture, as text; missing stays missing."""
+    given = values[values.notna()]
+    if len(given) and given.map(lambda value: isinstance(value, int | float) and not isinstance(value, bool)).all():
+        return values.astype("float64")
+    text = given.map(lambda value: f"{value:g}" if isinstance(value, float) else str(value))
+    return text.reindex(values.index).astype("str")
+
+
+# --------------------------------------------------------------------------------------------------------------- splits
+
+
+def _splits(config: PipelineConfig, workspace: Workspace, table: pd.DataFrame, labels: LabelSet) -> pd.Series:
+    """Give each tile the split of its group; groups that are new get one."""
+    groups = _groups(table, labels, config.split.seed)
+    assigned = update_splits(workspace, groups, config.split)
+    place = pd.Index(assigned["group_id"]).get_indexer(pd.Index(table["group_id"]))
+    return pd.Series(assigned["split"].to_numpy()[place], index=table.index, dtype="str")
+
+
+def _groups(table: pd.DataFrame, labels: LabelSet, seed: int) -> pd.DataFrame:
+    """Give a row a group: `group_id`, `stratum`, `order`.
+
+    The stratum is the label of most of its tiles (multi-label: the rarest class it has). The order comes from its
+    smallest source; for groups that share it (blocks of one scene), from their smallest tile.
+    """
+    groups = table.groupby("group_id", sort=True).agg(source_id=("source_id", "min"), tile_id=("tile_id", "min"))
+    shared = groups["source_id"].duplicated(keep=False)
+    groups["order"] = content_order(groups["source_id"].where(~shared, groups["tile_id"]).tolist(), seed=seed)
+    groups["stratum"] = (_rarest_class if labels.multi_label else _commonest_label)(table).reindex(groups.index)
+    return groups.reset_index()[["group_id", "stratum", "order"]]
+
+
+def _commonest_label(table: pd.DataFrame) -> pd.Series:
+    counts = table.groupby(["group_id", "label"], sort=True).size().rename("tiles").reset_index()
+    first = counts.sort_values(["group_id", "tiles", "label"], ascending=[True, False, True]).drop_duplicates(
+        "group_id"
+    )
+    return first.set_index("group_id")["label"]
+
+
+def _rarest_class(table: pd.DataFrame) -> pd.Series:
+    pairs = table[["group_id", "label"]].drop_duplicates()
+    pairs = pairs.assign(name=pairs["label"].str.split(CLASS_SEPARATOR)).explode("name")
+    pairs = pairs[["group_id", "name"]].drop_duplicates()
+    rarity = pairs.groupby("name")["group_id"].size()
+    # No positive class at all is the stratum of last resort.
+    pairs["rank"] = pairs["name"].map(rarity).where(pairs["name"] != "", len(table) + 1)
+    first = pairs.sort_values(["group_id", "rank", "name"]).drop_duplicates("group_id")
+    return first.set_index("group_id")["name"]
+
+
+# ------------------------------------------------------------------------------------------------ sentences and digest
+
+
+def _class_counts(table: pd.DataFrame, labels: LabelSet) -> pd.DataFrame:
+    """Count distinct groups: a row a split, a column a class."""
+    pairs = table[["split", "group_id", "label"]].drop_duplicates()
+    if labels.multi_label:
+        pairs = pairs.assign(label=pairs["label"].str.split(CLASS_SEPARATOR)).explode("label")
+        pairs = pairs.drop_duplicates()
+    counts = pairs.groupby(["split", "label"]).size().unstack(fill_value=0)
+    return counts.reindex(index=[str(split) for split in _SPLIT_ORDER], columns=list(labels.classes), fill_value=0)
+
+
+def _describe(table: pd.DataFrame, labels: LabelSet, unlabelled: int) -> list[str]:
+    notes = []
+    by_class = _class_counts(table, labels)
+    for split in _SPLIT_ORDER:
+        part = table[table["split"] == split]
+        if part.empty:
+            notes.append(f"{split}: no group")
+            continue
+        counted = by_class.loc[str(split)]
+        shown = ", ".join(f"{name} {count}" for name, count in counted.items()) if len(counted) <= 12 else ""
+        notes.append(
+            f"{split}: {len(part)} tile(s) of {part['source_id'].nunique()} source(s) in {part['group_id'].nunique()} "
+            f"group(s){'; groups by class: ' + shown if shown else ''}"
+        )
+        if missing := [str(name) for name, count in counted.items() if count == 0]:
+            more = ", ..." if len(missing) > _EXAMPLES else ""
+            notes.append(
+                f"{split} has no group of {len(missing)} class(es): {', '.join(missing[:_EXAMPLES])}{more}; more "
+                "labelled groups of them would be spread over the splits"
+            )
+    if unlabelled:
+        notes.append(f"{unlabelled} tile(s) have no label and are not used")
+    without = labels.rows["source_id"].nunique() - table["source_id"].nunique()
+    if without:
+        notes.append(f"{without} labelled source(s) gave no tile (too few valid pixels, or not tiled)")
+    return notes
+
+
+def _check_train(table: pd.DataFrame, labels: LabelSet) -> None:
+    train = table.loc[table["split"] == Split.TRAIN, ["group_id", "label"]]
+    if train["label"].nunique() < 2:
+        only = train["label"].iloc[0] if len(train) else "none"
+        raise SplitError(
+            f"the train split holds one class only (`{only}`, {train['group_id'].nunique()} group(s)) of "
+            f"{len(labels.classes)}; label more groups of the other classes"
+        )
+
+
+def _manifest_digest(table: pd.DataFrame, labels: LabelSet, recipe_digest: str) -> str:
+    head = json.dumps([recipe_digest, list(labels.classes), labels.multi_label])
+    columns = ("tile_id", "label", "split", "pixel_digest")
+    texts = ["\n".join(("", name, *table[name])) for name in columns]
+    # Which tiles belong together, not what the groups are called: the same under another pseudonym key.
+    texts.append("\n".join(("", "group", *pd.factorize(table["group_id"])[0].astype(str))))
+    return digest_bytes(head.encode(), *(text.encode("utf-8") for text in texts))
+
+
+# --------------------------------------------------------------------------------------------------- tables on the disk
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write ``manifest.parquet``, then ``manifest.json``, whose existence is the commit.
+
+    The store is written as a path relative to `folder`: a workspace may be moved as a whole.
+    """
+    write_parquet(folder / TABLE_FILE, manifest.table)
+    write_json(
+        folder / RECORD_FILE,
+        {
+            "classes": list(manifest.classes),
+            "multi_label": manifest.multi_label,
+            "channels": list(manifest.channels),
+            "units": manifest.units,
+            "tile_size": manifest.tile_size,
+            "tiles_folder": os.path.relpath(manifest.tiles_folder.resolve(), folder.resolve()),
+            "digest": manifest.digest,
+            "notes": list(manifest.notes),
+            "unlabelled": manifest.unlabelled,
+        },
+    )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read what :func:`write_manifest` wrote.
+
+    Raises:
+        ContractError: there is no whole manifest in `folder`.
+    """
+    record, table = folder / RECORD_FILE, folder / TABLE_FILE
+    if not record.is_file() or not table.is_file():
+        raise ContractError(f"{folder} holds no whole manifest ({TABLE_FILE} and {RECORD_FILE}); prepare the run again")
+    values = json.loads(record.read_text(encoding="utf-8"))
+    return Manifest(
+        table=pd.read_parquet(table),
+        classes=tuple(values["classes"]),
+        multi_label=values["multi_label"],
+        channels=tuple(values["channels"]),
+        units=values["units"],
+        tile_size=values["tile_size"],
+        tiles_folder=(folder.resolve() / values["tiles_folder"]).resolve(),
+        digest=values["digest"],
+        notes=tuple(values["notes"]),
+        unlabelled=values["unlabelled"],
+    )
