@@ -9,6 +9,7 @@ from pathlib import Path
 from vitpipe.domains.base import ScanContext
 from vitpipe.domains.dicom.files import JUNK_CODES, read_file
 from vitpipe.domains.dicom.instance import read_instance
+from vitpipe.domains.dicom.quiet import quiet
 from vitpipe.domains.dicom.raster import DicomRaster
 from vitpipe.domains.dicom.sources import assemble
 from vitpipe.errors import UnreadableSource
@@ -36,7 +37,8 @@ class Dicom:
             TransientError: the store does not answer.
         """
         try:
-            return read_instance(read_file(path), context.pseudonym).to_json()
+            with quiet():
+                return read_instance(read_file(path), context.pseudonym).to_json()
         except UnreadableSource as error:
             return Rejected(str(path), error.code, error.reason, junk=error.code in JUNK_CODES)
 

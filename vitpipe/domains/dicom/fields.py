@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from datetime import date
 from typing import Any
@@ -22,7 +21,7 @@ _DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
 
 def text(dataset: Dataset, keyword: str) -> str | None:
     """Give a value as stripped text; several values joined by ``/``; None where absent or empty."""
-    value = _value(dataset, keyword)
+    value = value_of(dataset, keyword)
     if isinstance(value, MultiValue | list):
         value = "/".join(str(item) for item in value)
     stripped = "" if value is None else str(value).strip(" \x00")
@@ -31,7 +30,7 @@ def text(dataset: Dataset, keyword: str) -> str | None:
 
 def numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
     """Give exactly `count` finite numbers, or None."""
-    value = _value(dataset, keyword)
+    value = value_of(dataset, keyword)
     values = list(value) if isinstance(value, MultiValue | list) else [value]
     if len(values) != count:
         return None
@@ -50,19 +49,17 @@ def number(dataset: Dataset, keyword: str) -> float | None:
 
 def children(dataset: Dataset, keyword: str) -> Iterator[Dataset]:
     """Iterate over the items of a sequence; nothing where it is absent."""
-    value = _value(dataset, keyword)
+    value = value_of(dataset, keyword)
     if value is not None and not isinstance(value, str | bytes | int | float):
         yield from value
 
 
-def _value(dataset: Dataset, keyword: str) -> Any:  # noqa: ANN401
-    # pydicom converts at access; its warnings quote values.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return dataset.get(keyword)
-        except PARSE_ERRORS:
-            return None
+def value_of(dataset: Dataset, keyword: str) -> Any:  # noqa: ANN401
+    """Give a value as pydicom converts it, or None where it is absent or does not convert."""
+    try:
+        return dataset.get(keyword)
+    except PARSE_ERRORS:
+        return None
 
 
 def acquired_year(dataset: Dataset) -> str | None:

@@ -10,14 +10,13 @@ import errno
 import io
 import os
 import struct
-import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -27,6 +26,7 @@ from pydicom.uid import (
     MediaStorageDirectoryStorage,
 )
 
+from vitpipe.domains.dicom.quiet import quiet
 from vitpipe.errors import TransientError, UnreadableSource
 
 JUNK_CODES: Final = frozenset({"NOT_DICOM", "DICOMDIR", "NO_PIXELS", "NOT_AN_IMAGE", "OTHER_MODALITY", "LOCALIZER"})
@@ -34,6 +34,7 @@ JUNK_CODES: Final = frozenset({"NOT_DICOM", "DICOMDIR", "NO_PIXELS", "NOT_AN_IMA
 
 PARSE_ERRORS: Final = (
     InvalidDicomError,
+    BytesLengthException,
     ValueError,
     TypeError,
     AttributeError,
@@ -56,6 +57,7 @@ _PIXEL_KEYWORDS: Final = {
 _GONE: Final = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP})
 _MALFORMED: Final = frozenset({None, errno.EINVAL, errno.EOVERFLOW})
 _DEFER_BYTES: Final = 1 << 20
+_LARGE_READ_BYTES: Final = 1 << 20
 _SNIFF_BYTES: Final = 132
 _LARGEST_FIRST_ELEMENT: Final = 1 << 16
 
@@ -86,6 +88,16 @@ class DicomFile:
     pixels: PixelPlace | None
 
 
+class _Stream(io.BufferedReader):
+    """Reads no further than the file goes: a damaged length would make a buffer of gigabytes."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read at most `size` bytes."""
+        if size is not None and size > _LARGE_READ_BYTES:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
+
+
 def read_file(path: Path) -> DicomFile:
     """Read the header of a DICOM file, no pixels (a deflated file has to be inflated whole).
 
@@ -94,7 +106,7 @@ def read_file(path: Path) -> DicomFile:
         TransientError: the store does not answer.
     """
     try:
-        with path.open("rb") as stream:
+        with quiet(), _Stream(io.FileIO(path)) as stream:
             return _read_stream(path, stream)
     except PARSE_ERRORS as error:
         raise UnreadableSource(
@@ -124,10 +136,7 @@ def _read_stream(path: Path, stream: BinaryIO) -> DicomFile:
     if not has_prefix and not _begins_like_dicom(head):
         raise UnreadableSource("NOT_DICOM", _what_else(path, head), str(path))
     stream.seek(0)
-    # pydicom's warnings quote values.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dataset = dcmread(stream, stop_before_pixels=True, defer_size=_DEFER_BYTES, force=True)
+    dataset = dcmread(stream, stop_before_pixels=True, defer_size=_DEFER_BYTES, force=True)
     syntax = _transfer_syntax(dataset)
     if not has_prefix and not any(key in dataset for key in ("SOPClassUID", "Rows", "Modality", "StudyInstanceUID")):
         raise UnreadableSource("NOT_DICOM", _what_else(path, head), str(path))
@@ -193,9 +202,7 @@ def _place(stream: BinaryIO, dataset: Dataset) -> PixelPlace | None:
 
 def _place_in_deflated(path: Path) -> PixelPlace | None:
     """Inflate the data set and find the pixels in it: a deflated file has no other way in."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        whole = dcmread(path, force=True)
+    whole = dcmread(path, force=True)
     for keyword in _PIXEL_KEYWORDS.values():
         if keyword in whole:
             value = bytes(whole[keyword].value)

@@ -10,7 +10,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.uid import UID
 
-from vitpipe.domains.dicom.fields import children, number, text
+from vitpipe.domains.dicom.fields import children, number, text, value_of
 from vitpipe.domains.dicom.files import DicomFile
 from vitpipe.errors import UnreadableSource
 
@@ -236,7 +236,7 @@ def _lut_bits(holder: Dataset, keyword: str) -> int:
 def _palette_bits(dataset: Dataset) -> int:
     """Give the bits that the palette's entries have in the file: 8-bit entries may lie in 16 bits."""
     descriptor = (text(dataset, "RedPaletteColorLookupTableDescriptor") or "").split("/")
-    data = dataset.get("RedPaletteColorLookupTableData")
+    data = value_of(dataset, "RedPaletteColorLookupTableData")
     if data and len(descriptor) == 3 and descriptor[0].isdigit():
         return 8 if len(data) <= (int(descriptor[0]) or 1 << 16) else 16
     return _lut_bits(dataset, "RedPaletteColorLookupTableDescriptor")

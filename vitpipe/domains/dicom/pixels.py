@@ -1,8 +1,8 @@
 """Decode one frame of a file to its stored values.
 
 One codec a transfer syntax: imagecodecs, which lets other threads run, proven equal to pydicom's own decoders on the
-corpus of `tests/domains`; where it fails, whatever plugin pydicom has (gdcm, and pylibjpeg-libjpeg where
-``vitpipe[gpl-decoders]`` is installed).
+corpus of `tests/domains`; where it fails, pylibjpeg, if ``vitpipe[gpl-decoders]`` is installed. Never gdcm: on a
+damaged JPEG it ends the process (`terminate called after throwing gdcm::Exception`), and the run with it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from pydicom.pixels.processing import convert_color_space
 from pydicom.pixels.utils import expand_ybr422
 from pydicom.uid import UID
 
+from vitpipe.domains.dicom.codestream import has_end, names_colours, rle_planes, stated_shape
+from vitpipe.domains.dicom.fields import value_of
 from vitpipe.domains.dicom.files import PARSE_ERRORS, DicomFile, PixelPlace, read_file
 from vitpipe.domains.dicom.pixelformat import PixelFormat, read_format
+from vitpipe.domains.dicom.quiet import quiet
 from vitpipe.errors import UnreadableSource
 
 NATIVE: Final = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"})
@@ -44,9 +47,6 @@ _CODECS: Final[dict[str, Callable[[bytes], NDArray[np.generic]]]] = {
     "1.2.840.10008.1.2.4.202": imagecodecs.jpeg2k_decode,
     "1.2.840.10008.1.2.4.203": imagecodecs.jpeg2k_decode,
 }
-_MARKED: Final = frozenset(_CODECS)
-_END_OF_STREAM: Final = b"\xff\xd9"
-_PADDING: Final = 18
 DECODABLE: Final = frozenset({*NATIVE, *_CODECS, _RLE})
 """Transfer syntaxes that are read."""
 
@@ -148,9 +148,8 @@ class FrameDecoder:
             UnreadableSource: ``UNDECODABLE`` or ``TRUNCATED``.
         """
         try:
-            if self._place.inflated is not None:
-                return self._decode(io.BytesIO(self._place.inflated), frame)
-            with self._item.path.open("rb") as stream:
+            inflated = self._place.inflated
+            with quiet(), self._item.path.open("rb") if inflated is None else io.BytesIO(inflated) as stream:
                 return self._decode(stream, frame)
         except _DECODE_ERRORS as error:
             raise UnreadableSource(
@@ -170,14 +169,14 @@ class FrameDecoder:
         stream.seek(self._place.offset)
         data = get_frame(stream, frame, number_of_frames=self._format.frames, extended_offsets=self._offsets())
         try:
-            decoded = self._shaped(self._by_imagecodecs(data))
+            decoded = self._shaped(self._by_codec(data))
         except _DECODE_ERRORS:
-            return self._by_pydicom(data)
+            return self._by_pylibjpeg(data)
         return self._colours(self._unused_bits(decoded))
 
     def _offsets(self) -> tuple[bytes, bytes] | None:
         dataset = self._item.dataset
-        offsets, lengths = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+        offsets, lengths = (value_of(dataset, f"ExtendedOffsetTable{part}") for part in ("", "Lengths"))
         return (bytes(offsets), bytes(lengths)) if offsets and lengths else None
 
     def _native(self, stream: BinaryIO, frame: int) -> NDArray[np.generic]:
@@ -211,7 +210,7 @@ class FrameDecoder:
         return self._planes(values, by_plane=self._planar())
 
     def _planar(self) -> bool:
-        return bool(self._item.dataset.get("PlanarConfiguration", 0))
+        return bool(value_of(self._item.dataset, "PlanarConfiguration") == 1)
 
     def _planes(self, values: NDArray[np.generic], *, by_plane: bool) -> NDArray[np.generic]:
         described = self._format
@@ -221,22 +220,34 @@ class FrameDecoder:
             return values.reshape(described.samples, described.rows, described.cols).transpose(1, 2, 0)
         return values.reshape(described.rows, described.cols, described.samples)
 
-    def _by_imagecodecs(self, data: bytes) -> NDArray[np.generic]:
+    def _by_codec(self, data: bytes) -> NDArray[np.generic]:
         if self._item.transfer_syntax == _RLE:
-            if self._format.bits_allocated == 1:
-                raise NotImplementedError
-            decoded = imagecodecs.dicomrle_decode(data, self._format.stored_dtype)
-            # RLE keeps the bytes of a sample plane by plane: PlanarConfiguration has no say (PS3.5 annex G).
-            return self._planes(np.frombuffer(decoded, self._format.stored_dtype), by_plane=True)
-        if self._item.transfer_syntax in _MARKED and _END_OF_STREAM not in data[-_PADDING:]:
-            # The codecs would give what is there and fill up the rest.
+            return self._by_runs(data)
+        if not has_end(data):
             raise UnreadableSource(
                 "TRUNCATED", "a frame ends before its end marker; copy the file again", str(self._item.path)
             )
-        if self._item.transfer_syntax in _JPEG_8 and self._format.photometric == "RGB" and not _names_colours(data):
+        if stated_shape(data) != (self._format.rows, self._format.cols, self._format.samples):
+            raise ValueError
+        if self._item.transfer_syntax in _JPEG_8 and self._format.photometric == "RGB" and not names_colours(data):
             # libjpeg guesses YCbCr where the stream says nothing; the header does say.
             return imagecodecs.jpeg8_decode(data, colorspace="RGB", outcolorspace="RGB")
         return _CODECS[self._item.transfer_syntax](data)
+
+    def _by_runs(self, data: bytes) -> NDArray[np.generic]:
+        """Decode RLE segment by segment: the whole-frame decoders end the process on a damaged one."""
+        dtype, pixels = self._format.stored_dtype, self._format.rows * self._format.cols
+        segments = rle_planes(data)
+        if self._format.bits_allocated == 1 or len(segments) != self._format.samples * dtype.itemsize:
+            raise ValueError
+        planes = np.empty((self._format.samples, dtype.itemsize, pixels), np.uint8)
+        for place, segment in enumerate(segments):
+            # Padding may follow the pixels of a segment, never precede them.
+            unpacked = np.frombuffer(imagecodecs.packbits_decode(segment), np.uint8)[:pixels]
+            planes[divmod(place, dtype.itemsize)] = unpacked
+        values = np.ascontiguousarray(planes.transpose(0, 2, 1)).view(dtype.newbyteorder(">")).astype(dtype)
+        # RLE keeps the samples plane by plane: PlanarConfiguration has no say (PS3.5 annex G).
+        return self._planes(values.ravel(), by_plane=True)
 
     def _shaped(self, decoded: NDArray[np.generic]) -> NDArray[np.generic]:
         """Check the codec's shape and give it the header's dtype: the stream may state another sign or fewer bits."""
@@ -269,7 +280,7 @@ class FrameDecoder:
             return converted
         return values
 
-    def _by_pydicom(self, data: bytes) -> NDArray[np.generic]:
+    def _by_pylibjpeg(self, data: bytes) -> NDArray[np.generic]:
         described, single = self._format, Dataset()
         single.file_meta = FileMetaDataset()
         single.file_meta.TransferSyntaxUID = self._item.transfer_syntax
@@ -279,19 +290,8 @@ class FrameDecoder:
         single.PixelRepresentation = int(described.signed)
         single.PlanarConfiguration = int(self._planar())
         single.PixelData = encapsulate([data], has_bot=False)
-        values, _ = get_decoder(self._item.transfer_syntax).as_array(single, index=0)
+        values, _ = get_decoder(self._item.transfer_syntax).as_array(single, index=0, decoding_plugin="pylibjpeg")
         return values
-
-
-def _names_colours(data: bytes) -> bool:
-    """Tell whether a JPEG stream has a marker that says how its colours are coded: JFIF's APP0 or Adobe's APP14."""
-    place = 2
-    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
-        length = int.from_bytes(data[place + 2 : place + 4], "big")
-        if (data[place + 1], data[place + 4 : place + 8]) in ((0xE0, b"JFIF"), (0xEE, b"Adob")):
-            return True
-        place += 2 + length
-    return False
 
 
 def stored_values(path: Path) -> NDArray[np.generic]:

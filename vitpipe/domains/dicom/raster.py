@@ -12,6 +12,7 @@ from vitpipe.domains.dicom.files import read_file
 from vitpipe.domains.dicom.instance import read_geometry
 from vitpipe.domains.dicom.pixelformat import PixelFormat, read_format
 from vitpipe.domains.dicom.pixels import FrameDecoder, check_length
+from vitpipe.domains.dicom.quiet import quiet
 from vitpipe.domains.dicom.sources import arrange_frames
 from vitpipe.domains.dicom.values import Transform
 from vitpipe.errors import UnreadableSource
@@ -96,13 +97,19 @@ class DicomRaster:
         in_file = self._order[frame] if self._in_one_file else 0
         # Not kept if the next lines fail.
         self._frame = None
-        self._pixels, self._valid = self._transform.apply(self._decoder.stored(in_file), in_file)
+        with quiet():
+            self._pixels, self._valid = self._transform.apply(self._decoder.stored(in_file), in_file)
         self._frame = frame
 
     def _open_file(self, place: int) -> None:
         if place == self._file:
             return
         path = Path(self._source.files[place])
+        with quiet():
+            self._describe(path)
+        self._file = place
+
+    def _describe(self, path: Path) -> None:
         item = read_file(path)
         described = read_format(item)
         self._check(described, path)
@@ -114,7 +121,6 @@ class DicomRaster:
             ).order
         self._decoder = FrameDecoder(item, described)
         self._transform = Transform(item.dataset, described, str(path), self._dtype)
-        self._file = place
 
     def _check(self, described: PixelFormat, path: Path) -> None:
         grid = self._source.grid

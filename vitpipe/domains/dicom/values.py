@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
+from vitpipe.domains.dicom.fields import value_of
 from vitpipe.domains.dicom.files import PARSE_ERRORS
 from vitpipe.domains.dicom.pixelformat import PixelFormat
 from vitpipe.errors import UnreadableSource
@@ -64,9 +63,7 @@ class Transform:
             coloured = apply_color_lut(stored, self._dataset)[..., :3]
             return np.moveaxis(coloured, -1, 0).astype(self._dtype)
         if self._format.lut_bits is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                looked_up = apply_modality_lut(stored, self._dataset)
+            looked_up = apply_modality_lut(stored, self._dataset)
             if self._format.inverted:
                 looked_up = (1 << self._format.lut_bits) - 1 - looked_up.astype(np.int64)
             return looked_up.astype(self._dtype)[None]
@@ -104,10 +101,10 @@ def _padding(dataset: Dataset, described: PixelFormat) -> tuple[float, float] | 
 def _stored_number(dataset: Dataset, keyword: str, described: PixelFormat) -> float | None:
     """Read a value whose VR follows PixelRepresentation: writers often give the other sign, then the bits are meant."""
     prefix = {32: "Float", 64: "DoubleFloat"}.get(described.float_bits, "")
-    value = dataset.get(prefix + keyword)
+    value = value_of(dataset, prefix + keyword)
     if isinstance(value, bytes):
         value = int.from_bytes(value, "little" if dataset.original_encoding[1] else "big") if value else None
-    if value is None or isinstance(value, str):
+    if not isinstance(value, int | float):
         return None
     if described.float_bits:
         return float(value)
