@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import vitpipe.store as room
 from tests.tiling_cases import noise
 from vitpipe.atomic import write_folder
 from vitpipe.errors import ContractError
@@ -50,7 +51,13 @@ def rows_of(name: str, indices: range, valid: np.ndarray) -> dict[str, list[obje
     }
 
 
-def test_gather_gives_back_what_was_written_in_any_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("large_from", [1, 1 << 30])
+@pytest.mark.parametrize("stage_bytes", [1, 1000, 1 << 20])
+def test_gather_gives_back_what_was_written_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large_from: int, stage_bytes: int
+) -> None:
+    monkeypatch.setattr(room, "_LARGE_TILE_BYTES", large_from)
+    monkeypatch.setattr(room, "_STAGE_BYTES", stage_bytes)
     written = {name: write_shard(tmp_path, name, count) for name, count in (("s2", 5), ("s1", 7), ("s3", 1))}
     store = TileStore(tmp_path)
     table = store.table()
