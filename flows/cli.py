@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitpipe import __version__
-from vitpipe.errors import VitpipeError
+from vitpipe.errors import DataError, VitpipeError
 
 if TYPE_CHECKING:
     from vitpipe.config import PipelineConfig
@@ -106,6 +106,8 @@ def check(config: ConfigPath = Path("pipeline.yaml"), as_json: AsJson = False) -
     else:
         for line in findings.lines:
             typer.echo(line)
+    if "stops" in findings.values:
+        raise typer.Exit(DataError.exit_code)
 
 
 @app.command()

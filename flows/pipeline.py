@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow, unmapped
+from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows import tasks
 from flows.artifacts import publish_report, publish_summary
@@ -20,9 +21,10 @@ from vitpipe.records import StageSummary
 from vitpipe.workspace import Workspace
 
 
-def runner() -> ThreadPoolTaskRunner[Any]:
+def runner() -> TaskRunner[PrefectFuture[Any]]:
     """Threads: decoding, resampling and copying release the interpreter's lock, and a process costs 0.2 s a task."""
-    return ThreadPoolTaskRunner(max_workers=os.cpu_count() or 1)
+    # A thread runner's futures are Prefect's; its type parameter is invariant all the same.
+    return cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=os.cpu_count() or 1))
 
 
 def run_name() -> str:

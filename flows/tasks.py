@@ -38,7 +38,7 @@ def is_transient(_task: Any, _task_run: TaskRun, state: State[Any]) -> bool:  # 
     retry_jitter_factor=0.5,
     retry_condition_fn=is_transient,
 )
-def index_batch(config: PipelineConfig, paths: Sequence[str], batch: int) -> StageSummary:
+def index_batch(config: PipelineConfig, paths: Sequence[str], batch: int) -> StageSummary:  # noqa: ARG001 - its name
     """Read the headers of one batch of files."""
     return stages.index_batch(config, paths)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitpipe.config import ModelRecipe, PipelineConfig
 from vitpipe.cutting import window_count
-from vitpipe.errors import TooManyRejected, VitpipeError
+from vitpipe.errors import DataError, TooManyRejected
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
 from vitpipe.labels import read_labels
 from vitpipe.labels.base import LabelSet
@@ -103,10 +103,11 @@ def _labels(
         return ["no labels: the run ends after tiling"]
     try:
         labels = read_labels(config.labels, sources, load_pseudonymiser(workspace.root))
-    except VitpipeError as error:
-        values["label_error"] = str(error)
+    except DataError as error:
+        # What stops a run first stays the first reason.
+        values.setdefault("stops", str(error))
         return [f"STOPS: {error}"]
-    return _label_lines(labels, values)
+    return _label_lines(labels, values) + _few_groups(config, sources, labels, values)
 
 
 def _label_lines(labels: LabelSet, values: dict[str, Json]) -> list[str]:
@@ -116,6 +117,24 @@ def _label_lines(labels: LabelSet, values: dict[str, Json]) -> list[str]:
     kind = "label sets" if labels.multi_label else "classes"
     more = ", ..." if len(counts) > 12 else ""
     return [f"{len(labels.classes)} {kind}: {listed}{more}", *labels.notes]
+
+
+def _few_groups(
+    config: PipelineConfig, sources: Sequence[Source], labels: LabelSet, values: dict[str, Json]
+) -> list[str]:
+    """Warn of fewer labelled groups than splits; the tiles of a large scene may still bring more."""
+    group_of = {source.source_id: source.group_id for source in sources}
+    rows = zip(labels.rows["source_id"], labels.rows["group_id"], strict=True)
+    groups = len({str(given) or group_of[str(source_id)] for source_id, given in rows})
+    splits = 1 + sum(share > 0 for share in (config.split.val, config.split.calibration, config.split.test))
+    values["labelled_groups"] = groups
+    if groups >= splits:
+        return []
+    return [
+        f"WARNING: {groups} labelled group(s) for {splits} splits; a group never straddles splits, so the run will stop"
+        " after tiling unless scenes span more blocks of ground: label more groups, or set `split.val` or"
+        " `split.calibration` to 0"
+    ]
 
 
 def _model(config: PipelineConfig, sources: Sequence[Source], values: dict[str, Json]) -> list[str]:
