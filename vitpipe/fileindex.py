@@ -134,11 +134,14 @@ def batches(paths: Sequence[Path], most: int = MOST_BATCHES) -> list[list[Path]]
 
 
 def plan_batches(config: PipelineConfig, workspace: Workspace) -> list[list[Path]]:
-    """List the files in batches, one task each; what a killed run left is taken into the index first.
+    """List the files in batches, one task each; what a killed run left is taken into the index first, or swept.
+
+    Call it while holding the workspace.
 
     Raises:
         ConfigError: the path is missing.
     """
+    sweep_partials(workspace.root)
     merge_index(workspace)
     return batches(list_files(config))
 

@@ -103,7 +103,7 @@ def test_identifying_keys_match_as_pseudonyms_and_are_never_shown(tmp_path: Path
     found = read(tmp_path, text, sources, key="patient", key_column="id", group="id")
     assert labels_of(found) == {("id_s1", -1): "ill", ("id_s2", -1): "ill", ("id_s3", -1): "well"}
     assert found.rows["group_id"].tolist()[0] == PSEUDONYM("group", "007")
-    assert found.notes == ("1 label(s) name no source, such as row 3",)
+    assert found.notes == ("1 label(s) name no source (not there, rejected, or a duplicate), such as row 3",)
     shown = found.rows.to_csv() + str(found.notes)
     assert "007" not in shown
     assert "PAT" not in shown
@@ -177,7 +177,7 @@ def test_what_is_missing_is_counted(tmp_path: Path) -> None:
         "1 row(s) of the label table have no label",
         "1 row(s) of the label table have no key",
         "taken as classes: NA; leave the cell empty where there is no label",
-        "1 label(s) name no source, such as gone1.png",
+        "1 label(s) name no source (not there, rejected, or a duplicate), such as gone1.png",
         "2 of 4 source(s) have no label: kept for prediction, not trained on",
     )
 

@@ -70,7 +70,7 @@ def need_columns(table: pd.DataFrame, names: Sequence[str], path: Path, option: 
         if name not in columns:
             folded = {column.lower(): column for column in columns}
             near = difflib.get_close_matches(name.lower(), list(folded), n=1)
-            guess = f"; did you mean `{folded[near[0]]}`?" if near else ""
+            guess = f"; did you mean `{folded[near[0]]}`?" if near else "."
             raise LabelError(
                 f"{path} has no column `{name}`{guess} It has: {', '.join(columns)}. Set `{option}` to one of them"
             )

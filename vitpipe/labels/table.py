@@ -54,6 +54,8 @@ def read_table_labels(recipe: TableLabels, sources: Sequence[Source], pseudonym:
     need_columns(table, recipe.attributes, path, "labels.attributes")
 
     rows = pd.DataFrame({"row": range(1, len(table) + 1), "key": as_text(table[key_column])})
+    # As written, for the sentences; the key itself is normalised or turned into a pseudonym.
+    rows["shown"] = rows["key"] if recipe.key in _PLAIN_KINDS else "row " + rows["row"].astype("str")
     rows["label"] = _labels(table, recipe, path)
     rows["group_id"] = _groups(table, recipe, pseudonym)
     for name in recipe.attributes:
@@ -73,7 +75,7 @@ def read_table_labels(recipe: TableLabels, sources: Sequence[Source], pseudonym:
     if matched.empty:
         raise _no_match(rows, keys, recipe, path)
     notes += _orphan_notes(rows, keys, recipe)
-    kept = unique_labels(matched.drop(columns=["key", "row"]), f"{path}: rows with different keys")
+    kept = unique_labels(matched.drop(columns=["key", "row", "shown"]), f"{path}: rows with different keys")
     multi_label = not isinstance(recipe.column, str)
     classes = names if multi_label else kept["label"].unique().tolist()
     if multi_label and (absent := _never_positive(kept["label"], names)):
@@ -156,7 +158,7 @@ def _one_row_a_key(rows: pd.DataFrame, recipe: TableLabels, path: Path) -> pd.Da
         if len(torn):
             first = torn.iloc[0]
             other = torn.loc[torn["key"] == first["key"], "row"].iloc[1]
-            shown = f" (`{first['key']}`)" if recipe.key in _PLAIN_KINDS else ""
+            shown = f" (`{first['shown']}`)" if recipe.key in _PLAIN_KINDS else ""
             raise LabelError(
                 f"{path}: {torn['key'].nunique()} key(s) have different {name} in different rows, first rows "
                 f"{first['row']} and {other}{shown}; leave one {name.removesuffix('s')} a key, or set `labels.key` to "
@@ -210,10 +212,8 @@ def _orphan_notes(rows: pd.DataFrame, keys: pd.DataFrame, recipe: TableLabels) -
     notes = []
     orphans = rows[~rows["key"].isin(keys["key"])]
     if len(orphans):
-        column = "key" if recipe.key in _PLAIN_KINDS else "row"
-        shown = ", ".join(str(value) for value in orphans[column].head(EXAMPLES))
-        word = "" if column == "key" else "row "
-        notes.append(f"{len(orphans)} label(s) name no source, such as {word}{shown}")
+        shown = ", ".join(orphans["shown"].head(EXAMPLES))
+        notes.append(f"{len(orphans)} label(s) name no source (not there, rejected, or a duplicate), such as {shown}")
     if recipe.key == "scene":
         named = keys[keys["key"].isin(rows["key"])].drop_duplicates(["key", "source_id"])
         if shared := int(named["key"].duplicated().sum()):
@@ -228,7 +228,7 @@ def _no_match(rows: pd.DataFrame, keys: pd.DataFrame, recipe: TableLabels, path:
             f"{counts}; check that `labels.key: {recipe.key}` is what the key column holds, as written in the DICOM "
             "header (leading zeros too)"
         )
-    shown = f"the table has `{rows['key'].iloc[0]}`, the sources have `{keys['key'].iloc[0]}`"
+    shown = f"the table has `{rows['shown'].iloc[0]}`, the sources have `{keys['key'].iloc[0]}`"
     return LabelError(f"{counts}: {shown}; {_path_remedy(rows['key'], keys['key'], recipe)}")
 
 
