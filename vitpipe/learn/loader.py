@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vitpipe.errors import ConfigError, DataError, VitpipeError
+from vitpipe.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,13 +129,6 @@ def epoch_parts(
             yield step, start, stop, len(places), places[start:stop]
 
 
-class _Failure:
-    """What ended the reading thread."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
 class Prefetcher:
     """Reads batches in a thread, a few ahead; leaving the context ends the thread.
 
@@ -152,56 +146,37 @@ class Prefetcher:
         pin_memory: bool,
     ) -> None:
         self._tiles = tiles
-        self._parts = parts
+        self._parts = enumerate(parts)
         self._pin_memory = pin_memory
-        self._ready: queue.Queue[Batch | _Failure | None] = queue.Queue(maxsize=_AHEAD)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._read, name="vitpipe-prefetch", daemon=True)
+        self._buffers: list[torch.Tensor] = []
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="vitpipe-prefetch")
 
     def __enter__(self) -> Iterator[Batch]:
-        """Start to read; gives the batches in order."""
-        self._thread.start()
+        """Start to read; gives the batches in order. What a read raises is raised where its batch is taken."""
         return self._batches()
 
     def __exit__(self, *_: object) -> None:
         """End the thread, whether all batches were taken or not."""
-        self._ended.set()
-        while self._thread.is_alive():
-            # The thread may wait for room in the queue.
-            while not self._ready.empty():
-                self._ready.get_nowait()
-            self._thread.join(timeout=0.05)
+        self._pool.shutdown(cancel_futures=True)
 
     def _batches(self) -> Iterator[Batch]:
-        while (item := self._ready.get()) is not None:
-            if isinstance(item, _Failure):
-                raise item.error
-            yield item
+        waiting = deque(self._submit(_AHEAD))
+        while waiting:
+            batch = waiting.popleft().result()
+            waiting.extend(self._submit(1))
+            yield batch
 
-    def _put(self, item: Batch | _Failure | None) -> None:
-        while not self._ended.is_set():
-            try:
-                self._ready.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-            return
+    def _submit(self, count: int) -> Iterator[Future[Batch]]:
+        for number, part in itertools.islice(self._parts, count):
+            yield self._pool.submit(self._read, number, part)
 
-    def _read(self) -> None:
-        buffers: list[torch.Tensor] = []
-        try:
-            for number, (step, start, stop, total, places) in enumerate(self._parts):
-                if self._ended.is_set():
-                    return
-                if number < _BUFFERS:
-                    # One more than this batch: the parts of an epoch differ by one tile.
-                    shape = (len(places) + 1, *self._tiles.tile_shape)
-                    buffers.append(torch.empty(shape, pin_memory=self._pin_memory))
-                buffer = buffers[number % _BUFFERS]
-                _, valid = self._tiles.read(places, buffer.numpy())
-                targets = self._tiles.targets[torch.from_numpy(places)]
-                self._put(Batch(step, start, stop, total, buffer[: len(places)], torch.from_numpy(valid), targets))
-        except (VitpipeError, OSError, ValueError, KeyError, IndexError, RuntimeError, MemoryError) as error:
-            # Raised again where the batches are taken.
-            self._put(_Failure(error))
-            return
-        self._put(None)
+    def _read(self, number: int, part: tuple[int, int, int, int, NDArray[np.int64]]) -> Batch:
+        step, start, stop, total, places = part
+        if number < _BUFFERS:
+            # One more than this batch: the parts of an epoch differ by one tile.
+            shape = (len(places) + 1, *self._tiles.tile_shape)
+            self._buffers.append(torch.empty(shape, pin_memory=self._pin_memory))
+        buffer = self._buffers[number % _BUFFERS]
+        _, valid = self._tiles.read(places, buffer.numpy())
+        targets = self._tiles.targets[torch.from_numpy(places)]
+        return Batch(step, start, stop, total, buffer[: len(places)], torch.from_numpy(valid), targets)
