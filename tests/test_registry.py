@@ -100,6 +100,8 @@ def test_the_life_of_a_model(world: World) -> None:
     assert (better.version, better.verdict) == ("3", "promoted")
     assert world.aliases() == {"champion": "3", "challenger": "3", "previous_champion": "1"}
 
+    assert world.registry.challenger(NAME) == "3"
+    assert world.registry.resolve(f"models:/{NAME}@previous_champion") == f"models:/{NAME}/1"
     assert "champion" in world.registry.promote(NAME, "2").aliases
     assert world.aliases()["previous_champion"] == "3"
     assert world.registry.rollback(NAME).version == "3"

@@ -9,7 +9,6 @@ Without ``MLFLOW_TRACKING_URI`` the store is a SQLite file in the workspace, wit
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import tempfile
 import time
@@ -23,22 +22,12 @@ import pandas as pd
 from vitpipe.atomic import workspace_errors
 from vitpipe.config import PipelineConfig
 from vitpipe.errors import ConfigError, ContractError
-from vitpipe.infer import facts
+from vitpipe.infer import facts, versions
 from vitpipe.infer.package import Package, neutralise, open_package, requirements, stage_package
 from vitpipe.infer.quiet import silence_telemetry
 from vitpipe.infer.serving import serve
 from vitpipe.infer.tracking import TrackingStore, tracking_store
-from vitpipe.infer.versions import (
-    CHALLENGER,
-    CHAMPION,
-    PREVIOUS,
-    PROMOTED,
-    REFUSED,
-    WAITING,
-    Journal,
-    RegisteredVersion,
-    parse_model_uri,
-)
+from vitpipe.infer.versions import Journal, RegisteredVersion
 
 if TYPE_CHECKING:
     from vitpipe.infer.predictor import Predictor
@@ -149,16 +138,10 @@ class Registry:
         """Log metrics, report, model card and the lineage of the data (digest and counts; no pixel, no path)."""
         flat = facts.flat_metrics(facts.read_metrics(run_folder))
         now = int(time.time() * 1000)
-        profile = json.dumps({"splits": facts.count_tiles(manifest.table), "classes": list(manifest.classes)})
-        dataset = Dataset(
-            name="manifest",
-            digest=manifest.digest,
-            source_type="vitpipe",
-            source=json.dumps({"manifest_digest": manifest.digest}),
-            schema=json.dumps({"channels": list(manifest.channels), "units": manifest.units}),
-            profile=profile,
+        lineage = DatasetInput(
+            Dataset(**facts.lineage(manifest)),
+            tags=[InputTag("mlflow.data.context", "train, val, calibration and test")],
         )
-        lineage = DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "train, val, calibration and test")])
         with self._speaking("log the results"):
             self._client.log_batch(mlflow_run_id, metrics=[Metric(key, value, now, 0) for key, value in flat.items()])
             self._client.log_inputs(mlflow_run_id, [lineage])
@@ -202,7 +185,7 @@ class Registry:
             )
             if _VERDICT in version.tags:
                 return self._describe(version)
-            self._client.set_registered_model_alias(recipe.model, CHALLENGER, version.version)
+            self._client.set_registered_model_alias(recipe.model, versions.CHALLENGER, version.version)
             champion = self._champion(recipe.model)
             with tempfile.TemporaryDirectory(prefix="vitpipe-") as folder:
                 rival = None
@@ -210,11 +193,17 @@ class Registry:
                     rival = self._download(champion, Path(folder))
                 decision = contest.hold(rival, run_folder, config, manifest)
             self._client.log_dict(mlflow_run_id, decision.record, "decision.json")
-            verdict = REFUSED if not decision.allowed else PROMOTED if recipe.approval == "auto" else WAITING
+            verdict = (
+                versions.REFUSED
+                if not decision.allowed
+                else versions.PROMOTED
+                if recipe.approval == "auto"
+                else versions.WAITING
+            )
             reason = decision.reason
-            if verdict == WAITING:
+            if verdict == versions.WAITING:
                 reason += f" Approval is manual: `vitpipe promote {recipe.model} {version.version}` makes it champion."
-            if verdict == PROMOTED:
+            if verdict == versions.PROMOTED:
                 self.promote(recipe.model, version.version)
             # Last: a version with a verdict is done.
             self._client.set_model_version_tag(recipe.model, version.version, _REASON, reason[:_TAG_LENGTH])
@@ -269,13 +258,25 @@ class Registry:
         Returns:
             The package folder.
         """
-        name, alias, number = parse_model_uri(uri)
         with self._speaking(f"load {uri}"):
-            if alias is not None:
-                version = self._client.get_model_version_by_alias(name, alias)
-            else:
-                version = self._client.get_model_version(name, str(number))
-            return self._download(version, folder)
+            return self._download(self._find(uri), folder)
+
+    def resolve(self, uri: str) -> str:
+        """Give the URI of the version that an alias names now: ``models:/name/3``.
+
+        Raises:
+            ConfigError: there is no such model.
+        """
+        with self._speaking(f"find {uri}"):
+            return self._describe(self._find(uri)).uri
+
+    def challenger(self, name: str) -> str:
+        """Give the number of the version under test.
+
+        Raises:
+            ConfigError: there is no such model.
+        """
+        return self.resolve(f"models:/{name}@{versions.CHALLENGER}").rpartition("/")[2]
 
     # ------------------------------------------------------------------------------------------------------- private
 
@@ -295,6 +296,12 @@ class Registry:
                 f"restore --experiment-id {found.experiment_id}`, or set another `name`"
             )
         return str(found.experiment_id)
+
+    def _find(self, uri: str) -> ModelVersion:
+        name, alias, number = versions.parse_model_uri(uri)
+        if alias is not None:
+            return self._client.get_model_version_by_alias(name, alias)
+        return self._client.get_model_version(name, str(number))
 
     def _version_of(self, name: str, package: Package) -> ModelVersion | None:
         found = self._client.search_model_versions(
@@ -354,7 +361,9 @@ class Registry:
 
     def _champion(self, name: str) -> ModelVersion | None:
         aliases = self._client.get_registered_model(name).aliases
-        return self._client.get_model_version(name, aliases[CHAMPION]) if CHAMPION in aliases else None
+        return (
+            self._client.get_model_version(name, aliases[versions.CHAMPION]) if versions.CHAMPION in aliases else None
+        )
 
     def _settled(self, name: str) -> Journal:
         """Give the journal, after finishing what a killed process began."""
@@ -367,10 +376,10 @@ class Registry:
     def _move(self, name: str, journal: Journal) -> None:
         self._client.set_registered_model_tag(name, _JOURNAL, journal.write(done=False))
         if len(journal.champions) > 1:
-            self._client.set_registered_model_alias(name, PREVIOUS, journal.champions[-2])
-        elif PREVIOUS in self._client.get_registered_model(name).aliases:
-            self._client.delete_registered_model_alias(name, PREVIOUS)
-        self._client.set_registered_model_alias(name, CHAMPION, journal.champions[-1])
+            self._client.set_registered_model_alias(name, versions.PREVIOUS, journal.champions[-2])
+        elif versions.PREVIOUS in self._client.get_registered_model(name).aliases:
+            self._client.delete_registered_model_alias(name, versions.PREVIOUS)
+        self._client.set_registered_model_alias(name, versions.CHAMPION, journal.champions[-1])
         self._client.set_registered_model_tag(name, _JOURNAL, journal.write(done=True))
 
     def _describe(self, version: ModelVersion) -> RegisteredVersion:
@@ -442,7 +451,8 @@ def _save_pyfunc(run_folder: Path, package: Package, folder: Path, ids: tuple[st
 
 
 def _output_schema(described: Mapping[str, Any]) -> Schema:
-    columns: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "predicted")]
-    columns += [ColSpec(DataType.double, f"p_{name}") for name in described["classes"]]
-    columns += [ColSpec(DataType.string, "conformal_set"), ColSpec(DataType.boolean, "abstain")]
+    kinds = {str: DataType.string, float: DataType.double, bool: DataType.boolean}
+    columns: list[ColSpec | TensorSpec] = [
+        ColSpec(kinds[kind], name) for name, kind in facts.output_columns(described).items()
+    ]
     return Schema(columns)

@@ -6,13 +6,16 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Final
 
 from vitpipe import __version__
 from vitpipe.errors import ContractError
 from vitpipe.infer.package import Package
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vitpipe.manifest import Manifest
 
 METRICS_FILE: Final = "metrics.json"
 RUN_ARTIFACTS: Final = (METRICS_FILE, "report.html", "model_card.md")
@@ -90,6 +93,25 @@ def contract(described: Mapping[str, Any]) -> dict[str, Any]:
         "tile_size_px": described["tiles"]["size"],
         "classes": list(described["classes"]),
         "multi_label": bool(described["multi_label"]),
+    }
+
+
+def output_columns(described: Mapping[str, Any]) -> dict[str, type]:
+    """Give name and type of the columns that a model gives for a tile."""
+    probabilities = dict.fromkeys((f"p_{name}" for name in described["classes"]), float)
+    return {"predicted": str, **probabilities, "conformal_set": str, "abstain": bool}
+
+
+def lineage(manifest: Manifest) -> dict[str, str]:
+    """Give the data of a run as MLflow keeps a dataset: digest and counts, no pixel, no path."""
+    profile = {"splits": count_tiles(manifest.table), "classes": list(manifest.classes)}
+    return {
+        "name": "manifest",
+        "digest": manifest.digest,
+        "source_type": "vitpipe",
+        "source": json.dumps({"manifest_digest": manifest.digest}),
+        "schema": json.dumps({"channels": list(manifest.channels), "units": manifest.units}),
+        "profile": json.dumps(profile),
     }
 
 
