@@ -1,4 +1,4 @@
-"""Real files: every one of the corpus decodes to the bit or has a code; a real series lies in the order of its positions."""
+"""Real files: each of the corpus decodes to the bit or has a code; a real series lies in the order of its positions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not DATA.is_dir(), reason="the shared data folder is not beside this checkout"),
 ]
 
-# What other decoders cannot read and we do, seen by eye or equal to another encoding of the same pixels.
+# What the corpus' decoders cannot read and we do: looked at, or equal to another encoding of the same pixels.
 BEYOND = {
     "pylibjpeg-data__JPEG-lossy.dcm",
     "pylibjpeg-data__RG2_JPLY.dcm",

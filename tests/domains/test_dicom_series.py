@@ -340,7 +340,7 @@ def test_no_identifier_comes_out(
     domain, where = Dicom(), context(root)
     # A value that does not fit its VR makes pydicom quote it, in a warning and in its log.
     odd = save(instance(10), root / "odd")
-    odd.write_bytes(odd.read_bytes().replace(b"1.2.3.777.2", b"1.2.3.777.x").replace(b"20190607", b"CANARY-I"))
+    odd.write_bytes(odd.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.CANARY-ID.1\0"))
     headers = [domain.index(path, where) for path in sorted(root.iterdir())]
     told = [caplog.text, *(str(item.message) for item in recwarn)]
     said = repr([[asdict(item) for item in (*sources, *found)], headers, told]).replace(str(root), "")

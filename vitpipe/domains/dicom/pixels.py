@@ -303,12 +303,13 @@ def stored_values(path: Path) -> NDArray[np.generic]:
     Raises:
         UnreadableSource: with the code of what is wrong.
     """
-    item = read_file(path)
-    described = read_format(item)
-    check_decodable(item)
-    check_length(item, described)
-    decoder = FrameDecoder(item, described)
-    frames = [decoder.stored(frame) for frame in range(described.frames)]
+    with quiet():
+        item = read_file(path)
+        described = read_format(item)
+        check_decodable(item)
+        check_length(item, described)
+        decoder = FrameDecoder(item, described)
+        frames = [decoder.stored(frame) for frame in range(described.frames)]
     return frames[0] if described.frames == 1 else np.stack(frames)
 
 
