@@ -131,7 +131,8 @@ def up(options: ServerOptions, on_progress: Callable[[str], None] = lambda _: No
         alive = {name: key for name, key in record.keys.items() if is_alive(key)} if record else {}
         if record and alive:
             _check_ports_kept(options, record)
-            if len(alive) == len(_PARTS) and (now := status(options.home)).is_up:
+            all_up = len(alive) == len(_PARTS) and (now := status(options.home)).is_up
+            if all_up and options.config is None:
                 return replace(now, notes=("The servers are up already; nothing was started.",))
         for name, port in ((PREFECT, options.prefect_port), (MLFLOW, options.mlflow_port)):
             if name not in alive:
@@ -147,7 +148,9 @@ def up(options: ServerOptions, on_progress: Callable[[str], None] = lambda _: No
                 _write_record(options, alive, record.deployments if record else ())
         _write_record(options, alive | started, deployments)
     notes: tuple[str, ...] = ()
-    if options.config is None:
+    if len(alive) == len(_PARTS):
+        notes = ("The servers were up already; the deployments run the given pipeline now.",)
+    elif options.config is None:
         notes = ("No pipeline was given: the forms start empty and the nightly schedule is not active.",)
     return replace(status(options.home), notes=notes)
 
