@@ -1,0 +1,1 @@
+"""Side-by-side ratios against the peers; see ``benchmarks/README.md``."""
