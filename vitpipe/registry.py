@@ -39,17 +39,7 @@ import mlflow.artifacts  # noqa: E402
 import mlflow.models  # noqa: E402
 import requests  # noqa: E402
 import sqlalchemy.exc  # noqa: E402
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import (  # noqa: E402
-    Dataset,
-    DatasetInput,
-    InputTag,
-    LoggedModelOutput,
-    LoggedModelStatus,
-    Metric,
-    Param,
-    RunTag,
-)
+from mlflow import MlflowClient, entities  # noqa: E402
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.models import Model, ModelSignature  # noqa: E402
@@ -97,16 +87,13 @@ class Registry:
     # ---------------------------------------------------------------------------------------------------------- runs
 
     def start_run(self, experiment: str, run_name: str, tags: Mapping[str, str], params: Mapping[str, object]) -> str:
-        """Start a run, or find it again: runs of one ``vitpipe.run_id`` tag are one run, however often it was cut off.
+        """Start a run, or find it again, and give its id: one ``vitpipe.run_id`` is one run, however often cut off.
 
         Args:
             experiment: made where it does not exist.
             run_name: shown in the list.
             tags: must hold ``vitpipe.run_id``.
             params: logged once; no path, no identifier.
-
-        Returns:
-            mlflow_run_id.
         """
         with self._speaking(f"start a run in the experiment {experiment}"):
             experiment_id = self._experiment(experiment)
@@ -118,8 +105,12 @@ class Registry:
                     self._client.update_run(run.info.run_id, status="RUNNING")
             else:
                 run = self._client.create_run(experiment_id, run_name=run_name, tags=dict(tags))
-            new = [Param(key, str(value)[:_TAG_LENGTH]) for key, value in params.items() if key not in run.data.params]
-            new_tags = [RunTag(key, value) for key, value in tags.items()]
+            new = [
+                entities.Param(key, str(value)[:_TAG_LENGTH])
+                for key, value in params.items()
+                if key not in run.data.params
+            ]
+            new_tags = [entities.RunTag(key, value) for key, value in tags.items()]
             self._client.log_batch(run.info.run_id, params=new, tags=new_tags)
             return str(run.info.run_id)
 
@@ -127,7 +118,7 @@ class Registry:
         """Log live metrics of one training step; what is None or not finite is left out."""
         now = int(time.time() * 1000)
         metrics = [
-            Metric(f"train/{key}", float(value), now, step)
+            entities.Metric(f"train/{key}", float(value), now, step)
             for key, value in values.items()
             if value is not None and np.isfinite(value)
         ]
@@ -138,12 +129,14 @@ class Registry:
         """Log metrics, report, model card and the lineage of the data (digest and counts; no pixel, no path)."""
         flat = facts.flat_metrics(facts.read_metrics(run_folder))
         now = int(time.time() * 1000)
-        lineage = DatasetInput(
-            Dataset(**facts.lineage(manifest)),
-            tags=[InputTag("mlflow.data.context", "train, val, calibration and test")],
+        lineage = entities.DatasetInput(
+            entities.Dataset(**facts.lineage(manifest)),
+            tags=[entities.InputTag("mlflow.data.context", "train, val, calibration and test")],
         )
         with self._speaking("log the results"):
-            self._client.log_batch(mlflow_run_id, metrics=[Metric(key, value, now, 0) for key, value in flat.items()])
+            self._client.log_batch(
+                mlflow_run_id, metrics=[entities.Metric(key, value, now, 0) for key, value in flat.items()]
+            )
             self._client.log_inputs(mlflow_run_id, [lineage])
             for name in facts.RUN_ARTIFACTS:
                 if (run_folder / name).is_file():
@@ -244,8 +237,7 @@ class Registry:
             uri: ``models:/name@champion`` or ``models:/name/3``.
 
         Raises:
-            ConfigError: there is no such model.
-            ContractError: the files are not those that were registered.
+            ConfigError, ContractError: see :meth:`fetch`.
         """
         from vitpipe.infer.predictor import Predictor
 
@@ -253,10 +245,11 @@ class Registry:
             return Predictor.load(self.fetch(uri, Path(folder)))
 
     def fetch(self, uri: str, folder: Path) -> Path:
-        """Download the package of a registered model below `folder` and check its SHA-256.
+        """Download the package of a registered model below `folder`, check its SHA-256, and give the package folder.
 
-        Returns:
-            The package folder.
+        Raises:
+            ConfigError: there is no such model.
+            ContractError: the files are not those that were registered.
         """
         with self._speaking(f"load {uri}"):
             return self._download(self._find(uri), folder)
@@ -271,11 +264,7 @@ class Registry:
             return self._describe(self._find(uri)).uri
 
     def challenger(self, name: str) -> str:
-        """Give the number of the version under test.
-
-        Raises:
-            ConfigError: there is no such model.
-        """
+        """Give the number of the version under test; raises as :meth:`resolve`."""
         return self.resolve(f"models:/{name}@{versions.CHALLENGER}").rpartition("/")[2]
 
     # ------------------------------------------------------------------------------------------------------- private
@@ -333,7 +322,7 @@ class Registry:
             [run.info.experiment_id], filter_string=f"tags.`{facts.PACKAGE_TAG}` = '{package.digest}'"
         )
         for model in known:
-            if model.status == LoggedModelStatus.READY:
+            if model.status == entities.LoggedModelStatus.READY:
                 return model.model_id, model.artifact_location
             self._client.delete_logged_model(model.model_id)
         model = self._client.create_logged_model(
@@ -342,8 +331,8 @@ class Registry:
         with tempfile.TemporaryDirectory(prefix="vitpipe-") as folder:
             saved = _save_pyfunc(run_folder, package, Path(folder), (model.model_id, mlflow_run_id))
             self._client.log_model_artifacts(model.model_id, str(saved))
-        self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-        self._client.log_outputs(mlflow_run_id, [LoggedModelOutput(model.model_id, 0)])
+        self._client.finalize_logged_model(model.model_id, entities.LoggedModelStatus.READY)
+        self._client.log_outputs(mlflow_run_id, [entities.LoggedModelOutput(model.model_id, 0)])
         return model.model_id, model.artifact_location
 
     def _download(self, version: ModelVersion, folder: Path) -> Path:

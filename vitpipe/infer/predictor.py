@@ -211,4 +211,6 @@ def _nothing(path: Path, rejected: list[Rejected]) -> ContractError | DataError:
     misfits = [item for item in told if item.code in MISFITS]
     if len(misfits) == len(told):
         return ContractError(f"{path} does not fit the model: {misfits[0].reason}")
-    return DataError(f"nothing in {path} can be used: {codes}. The first: {told[0].code}: {told[0].reason}")
+    counts = count_codes(told)
+    shown = max(told, key=lambda item: counts[item.code])
+    return DataError(f"nothing in {path} can be used: {codes}. {shown.code}: {shown.reason}")
