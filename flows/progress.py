@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from flows.settings import configure_logging
 from vitpipe.learn.progress import Progress
 
 _LOGGER = logging.getLogger("vitpipe.progress")
@@ -41,6 +42,7 @@ class ProgressReporter:
 
     def __enter__(self) -> Self:
         """Show the bar where someone can see it, and make the artifact where there is a run."""
+        configure_logging()
         if sys.stderr.isatty():
             self._bar = self._stack.enter_context(
                 Bar(
