@@ -150,13 +150,18 @@ def test_thresholds_of_a_multi_label_model_have_the_best_f1_and_rare_classes_kee
     assert any("threshold 0.5 for b" in note for note in fitted.notes)
     assert not fitted.prediction_sets(probabilities).any()
     assert not fitted.abstain(probabilities).any()
-    f1_of = [
-        2
-        * (truth[:, 0] & (probabilities[:, 0] >= cut)).sum()
-        / (truth[:, 0].sum() + (probabilities[:, 0] >= cut).sum())
-        for cut in np.unique(probabilities[:, 0])
-    ]
-    cut = fit_thresholds(probabilities, tiles)[0][0]
-    assert 2 * (truth[:, 0] & (probabilities[:, 0] >= cut)).sum() / (
-        truth[:, 0].sum() + (probabilities[:, 0] >= cut).sum()
-    ) == pytest.approx(max(f1_of))
+
+
+def test_the_frozen_threshold_is_the_one_with_the_best_f1() -> None:
+    generator = np.random.default_rng(1)
+    truth = generator.random((500, 1)) < 0.25
+    probabilities = np.round(np.clip(0.3 * truth + 0.7 * generator.random((500, 1)), 0, 1), 2)
+    tiles = tiles_of(probabilities, truth, np.arange(500) // 5, multi_label=True)
+    (found,) = fit_thresholds(probabilities, tiles)[0]
+
+    def f1_at(cut: float) -> float:
+        said = probabilities >= cut
+        return float(2 * (truth & said).sum() / (truth.sum() + said.sum()))
+
+    assert f1_at(found) == pytest.approx(max(f1_at(cut) for cut in np.unique(probabilities)))
+    assert f1_at(found) > f1_at(0.5) + 0.01

@@ -132,3 +132,8 @@ def test_selective_areas_equal_the_reference() -> None:
     assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
     assert risk == pytest.approx([0, 0, 1 / 3, 1 / 4])
     assert set(selective_numbers(some_units(), EvaluateRecipe(bootstrap=200))) == {"aurc", "excess_aurc", "augrc"}
+
+
+def test_a_confidence_at_an_edge_belongs_to_the_bin_below() -> None:
+    found = metrics.bin_of(np.array([0.0, 0.05, 1 / 15, 0.07, 0.5, 14 / 15, 0.94, 1.0]))
+    assert found.tolist() == [0, 0, 0, 1, 7, 13, 14, 14]

@@ -56,7 +56,7 @@ def _data(judged: Judged) -> str:
     return (
         "## Data\n\n"
         f"{len(table)} labelled tiles of {table['source_id'].nunique()} sources in {table['group_id'].nunique()} "
-        f"groups; {judged.manifest.unlabelled} without a label were not used. A group never straddles splits.\n\n"
+        f"groups; {judged.manifest.unlabelled} tiles without a label were not used. A group never straddles splits.\n\n"
         + "\n".join(lines)
     )
 

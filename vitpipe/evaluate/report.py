@@ -45,6 +45,7 @@ from vitpipe.store import TileStore
 _CARDS: Final = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 _MOST_CELLS: Final = 12
 _MOST_ROWS: Final = 60
+_MOST_LETTERS: Final = 60
 
 
 def report_html(judged: Judged) -> str:
@@ -191,14 +192,16 @@ def _errors(judged: Judged) -> str:
     lead = f"Rows are labels, columns predictions, by {level}; the colour is the share of the row."
     if len(classes) > _MOST_CELLS:
         return section("Confusion", lead, confusion_picture(counts, classes), _confused_pairs(counts, classes))
-    head = "".join(f"<th>{escape(name)}</th>" for name in classes)
+    head = "".join(f"<th><span>{escape(name)}</span></th>" for name in classes)
+    # Long names above narrow columns are written upwards.
+    look = "confusion long" if sum(map(len, classes)) > _MOST_LETTERS else "confusion"
     rows = []
     for label, row in zip(classes, counts, strict=True):
         total = max(1, int(row.sum()))
         cells = "".join(_cell(int(count), int(count) / total) for count in row)
         rows.append(f"<tr><th>{escape(label)}</th>{cells}</tr>")
     grid = (
-        f"<div class='scroll'><table class='confusion'><thead><tr><th></th>{head}</tr></thead>"
+        f"<div class='scroll'><table class='{look}'><thead><tr><th></th>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
     return section("Confusion", lead, grid, _confused_pairs(counts, classes) if len(classes) > 2 else "")
@@ -249,12 +252,12 @@ def _per_class(judged: Judged) -> str:
             each = _estimate(numbers.get(which))
             cells.append(
                 f"<td class='r'>{number(each.estimate if each else None)}<br>"
-                f"<span class='dim small nowrap'>{span(each) if each else ''}</span></td>"
+                f"<span class='dim small nowrap'>{span(each, 2) if each else ''}</span></td>"
             )
         rows.append(
             f"<tr><td>{escape(name)}</td><td class='r'>{numbers.get('support')}</td>"
             f"<td>{bar(recall, scale)}</td><td class='r'><b>{number(recall.estimate)}</b><br>"
-            f"<span class='dim small nowrap'>{span(recall)}</span></td>{''.join(cells)}</tr>"
+            f"<span class='dim small nowrap'>{span(recall, 2)}</span></td>{''.join(cells)}</tr>"
         )
     more = (
         f"<p class='small'>{len(found) - len(names)} more classes stand in metrics.json.</p>"

@@ -9,6 +9,7 @@ import pandas as pd
 
 from vitpipe.evaluate.judged import Judged
 from vitpipe.evaluate.report_style import section, table
+from vitpipe.evaluate.units import truth_matrix
 from vitpipe.records import Split
 
 _MOST_CLASSES: Final = 24
@@ -38,7 +39,7 @@ def _flow(judged: Judged) -> str:
     arrow = "<div class='arrow'>→</div>"
     out = ""
     if judged.manifest.unlabelled:
-        out = f"<div class='out'><b>{judged.manifest.unlabelled}</b>without a label, not used</div>"
+        out = f"<div class='out'><b>{judged.manifest.unlabelled}</b>tiles without a label, not used</div>"
     return f"<div class='flow'>{arrow.join(boxes)}{out}</div>"
 
 
@@ -47,17 +48,33 @@ def _box(count: int, what: str) -> str:
 
 
 def _splits(manifest: pd.DataFrame, classes: tuple[str, ...], *, multi_label: bool) -> str:
-    shown = () if multi_label or len(classes) > _MOST_CLASSES else classes
     rows = []
     for split in Split:
         part = manifest.loc[manifest["split"] == split.value]
-        counts = part["label"].value_counts()
-        cells = "".join(f"<td class='r'>{int(counts.get(name, 0))}</td>" for name in shown)
         rows.append(
             f"<tr><td>{split.value}</td><td class='r'>{part['group_id'].nunique()}</td>"
-            f"<td class='r'>{part['source_id'].nunique()}</td><td class='r'>{len(part)}</td>{cells}</tr>"
+            f"<td class='r'>{part['source_id'].nunique()}</td><td class='r'>{len(part)}</td></tr>"
         )
-    return table(("Split", ">groups", ">sources", ">tiles", *(f">{name}" for name in shown)), rows)
+    made = table(("Split", ">groups", ">sources", ">tiles"), rows)
+    if len(classes) > _MOST_CLASSES:
+        return made
+    counts = class_counts(manifest, classes, multi_label=multi_label)
+    by_class = [f"<tr><td>{escape(name)}</td>{_cells(counts[name])}</tr>" for name in classes]
+    return f"{made}<h3>Tiles by class</h3>{table(('Class', *(f'>{split.value}' for split in Split)), by_class)}"
+
+
+def _cells(counts: list[int]) -> str:
+    return "".join(f"<td class='r'>{count}</td>" for count in counts)
+
+
+def class_counts(manifest: pd.DataFrame, classes: tuple[str, ...], *, multi_label: bool) -> dict[str, list[int]]:
+    """Count the tiles of each class in each split; a multi-label tile counts for each of its classes."""
+    truth = truth_matrix(manifest["label"].astype(str).tolist(), classes, multi_label=multi_label)
+    splits = manifest["split"].to_numpy()
+    return {
+        name: [int(truth[splits == split.value, column].sum()) for split in Split]
+        for column, name in enumerate(classes)
+    }
 
 
 def _quarantine(judged: Judged) -> str:

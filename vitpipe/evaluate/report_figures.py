@@ -41,7 +41,8 @@ _RC: Final[dict[Any, Any]] = {
     "axes.axisbelow": True,
     "xtick.color": "#4B5563",
     "ytick.color": "#4B5563",
-    "legend.frameon": False,
+    "legend.framealpha": 0.8,
+    "legend.edgecolor": "none",
     "legend.fontsize": 8.5,
     "text.color": INK,
     # Outlines: the page looks the same whatever fonts there are. The salt makes the same figure the same bytes.
@@ -134,7 +135,7 @@ def ranking_curves(units: Units, classes: Sequence[str], areas: Sequence[tuple[f
         )
         right.set(xlabel="recall", ylabel="precision", title="Precision and recall", xlim=(-0.01, 1.01), ylim=(0, 1.02))
         left.legend(loc="lower right")
-        right.legend(loc="lower left")
+        right.legend(loc="best")
         grey = "" if len(named) == len(drawable) else f"The {len(named)} hardest classes are named, the others grey."
         return picture(roc, "ROC curves", grey) + picture(precision, "precision-recall curves")
 

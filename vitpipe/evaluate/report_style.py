@@ -63,9 +63,11 @@ table.forest{table-layout:fixed;min-width:760px}table.confusion{width:auto}
 table.confusion td{border:2px solid #fff;text-align:center;min-width:58px;padding:7px 8px;line-height:1.2}
 table.confusion th{border:0;padding:4px 10px;text-align:right;
 vertical-align:middle}table.confusion thead th{text-align:center}
+table.confusion.long thead th{vertical-align:bottom;text-align:left;padding:4px 0}
+table.confusion.long thead span{writing-mode:vertical-rl;transform:rotate(180deg);white-space:nowrap;padding:2px 18px}
 table.confusion small{display:block;font-size:11px;opacity:.85}
 .gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(110px,1fr));gap:14px}
-.tile{font-size:12px;line-height:1.35}
+.tile{font-size:12px;line-height:1.35;overflow-wrap:anywhere}
 .tile .pixels{aspect-ratio:1;border-radius:6px;overflow:hidden;border:3px solid #D55E00;
 background:repeating-linear-gradient(45deg,#e5e7eb 0 5px,#fff 5px 10px)}
 .tile.hit .pixels{border-color:#009E73}
@@ -126,13 +128,13 @@ def number(value: float | None, digits: int = 3) -> str:
     return "&ndash;" if value is None else f"{value:.{digits}f}"
 
 
-def span(estimate: Estimate) -> str:
+def span(estimate: Estimate, digits: int = 3) -> str:
     """Write the interval of an estimate."""
     if estimate.estimate is None:
         return "not defined"
     if estimate.low is None or estimate.high is None:
         return "no interval"
-    return f"{estimate.low:.3f} to {estimate.high:.3f}"
+    return f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}"
 
 
 def span_of(estimates: Sequence[Estimate], *, around: float | None = None) -> tuple[float, float]:
