@@ -168,9 +168,10 @@ def tifffile_whole(path: str, size: int) -> float:
 
 
 def _sliced(pixels: NDArray[np.generic], size: int) -> float:
+    _, height, width = pixels.shape
     return sum(
         sink(np.ascontiguousarray(pixels[:, row : row + size, col : col + size]))
-        for row, col in _corners(*pixels.shape[1:], size)
+        for row, col in _corners(height, width, size)
     )
 
 

@@ -174,12 +174,13 @@ class _Cutter:
         regular = len(cols)
         if cols[-1] + size > width or (regular > 1 and cols[-1] - cols[-2] != self._step):
             regular -= 1
-        made = np.empty if height == size and cols[-1] + size <= width else np.zeros
-        tiles = made((len(cols), channels, size, size), rows.dtype)
+        tiles = np.empty((len(cols), channels, size, size), rows.dtype)
+        tiles[:, :, height:] = 0
         if regular:
             views = sliding_window_view(rows, size, axis=2)[:, :, cols[0] : cols[regular - 1] + 1 : self._step]
             tiles[:regular, :, :height] = views.transpose(2, 0, 1, 3)
         if regular < len(cols):
             last = rows[:, :, cols[-1] : cols[-1] + size]
             tiles[-1, :, :height, : last.shape[2]] = last
+            tiles[-1, :, :height, last.shape[2] :] = 0
         return tiles
