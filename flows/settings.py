@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vitpipe.atomic import workspace_errors
+from vitpipe.atomic import make_folder
 from vitpipe.errors import ConfigError
 
 LOOPBACK = "127.0.0.1"
@@ -177,10 +177,8 @@ def apply_environment(workspace: Path) -> None:
         if name.lower() == "no_proxy" or name not in os.environ:
             os.environ[name] = value
     if "PREFECT_HOME" in values:
-        home = Path(os.environ["PREFECT_HOME"])
-        with workspace_errors(home):
-            # Prefect itself makes the last folder alone.
-            home.mkdir(parents=True, exist_ok=True)
+        # Prefect itself makes the last folder alone.
+        make_folder(Path(os.environ["PREFECT_HOME"]))
     configure_logging()
 
 

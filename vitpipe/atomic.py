@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
 PARTIAL_PREFIX = ".partial-"
 
+_ELSEWHERE = "name a folder that this user can write (`workspace` in the pipeline file, or `--out`)"
+_AGAIN = "or set another `workspace`, and run the same command again"
 _REMEDIES = {
-    errno.ENOSPC: "the disk is full; free some space or set another `workspace` and run the same command again",
-    errno.EDQUOT: "the disk quota is used up; free some space or set another `workspace`",
-    errno.EROFS: "the file system is read-only; set `workspace` to a folder that can be written",
-    errno.EACCES: "permission denied; set `workspace` to a folder that this user can write",
-    errno.EPERM: "not permitted; set `workspace` to a folder that this user can write",
+    errno.ENOSPC: f"the disk is full; free some space, {_AGAIN}",
+    errno.EDQUOT: f"the disk quota is used up; free some space, {_AGAIN}",
+    errno.EFBIG: f"the file would grow past the largest size allowed; raise the limit (`ulimit -f`), {_AGAIN}",
+    errno.EROFS: f"the file system is read-only; {_ELSEWHERE}",
+    errno.EACCES: f"permission denied; {_ELSEWHERE}",
+    errno.EPERM: f"not permitted; {_ELSEWHERE}",
 }
 
 
@@ -41,6 +44,25 @@ def workspace_errors(path: Path) -> Iterator[None]:
         if error.errno not in _REMEDIES:
             raise
         raise WorkspaceError(f"cannot write {path}: {_REMEDIES[error.errno]}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        WorkspaceError: it cannot be made there, or a file stands in its place.
+    """
+    with workspace_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            taken = next(place for place in (path, *path.parents) if place.exists())
+            raise WorkspaceError(f"cannot make the folder {path}: {taken} is a file; {_ELSEWHERE}") from error
+        except FileNotFoundError as error:
+            # Below /proc, and through a link that leads nowhere.
+            raise WorkspaceError(
+                f"cannot make the folder {path}: the system has no such place; {_ELSEWHERE}"
+            ) from error
 
 
 def _sync_directory(path: Path) -> None:
@@ -59,7 +81,7 @@ def write_file(path: Path) -> Iterator[Path]:
         WorkspaceError: the folder cannot be written or is full.
     """
     with workspace_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         partial = path.parent / f"{PARTIAL_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}"
         try:
             yield partial
@@ -79,7 +101,7 @@ def write_folder(path: Path) -> Iterator[Path]:
     of one name hold the same bytes.
     """
     with workspace_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         partial = path.parent / f"{PARTIAL_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}"
         partial.mkdir()
         try:
@@ -135,7 +157,7 @@ def file_lock(path: Path, *, wait: bool) -> Iterator[None]:
         WorkspaceError: `wait` is false and another process holds it.
     """
     with workspace_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         stream = path.open("a")
     with stream:
         try:

@@ -188,12 +188,15 @@ def _check_sources(
         first = f", first {rejected[0].uri}: {rejected[0].reason}" if rejected else ""
         raise DataError(
             f"none of the {listed} file(s) in {root} can be used as {config.source.kind} ({found}{first}); check "
-            "`source.kind` and `source.path`"
+            f"{', '.join(f'`source.{name}`' for name in _chosen_by(config))}"
         )
     options = type(config.source).model_fields
+    # Several series may lie in one folder: there a file of each tells them apart.
+    shared = Counter(source.uri for source in sources)
     kinds: dict[tuple[tuple[str, ...], str], list[str]] = {}
     for source in sources:
-        kinds.setdefault((source.channels, source.units), []).append(source.uri)
+        shown = source.uri if shared[source.uri] == 1 else source.files[0]
+        kinds.setdefault((source.channels, source.units), []).append(shown)
     if len(kinds) == 1:
         return
     lines = []
@@ -203,13 +206,19 @@ def _check_sources(
     remedies = []
     if "bands" in options and len({channels for channels, _ in kinds}) > 1:
         remedies.append("set `source.bands` to bands that all of them have")
-    if "modality" in options:
+    if "modality" in options and len({source.attributes.get("modality") for source in sources}) > 1:
         remedies.append("set `source.modality` to keep one modality")
     remedies.append("point `source.path` at one kind of data and make a pipeline of its own for each of the others")
     raise DataError(
         f"the sources have different channels or units, and one model takes one kind:\n{chr(10).join(lines)}\n"
-        f"Either {', or '.join(remedies)}"
+        f"{'Either ' if len(remedies) > 1 else 'To go on, '}{', or '.join(remedies)}"
     )
+
+
+def _chosen_by(config: PipelineConfig) -> list[str]:
+    """Name the options that decide which files are taken."""
+    values = config.source.model_dump(exclude={"max_reject_share"})
+    return ["kind", "path", *(name for name in ("modality", "bands") if values.get(name))]
 
 
 def _summarise(
@@ -248,6 +257,22 @@ def _write_quarantine(workspace: Workspace, rejected: Sequence[Rejected]) -> Non
         }
     )
     write_parquet(workspace.quarantine, table)
+
+
+def extend_quarantine(workspace: Workspace, rejected: pd.DataFrame) -> None:
+    """Add sources that were rejected after ingest, when their pixels were read.
+
+    The next ingest writes the table anew, and the next tiling adds its part again.
+
+    Args:
+        workspace: holds the table.
+        rejected: `uri`, `code`, `reason`, `junk`; what stands there already is not added twice.
+    """
+    columns = ["uri", "code", "reason", "junk"]
+    before = read_quarantine(workspace)
+    table = pd.concat([before, rejected[columns]], ignore_index=True).drop_duplicates(columns)
+    if len(table) > len(before):
+        write_parquet(workspace.quarantine, table.sort_values(columns[:3], ignore_index=True))
 
 
 def read_quarantine(workspace: Workspace) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pydantic
 import yaml
@@ -12,8 +13,15 @@ import yaml
 from vitpipe.config import FileWeights, PipelineConfig, Recipe, TableLabels
 from vitpipe.errors import ConfigError
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 _MISSING = "missing"
 _EXTRA = "extra_forbidden"
+_NO_TAG = "union_tag_not_found"
+_WRONG_TAG = "union_tag_invalid"
+_NO_KEYS = "model_attributes_type"
+_KINDS: dict[type, str] = {type(None): "nothing", list: "a list", int: "a number", float: "a number"}
 
 
 def load_config(path: Path) -> PipelineConfig:
@@ -28,10 +36,18 @@ def load_config(path: Path) -> PipelineConfig:
         raise ConfigError(f"no pipeline file at {path}; `vitpipe init FOLDER` writes one")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ConfigError(f"{path} is not YAML: {error.problem or error.context}{place}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); give this user access") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected keys such as `name:` and `source:`, found {type(values).__name__}")
+        raise ConfigError(
+            f"{path}: expected keys such as `name:` and `source:`, found {_KINDS.get(type(values), 'text')}"
+        )
     return resolve_paths(parse_config(values, origin=str(path)), path.resolve().parent)
 
 
@@ -71,35 +87,61 @@ def resolve_paths(config: PipelineConfig, base: Path) -> PipelineConfig:
 
 
 def _explain(error: pydantic.ValidationError) -> Iterator[str]:
-    for item in error.errors(include_url=False, include_context=False):
+    for item in error.errors(include_url=False):
         place = [str(part) for part in item["loc"]]
-        key = ".".join(place) or "the file"
+        models, key = _walk(place)
+        shown = ".".join(key) or "the file"
         if item["type"] == _EXTRA:
-            known = sorted(_known_keys(place[:-1]))
-            near = difflib.get_close_matches(place[-1], known, n=1)
-            remedy = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(known)}"
-            yield f"{key}: unknown key; {remedy}"
+            models, _ = _walk(place[:-1])
+            known = sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
+            yield f"{shown}: unknown key; {_nearest(place[-1], known, 'known keys here')}"
         elif item["type"] == _MISSING:
-            yield f"{key}: missing; it must be given"
+            yield f"{shown}: missing; it must be given"
+        elif item["type"] in (_NO_TAG, _WRONG_TAG, _NO_KEYS):
+            yield f"{shown}{_explain_kind(item, sorted({tag for model in models for tag in _tags(model)}))}"
         else:
-            message = item["msg"].removeprefix("Value error, ")
-            shown = "" if isinstance(item["input"], dict | list) else f" (found {item['input']!r})"
-            yield f"{key}: {message}{shown}"
+            message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+            found = "" if isinstance(item["input"], dict | list) else f" (found {item['input']!r})"
+            yield f"{shown}: {message.partition(', unable')[0]}{found}"
 
 
-def _known_keys(place: list[str]) -> set[str]:
-    """Give the keys that may stand at a place such as ``["source", "dicom"]`` (a union shows its tag in the place)."""
+def _explain_kind(item: ErrorDetails, known: list[str]) -> str:
+    """Say what is wrong with a place that takes one of several kinds, or with a place that takes keys."""
+    context = item.get("ctx", {})
+    kinds = f"write one of: {', '.join(known)}"
+    if item["type"] == _WRONG_TAG:
+        tag = str(context["tag"])
+        return f".{str(context['discriminator']).strip(chr(39))}: unknown {tag!r}; {_nearest(tag, known, 'known')}"
+    if item["type"] == _NO_TAG:
+        return f".{str(context['discriminator']).strip(chr(39))}: missing; {kinds}"
+    return f": expected keys below it, found {item['input']!r}" + (
+        f"; its kinds are: {', '.join(known)}" if known else ""
+    )
+
+
+def _nearest(word: str, known: list[str], otherwise: str) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean `{near[0]}`?" if near else f"{otherwise}: {', '.join(known)}"
+
+
+def _walk(place: list[str]) -> tuple[list[type[Recipe]], list[str]]:
+    """Go down to a place such as ``["source", "dicom", "path"]``, in which pydantic names the kind that was chosen.
+
+    Returns:
+        The models that may stand there, and the place as it is in the file: without the kinds.
+    """
     models: list[type[Recipe]] = [PipelineConfig]
+    key: list[str] = []
     for part in place:
-        deeper: list[type[Recipe]] = []
-        for model in models:
-            for name, field in model.model_fields.items():
-                if part in (name, field.alias):
-                    deeper.extend(_models_in(field.annotation))
+        fields = [
+            field for model in models for name, field in model.model_fields.items() if part in (name, field.alias)
+        ]
         # A tag of a union (`dicom`) is no field: it selects among the models found so far.
         tagged = [model for model in models if part in _tags(model)]
-        models = deeper or tagged or models
-    return {field.alias or name for model in models for name, field in model.model_fields.items()}
+        if fields or not tagged:
+            key.append(part)
+        models = [model for field in fields for model in _models_in(field.annotation)] if fields else tagged or models
+    return models, key
 
 
 def _models_in(annotation: object) -> Iterator[type[Recipe]]:
@@ -109,5 +151,6 @@ def _models_in(annotation: object) -> Iterator[type[Recipe]]:
         yield from _models_in(argument)
 
 
-def _tags(model: type[Recipe]) -> set[object]:
-    return {field.default for name, field in model.model_fields.items() if name in ("kind", "source")}
+def _tags(model: type[Recipe]) -> set[str]:
+    defaults = (field.default for name, field in model.model_fields.items() if name in ("kind", "source"))
+    return {tag for tag in defaults if isinstance(tag, str)}

@@ -161,11 +161,15 @@ def tile_shard(config: PipelineConfig, shard_id: str) -> StageSummary:
 
 
 def check_tiles(config: PipelineConfig) -> StageSummary:
-    """Stop where too many sources could not be read."""
+    """Put the sources that gave no tiles into the quarantine table, and stop where they are too many."""
     from vitpipe import ingest, tiling
 
     workspace = _workspace(config)
-    return tiling.check_tiling_rejects(config, workspace, ingest.read_catalog(workspace))
+    sources = ingest.read_catalog(workspace)
+    rejected = tiling.read_tile_rejections(workspace, tiling.tile_digest(config))
+    current = rejected["source_id"].isin([source.source_id for source in sources])
+    ingest.extend_quarantine(workspace, rejected[current])
+    return tiling.check_tiling_rejects(config, workspace, sources)
 
 
 # ------------------------------------------------------------------------------------------------- prepare and train

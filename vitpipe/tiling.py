@@ -231,8 +231,9 @@ def check_tiling_rejects(config: PipelineConfig, workspace: Workspace, sources: 
         codes = ", ".join(f"{count} {code}" for code, count in sorted(Counter(table["code"]).items()))
         first = table.iloc[0]
         raise TooManyRejected(
-            f"{len(table)} of {len(known)} sources could not be tiled ({codes}), more than `source.max_reject_share` "
-            f"{limit:g} allows; the first is {first['uri']}: {first['reason']}"
+            f"{len(table)} of {len(known)} sources could not be tiled ({codes}), more than `source.max_reject_share: "
+            f"{limit:g}` allows; the first is {first['uri']}: {first['reason']}. Repair or remove them, or raise "
+            "`source.max_reject_share` to go on without them"
         )
     return StageSummary(STAGE, notes=_drop_notes(config.tiles, workspace.tiles(tiles_digest), known))
 

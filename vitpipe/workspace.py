@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitpipe.atomic import file_lock, workspace_errors
-from vitpipe.errors import WorkspaceError
+from vitpipe.atomic import file_lock, make_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +64,7 @@ class Workspace:
         Raises:
             WorkspaceError: it cannot be made or written.
         """
-        with workspace_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-        if not self.root.is_dir():
-            raise WorkspaceError(f"{self.root} is a file; set `workspace` to a folder")
+        make_folder(self.root)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -196,7 +196,7 @@ def test_what_is_missing_is_counted(tmp_path: Path) -> None:
         ("path,label\n1,x\n2,y\n", {}, "none of its 2 labelled.*set `labels.key_column`"),
         ("patient,label\n1,x\n", {"key": "patient"}, "no key of kind `patient`; set `labels.key` to one of: path"),
         ("path,label\n", {}, "has no rows"),
-        ("", {}, "cannot be read as a table"),
+        ("", {}, "is empty; it needs a header line"),
         ("path,label\na.png,\n", {}, "no row has both a key"),
         ("path,label\na.png,x\n1,2,3,4\n", {}, "cannot be read as a table"),
         ("path,label,label\na.png,x,y\n", {"attributes": ["nix"]}, "no column `nix`"),

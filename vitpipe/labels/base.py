@@ -35,7 +35,13 @@ class LabelSet:
 
 
 def make_label_set(
-    rows: pd.DataFrame, classes: Sequence[str], sources: Sequence[Source], notes: Sequence[str], *, multi_label: bool
+    rows: pd.DataFrame,
+    classes: Sequence[str],
+    sources: Sequence[Source],
+    notes: Sequence[str],
+    *,
+    multi_label: bool,
+    origin: str = "the labels",
 ) -> LabelSet:
     """Sort, check and digest label rows.
 
@@ -45,6 +51,7 @@ def make_label_set(
         sources: the catalog, to count what has no label.
         notes: sentences so far.
         multi_label: whether rows hold several classes.
+        origin: where the labels are from, for the error.
 
     Raises:
         LabelError: a class name holds ``|``, or all labels are the same: nothing could be learned.
@@ -58,8 +65,9 @@ def make_label_set(
     if len(found) < 2:
         only = f"{found.iloc[0]!r}" if len(found) else "none"
         raise LabelError(
-            f"the labelled sources have one class only ({only}, {len(rows)} label row(s)); at least two are needed: "
-            "check the label column, and that the labels of the other classes name sources that are there"
+            f"{origin}: the labelled sources have one class only ({only}, {len(rows)} label row(s)); at least two are "
+            "needed: check that these are the labels that you mean, and that the other classes have sources that are "
+            "there and can be read"
         )
     unlabelled = len(sources) - rows["source_id"].nunique()
     counted = (

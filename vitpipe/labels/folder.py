@@ -36,4 +36,5 @@ def read_folder_labels(recipe: FolderLabels, sources: Sequence[Source]) -> Label
         group_id=pd.Series("", keys.index, dtype="str"),
     )
     rows = unique_labels(rows, "the folder names")
-    return make_label_set(rows, rows["label"].unique().tolist(), sources, (), multi_label=False)
+    origin = f"the names of the folders (`labels.level: {recipe.level}`)"
+    return make_label_set(rows, rows["label"].unique().tolist(), sources, (), multi_label=False, origin=origin)

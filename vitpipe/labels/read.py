@@ -14,6 +14,7 @@ _PARQUET = {".parquet", ".pq"}
 _CSV = {".csv", ".tsv", ".txt"}
 _SEPARATORS = (",", ";", "\t")
 _MISSING = {"", "nan"}
+_NEEDED = "it needs a header line and a row for each labelled thing"
 _LOOKS_MISSING = ("NA", "N/A", "n/a", "null", "NULL", "None", "none", "<NA>", "-")
 
 
@@ -38,11 +39,14 @@ def read_table(path: Path) -> pd.DataFrame:
         raise LabelError(
             f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save the table as UTF-8"
         ) from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
-        raise LabelError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
+    except pd.errors.EmptyDataError as error:
+        raise LabelError(f"{path} is empty; {_NEEDED}") from error
+    except (pd.errors.ParserError, OSError, ValueError) as error:
+        said = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
+        raise LabelError(f"{path} cannot be read as a table ({said}); correct it, or save it anew") from error
     table.columns = pd.Index([str(name).strip() for name in table.columns])
     if table.empty:
-        raise LabelError(f"{path} has no rows; it needs a header line and a row for each labelled thing")
+        raise LabelError(f"{path} has no rows; {_NEEDED}")
     return table.reset_index(drop=True)
 
 

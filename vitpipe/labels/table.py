@@ -80,7 +80,8 @@ def read_table_labels(recipe: TableLabels, sources: Sequence[Source], pseudonym:
     classes = names if multi_label else kept["label"].unique().tolist()
     if multi_label and (absent := _never_positive(kept["label"], names)):
         notes.append(f"no labelled source is positive for: {', '.join(absent)}")
-    return make_label_set(kept, classes, sources, notes, multi_label=multi_label)
+    origin = f"{path}, column {', '.join(f'`{name}`' for name in names)}"
+    return make_label_set(kept, classes, sources, notes, multi_label=multi_label, origin=origin)
 
 
 # ------------------------------------------------------------------------------------------------- values of the table
