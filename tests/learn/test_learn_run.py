@@ -105,7 +105,7 @@ def test_a_model_folder_that_does_not_hold_together_is_refused(tmp_path: Path, m
     path = folder.model / "model.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"overrides": record["overrides"] | {"depth": 3}}))
-    with pytest.raises(ContractError, match=r"model.safetensors does not fit model.json"):
+    with pytest.raises(ContractError, match=r"model\.safetensors does not fit model.json"):
         load_model(folder.model)
     path.write_text(json.dumps(record | {"format": 2}))
     with pytest.raises(ContractError, match="format 2"):
@@ -177,7 +177,7 @@ def test_patience_ends_a_run_and_the_best_epoch_is_kept(tmp_path: Path, manifest
     logits = pd.read_parquet(folder.logits).merge(manifest.table[["tile_id", "label"]], on="tile_id")
     val = logits[logits["split"] == "val"]
     targets = torch.tensor([manifest.classes.index(label) for label in val["label"]])
-    scores = torch.from_numpy(val[["logit_0", "logit_1"]].to_numpy())
+    scores = torch.from_numpy(val[["logit_0", "logit_1"]].to_numpy(copy=True))
     assert float(torch.nn.functional.cross_entropy(scores, targets)) == pytest.approx(min(losses), rel=1e-4)
 
 

@@ -23,7 +23,6 @@ from vitpipe.learn.lesson import Learnt, Lesson, Stopped, Surroundings
 from vitpipe.learn.model import load_model, save_model
 from vitpipe.learn.place import take_place
 from vitpipe.learn.prepare import prepare
-from vitpipe.learn.probe import fit_probe
 from vitpipe.learn.progress import DONE, STARTED, Progress, ProgressWriter
 from vitpipe.learn.task import RunFolder, read_task
 from vitpipe.learn.watch import watch_supervisor
@@ -62,12 +61,21 @@ def run(folder: RunFolder, stop: threading.Event) -> None:
             manifest = read_manifest(folder.root)
             store = TileStore(manifest.tiles_folder)
             lesson = prepare(task, manifest, store, around)
-            learnt = fit_probe(lesson) if isinstance(lesson.model, ProbeModel) else Fit(lesson).run()
+            learnt = _learn(lesson)
             if place.leads:
                 _finish(lesson, learnt, manifest, store)
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def _learn(lesson: Lesson) -> Learnt:
+    if not isinstance(lesson.model, ProbeModel):
+        return Fit(lesson).run()
+    # scikit-learn takes a second to import, and the recipe `full` has no use for it.
+    from vitpipe.learn.probe import fit_probe
+
+    return fit_probe(lesson)
 
 
 def _finish(lesson: Lesson, learnt: Learnt, manifest: Manifest, store: TileStore) -> None:

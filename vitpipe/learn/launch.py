@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from pydantic.main import IncEx
+
 import vitpipe
 from vitpipe import errors
 from vitpipe.atomic import workspace_errors
@@ -37,6 +39,14 @@ _TAIL_BYTES = 16 << 10
 _WORKER_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)")
 _KILLED = {-signal.SIGKILL, 128 + signal.SIGKILL}
 _NOT_IN_RUN = {"checkpoint_seconds"}
+_NOT_IN_CONFIG_DIGEST: dict[str, IncEx | bool] = {
+    "workspace": True,
+    "source": {"path"},
+    "labels": {"path"},
+    "model": {"weights": {"path"}},
+    "train": _NOT_IN_RUN,
+}
+"""Where things lie, and how often a checkpoint is written, is no part of what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +163,7 @@ def make_task(config: PipelineConfig, manifest: Manifest, run_id: str, weights_f
         tiles=config.tiles,
         source=_source_options(config),
         manifest_digest=manifest.digest,
-        config_digest=config.digest(),
+        config_digest=digest(config.model_dump(mode="json", exclude=_NOT_IN_CONFIG_DIGEST)),
         code_version=vitpipe.__version__,
         device=device,
         processes=processes,

@@ -63,7 +63,7 @@ def fit_probe(lesson: Lesson) -> Learnt:
     lesson.around.place.wait()
     if not lesson.around.place.leads:
         return Learnt({}, 1, 0, time.monotonic() - started, resumed, None)
-    train, val = (_read_features(folder / name) for name in ("train", "val"))
+    train, val = (_read_features(folder / name, model.head.in_features) for name in ("train", "val"))
     if not np.isfinite(train).all():
         raise TrainingFailed(
             "the features of the frozen backbone are not finite; set preprocess.clip, or other weights"
@@ -111,9 +111,9 @@ def _embed(lesson: Lesson, loaded: LoadedModel, tiles: SplitTiles, prefix: Path)
         lesson.around.progress.write(Progress(STEP, step=int(places[-1]) + 1, steps=len(tiles), message=message))
 
 
-def _read_features(prefix: Path) -> NDArray[np.float32]:
+def _read_features(prefix: Path, width: int) -> NDArray[np.float32]:
     blocks = [np.load(path, allow_pickle=False) for path in sorted(prefix.parent.glob(f"{prefix.name}-*.npy"))]
-    return np.concatenate(blocks) if blocks else np.empty((0, 0), np.float32)
+    return np.concatenate(blocks) if blocks else np.empty((0, width), np.float32)
 
 
 def _stop_if_asked(lesson: Lesson) -> None:
