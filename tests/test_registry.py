@@ -160,6 +160,7 @@ def test_what_the_run_and_the_version_say(world: World) -> None:
     assert artifacts == {"metrics.json", "report.html", "model_card.md", "decision.json"}
     tags = world.client.get_model_version(NAME, version.version).tags
     assert tags[facts.SHA_TAG] == open_package(folder / "model").sha256
+    assert tags["vitpipe.headline"] == "balanced_accuracy 0.500 (12 groups, level group)"
     assert tags["vitpipe.channels"] == ", ".join(BANDS)
     assert tags["vitpipe.manifest_digest"] == "ab" * 8
 

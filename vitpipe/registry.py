@@ -173,9 +173,8 @@ class Registry:
             raise ConfigError(f"{config.name}: no `register` in the configuration, thus no name to register under")
         package = open_package(run_folder / "model")
         with self._speaking(f"register {recipe.model}"):
-            version = self._version_of(recipe.model, package) or self._add_version(
-                recipe.model, mlflow_run_id, run_folder, package
-            )
+            known = self._version_of(recipe.model, package)
+            version = known or self._add_version(mlflow_run_id, run_folder, package, config)
             if _VERDICT in version.tags:
                 return self._describe(version)
             self._client.set_registered_model_alias(recipe.model, versions.CHALLENGER, version.version)
@@ -298,12 +297,15 @@ class Registry:
         )
         return found[0] if found else None
 
-    def _add_version(self, name: str, mlflow_run_id: str, run_folder: Path, package: Package) -> ModelVersion:
-        tags = facts.package_tags(package)
+    def _add_version(
+        self, mlflow_run_id: str, run_folder: Path, package: Package, config: PipelineConfig
+    ) -> ModelVersion:
+        assert config.registration is not None
+        name = config.registration.model
+        tags = facts.package_tags(package) | facts.headline_tags(facts.read_metrics(run_folder), config)
         model_id, location = self._logged_model(mlflow_run_id, run_folder, package, tags)
         with contextlib.suppress(MlflowException):
-            # It may exist; any other failure shows in the next call.
-            self._client.create_registered_model(name)
+            self._client.create_registered_model(name)  # It may exist; other failures show in the next call.
         # A store without a server resolves `models:/m-...` by the global tracking URI, which is not ours.
         return self._client.create_model_version(
             name,

@@ -15,6 +15,7 @@ from vitpipe.infer.package import Package
 if TYPE_CHECKING:
     import pandas as pd
 
+    from vitpipe.config import PipelineConfig
     from vitpipe.manifest import Manifest
 
 METRICS_FILE: Final = "metrics.json"
@@ -52,15 +53,18 @@ def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     return flat
 
 
-def headline(metrics: Mapping[str, Any], level: str, metric: str) -> str:
-    """Give one number with its interval, such as ``0.831 [0.744, 0.902] (31 groups)``; empty where there is none."""
-    entry = metrics.get(level, {}).get(metric)
+def headline_tags(metrics: Mapping[str, Any], config: PipelineConfig) -> dict[str, str]:
+    """Give the number that the gate looks at, with its interval; nothing where it is not defined."""
+    if config.registration is None:
+        return {}
+    metric = config.registration.gate.metric
+    entry = metrics.get(config.evaluate.level, {}).get(metric)
     if not isinstance(entry, Mapping) or not _finite(entry.get("estimate")):
-        return ""
-    text = f"{entry['estimate']:.3f}"
+        return {}
+    text = f"{metric} {entry['estimate']:.3f}"
     if _finite(entry.get("low")) and _finite(entry.get("high")):
         text += f" [{entry['low']:.3f}, {entry['high']:.3f}]"
-    return f"{text} ({entry.get('n_groups', '?')} groups)"
+    return {"vitpipe.headline": f"{text} ({entry.get('n_groups', '?')} groups, level {config.evaluate.level})"}
 
 
 def package_tags(package: Package) -> dict[str, str]:

@@ -13,6 +13,8 @@ _PATIENCE: Final = {
     # A lock file in the caller's folder would be exported and uploaded with the model.
     "MLFLOW_UV_AUTO_DETECT": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # Standard output is for `--json`.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
