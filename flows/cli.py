@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,7 +32,10 @@ Home = Annotated[
     Path | None, typer.Option("--home", help="Folder of the servers' databases and logs; VITPIPE_HOME, else your home.")
 ]
 WorkspaceOption = Annotated[
-    Path | None, typer.Option("--workspace", help="Workspace whose registry to use when no MLflow server is set.")
+    Path | None,
+    typer.Option(
+        "--workspace", help="Workspace whose registry to use when MLFLOW_TRACKING_URI is not set; ./workspace."
+    ),
 ]
 
 
@@ -61,6 +65,18 @@ def _embed(workspace: Path) -> None:
     from flows.settings import apply_environment
 
     apply_environment(workspace)
+
+
+def _find_registry(workspace: Path | None) -> Path | None:
+    """Give the workspace whose registry to use: the one that is named, else ``./workspace`` where no server is set."""
+    from vitpipe.stages import require_registry
+
+    if workspace is None and not os.environ.get("MLFLOW_TRACKING_URI"):
+        workspace = Path("workspace")
+    require_registry(str(workspace) if workspace else None)
+    if workspace is not None:
+        _embed(workspace)
+    return workspace
 
 
 def _print_json(value: Mapping[str, object]) -> None:
@@ -178,7 +194,7 @@ def predict(
     from vitpipe import stages
 
     with _reporting(as_json=as_json):
-        _embed(workspace or out)
+        workspace = _find_registry(workspace)
         summary = stages.predict(model_uri, str(source), str(out), str(workspace) if workspace else None)
         print_stage(summary, as_json=as_json)
 
@@ -195,7 +211,7 @@ def promote(
     from vitpipe import stages
 
     with _reporting(as_json=as_json):
-        _embed(workspace or Path())
+        workspace = _find_registry(workspace)
         print_version(stages.promote(name, version, str(workspace) if workspace else None), as_json=as_json)
 
 
@@ -210,7 +226,7 @@ def rollback(
     from vitpipe import stages
 
     with _reporting(as_json=as_json):
-        _embed(workspace or Path())
+        workspace = _find_registry(workspace)
         print_version(stages.rollback(name, str(workspace) if workspace else None), as_json=as_json)
 
 

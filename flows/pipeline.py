@@ -14,6 +14,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows import tasks
 from flows.artifacts import publish_report, publish_summary
+from flows.settings import configure_logging
 from vitpipe import stages
 from vitpipe.config import PipelineConfig
 from vitpipe.errors import ConfigError
@@ -34,12 +35,13 @@ def run_name() -> str:
     return f"{flow_run.flow_name} {name}" if name else str(flow_run.flow_name)
 
 
-def require_absolute(config: PipelineConfig) -> None:
-    """Refuse relative paths: a worker runs in another folder than the one who triggers it.
+def begin(config: PipelineConfig) -> None:
+    """Let our log lines through, and refuse relative paths: a worker runs in another folder than who triggers it.
 
     Raises:
         ConfigError: a path is relative.
     """
+    configure_logging()
     for key, path in (("source.path", config.source.path), ("workspace", config.workspace)):
         if not Path(path).is_absolute():
             raise ConfigError(
@@ -61,8 +63,9 @@ def pipeline(config: PipelineConfig) -> stages.PipelineResult:
 
 def run_chain(config: PipelineConfig) -> stages.PipelineResult:
     """Run all stages, inside a flow."""
-    require_absolute(config)
+    begin(config)
     with Workspace(Path(config.workspace)).lock():
+        config = stages.pin_weights(config)
         summaries = [run_ingest(config), run_tile(config)]
         if config.labels is None:
             return stages.unlabelled_result(config, summaries)

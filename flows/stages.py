@@ -8,7 +8,7 @@ from prefect import flow
 
 from flows import tasks
 from flows.artifacts import publish_report, publish_summary
-from flows.pipeline import require_absolute, run_ingest, run_name, run_tile, runner
+from flows.pipeline import begin, run_ingest, run_name, run_tile, runner
 from vitpipe import stages
 from vitpipe.config import PipelineConfig
 from vitpipe.records import StageSummary
@@ -22,7 +22,7 @@ def ingest(config: PipelineConfig) -> StageSummary:
     Args:
         config: The pipeline.
     """
-    require_absolute(config)
+    begin(config)
     with Workspace(Path(config.workspace)).lock():
         return run_ingest(config)
 
@@ -34,7 +34,7 @@ def tile(config: PipelineConfig) -> StageSummary:
     Args:
         config: The pipeline.
     """
-    require_absolute(config)
+    begin(config)
     with Workspace(Path(config.workspace)).lock():
         return run_tile(config)
 
@@ -46,8 +46,9 @@ def train(config: PipelineConfig) -> StageSummary:
     Args:
         config: The pipeline.
     """
-    require_absolute(config)
+    begin(config)
     with Workspace(Path(config.workspace)).lock():
+        config = stages.pin_weights(config)
         prepared = tasks.prepare_run(config)
         publish_summary(prepared.summary)
         summary = tasks.train(config, prepared.run_id)
@@ -62,8 +63,9 @@ def evaluate(config: PipelineConfig) -> stages.EvaluatedRun:
     Args:
         config: The pipeline.
     """
-    require_absolute(config)
+    begin(config)
     with Workspace(Path(config.workspace)).lock():
+        config = stages.pin_weights(config)
         evaluated = tasks.evaluate(config, tasks.prepare_run(config).run_id)
         publish_summary(evaluated.summary)
         publish_report(evaluated)
@@ -77,8 +79,9 @@ def register(config: PipelineConfig) -> stages.RegisteredRun:
     Args:
         config: The pipeline.
     """
-    require_absolute(config)
+    begin(config)
     with Workspace(Path(config.workspace)).lock():
+        config = stages.pin_weights(config)
         registered = tasks.register(config, tasks.prepare_run(config).run_id)
         publish_summary(registered.summary)
         return registered

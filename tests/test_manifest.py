@@ -191,6 +191,14 @@ def test_blocks_of_ground_keep_the_group_of_the_tile(place: Place) -> None:
     assert found.table.groupby("source_id")["split"].nunique().max() == 2
 
 
+def test_a_patient_whose_pseudonym_changed_with_the_key_has_one_group(place: Place) -> None:
+    sources = [make_source(number) for number in range(GROUPS)]
+    labels = label_set(sources, [(s.source_id, -1, "ab"[n % 2], "") for n, s in enumerate(sources)])
+    stale = make_tiles(sources).assign(group_id=lambda table: "old-" + table["group_id"])
+    table = place.build(sources, labels, stale).table
+    assert set(table["group_id"]) == {source.group_id for source in sources}
+
+
 def test_the_group_column_may_join_and_its_tearing_is_said(place: Place) -> None:
     frames = [make_source(100 + number, frames=2) for number in range(12)]
     rows = [(s.source_id, f, "cat" if n % 2 else "dog", f"g{n}{f}") for n, s in enumerate(frames) for f in (0, 1)]

@@ -84,7 +84,9 @@ class TableLabels(Recipe):
     kind: Literal["table"] = "table"
     path: str = Field(title="Table", description="CSV or Parquet file.", min_length=1)
     key: KeyKind = Field("path", title="Key", description="What the key column names.")
-    key_column: str | None = Field(None, title="Key column", description="Column of the key; named as the key if empty.")
+    key_column: str | None = Field(
+        None, title="Key column", description="Column of the key; named as the key if empty."
+    )
     column: str | tuple[str, ...] = Field(
         title="Label column", description="One column of classes, or a list of 0/1 columns (multi-label)."
     )
@@ -97,7 +99,9 @@ class FolderLabels(Recipe):
 
     model_config = ConfigDict(title="Folder names")
     kind: Literal["folder"] = "folder"
-    level: int = Field(1, ge=1, title="Level", description="1: the folder that holds the file, 2: the one above it, ...")
+    level: int = Field(
+        1, ge=1, title="Level", description="1: the folder that holds the file, 2: the one above it, ..."
+    )
 
 
 LabelRecipe = Annotated[TableLabels | FolderLabels, Field(discriminator="kind")]
@@ -108,6 +112,8 @@ LabelRecipe = Annotated[TableLabels | FolderLabels, Field(discriminator="kind")]
 
 class TileRecipe(Recipe):
     """How tiles are cut."""
+
+    model_config = ConfigDict(title="Tiles")
 
     cut: Literal["grid", "whole"] = Field(
         "grid", title="Cut", description="grid: tiles on a grid; whole: each frame resampled into one tile."
@@ -141,6 +147,8 @@ class TileRecipe(Recipe):
 class SplitRecipe(Recipe):
     """Shares of groups; what is left is the train split."""
 
+    model_config = ConfigDict(title="Split")
+
     val: float = Field(0.15, ge=0, lt=1, title="Validation share")
     calibration: float = Field(0.15, ge=0, lt=1, title="Calibration share")
     test: float = Field(0.2, gt=0, lt=1, title="Test share")
@@ -163,6 +171,8 @@ class SplitRecipe(Recipe):
 
 class PreprocessRecipe(Recipe):
     """From physical units to what the model sees. The statistics come from the train split."""
+
+    model_config = ConfigDict(title="Preprocessing")
 
     clip: tuple[float, float] | None = Field(
         None, title="Clip", description="Lowest and highest physical value, such as -200 and 400 HU."
@@ -221,6 +231,8 @@ Weights = Annotated[RandomWeights | TimmWeights | FileWeights | MlflowWeights, F
 class ModelRecipe(Recipe):
     """A timm ViT; the keys of ``VisionTransformer`` that are given override the named architecture."""
 
+    model_config = ConfigDict(title="Model")
+
     name: str = Field("vit_tiny_patch16_224", title="Architecture", description="A name of timm.list_models().")
     weights: Weights = Field(title="Weights")
     img_size: int | None = Field(None, ge=8, title="Image size (px)", description="The tile size if empty.")
@@ -236,10 +248,14 @@ class ModelRecipe(Recipe):
 class AugmentRecipe(Recipe):
     """Random changes of training tiles, drawn per tile and applied to the whole batch on the device."""
 
+    model_config = ConfigDict(title="Augmentation")
+
     flip_horizontal: bool = Field(False, title="Horizontal flips")
     flip_vertical: bool = Field(False, title="Vertical flips")
     quarter_turns: bool = Field(False, title="Quarter turns")
-    translate: float = Field(0.0, ge=0, le=0.5, title="Translation", description="Largest shift, as a share of the edge.")
+    translate: float = Field(
+        0.0, ge=0, le=0.5, title="Translation", description="Largest shift, as a share of the edge."
+    )
     scale: float = Field(0.0, ge=0, lt=1, title="Scale", description="Largest relative zoom.")
     rotate_degrees: float = Field(0.0, ge=0, le=180, title="Rotation (degrees)")
     brightness: float = Field(0.0, ge=0, title="Brightness", description="Largest offset, in deviations.")
@@ -249,6 +265,8 @@ class AugmentRecipe(Recipe):
 class TrainRecipe(Recipe):
     """How the model learns."""
 
+    model_config = ConfigDict(title="Training")
+
     recipe: Literal["probe", "full"] = Field(
         "full", title="Recipe", description="probe: logistic head on frozen features; full: all weights."
     )
@@ -256,7 +274,9 @@ class TrainRecipe(Recipe):
     batch_size: int = Field(64, ge=1, title="Batch size", description="Over all devices.")
     learning_rate: float = Field(1e-3, gt=0, title="Learning rate", description="Peak, at this batch size.")
     weight_decay: float = Field(0.05, ge=0, title="Weight decay")
-    layer_decay: float | None = Field(None, gt=0, le=1, title="Layer decay", description="0.65-0.75 for pretrained weights.")
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, title="Layer decay", description="0.65-0.75 for pretrained weights."
+    )
     warmup_share: float = Field(0.1, ge=0, lt=1, title="Warm-up share", description="Share of all steps.")
     label_smoothing: float = Field(0.1, ge=0, lt=1, title="Label smoothing")
     logit_adjustment: float = Field(
@@ -271,7 +291,9 @@ class TrainRecipe(Recipe):
     )
     compile: bool = Field(False, title="torch.compile")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", title="Device")
-    processes: int | None = Field(None, ge=1, title="Processes", description="One a device if empty; more than one: DDP.")
+    processes: int | None = Field(
+        None, ge=1, title="Processes", description="One a device if empty; more than one: DDP."
+    )
     seed: int = Field(0, ge=0, title="Seed")
     augment: AugmentRecipe = AugmentRecipe()
 
@@ -284,8 +306,12 @@ MetricName = Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc", "aver
 class EvaluateRecipe(Recipe):
     """How the model is judged."""
 
+    model_config = ConfigDict(title="Evaluation")
+
     subgroups: tuple[str, ...] = Field((), title="Subgroups", description="Attribute columns; all known ones if empty.")
-    level: Literal["tile", "source", "group"] = Field("group", title="Level", description="Level of the headline numbers.")
+    level: Literal["tile", "source", "group"] = Field(
+        "group", title="Level", description="Level of the headline numbers."
+    )
     bootstrap: int = Field(2000, ge=200, le=100_000, title="Bootstrap draws")
     confidence: float = Field(0.95, gt=0.5, lt=1, title="Confidence")
     alpha: float = Field(0.1, gt=0, lt=0.5, title="Conformal error rate")
@@ -295,14 +321,21 @@ class EvaluateRecipe(Recipe):
 class GateRecipe(Recipe):
     """When a challenger becomes the champion."""
 
+    model_config = ConfigDict(title="Gate")
+
     metric: MetricName = Field("balanced_accuracy", title="Metric")
     margin: float = Field(
-        0.0, ge=0, title="Margin", description="The challenger may be worse by less than this (non-inferiority); 0: better."
+        0.0,
+        ge=0,
+        title="Margin",
+        description="The challenger may be worse by less than this (non-inferiority); 0: better.",
     )
 
 
 class RegisterRecipe(Recipe):
     """Where the model is kept."""
+
+    model_config = ConfigDict(title="Registration")
 
     model: str = Field(title="Registered name", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     gate: GateRecipe = GateRecipe()
@@ -328,7 +361,9 @@ class PipelineConfig(Recipe):
     registration: RegisterRecipe | None = Field(
         None, alias="register", title="Register", description="Without it the model stays in the workspace."
     )
-    workspace: str = Field("workspace", title="Workspace", description="Folder of everything that is made.", min_length=1)
+    workspace: str = Field(
+        "workspace", title="Workspace", description="Folder of everything that is made.", min_length=1
+    )
 
     @model_validator(mode="after")
     def _labels_need_a_model(self) -> Self:

@@ -80,6 +80,7 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
     tiles = tiles[tiles["source_id"].isin({source.source_id for source in sources})]
     if tiles.empty:
         raise DataError(f"no tiles of the sources in the catalog are in {folder}; run `vitpipe tile` first")
+    tiles = _with_groups_of_today(tiles, sources)
     if not (path := workspace.labels(labels.digest)).exists():
         write_parquet(path, labels.rows)
 
@@ -137,6 +138,17 @@ def _join_labels(tiles: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     result["label"] = chosen["label"].where(result["label_row"] >= 0, None)
     result["label_group"] = chosen["group_id"].where(result["label_row"] >= 0, "")
     return result
+
+
+def _with_groups_of_today(tiles: pd.DataFrame, sources: Sequence[Source]) -> pd.DataFrame:
+    """Take the group from the catalog where a source has one: a patient's pseudonym changes with the key, tiles stay.
+
+    A source that lies on several blocks of ground keeps the groups of its tiles.
+    """
+    one_group = tiles.groupby("source_id")["group_id"].nunique() == 1
+    groups = {source.source_id: source.group_id for source in sources if source.grid.transform is None}
+    current = tiles["source_id"].map({name: group for name, group in groups.items() if one_group.get(name, False)})
+    return tiles.assign(group_id=current.where(current.notna(), tiles["group_id"]))
 
 
 def _groups_torn_by_labels(table: pd.DataFrame) -> list[str]:

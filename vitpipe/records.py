@@ -54,7 +54,8 @@ class Grid:
     height: int
     width: int
     spacing_mm: tuple[float, float, float] | None = None
-    """Between frames, between rows, between columns (row spacing first, as DICOM's PixelSpacing); None: not known."""
+    """Between frames, between rows, between columns (row spacing first, as DICOM's PixelSpacing); None: not known. The
+    first is 0 where frames have no regular step: a single frame, gaps, no positions; `affine` is None then."""
     affine: tuple[float, ...] | None = None
     """16 numbers, row-major 4x4: (col, row, frame, 1) to LPS millimetres. DICOM only."""
     transform: tuple[float, float, float, float, float, float] | None = None

@@ -5,15 +5,17 @@ Each takes the configuration and small names, reads and writes the workspace, an
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitpipe.atomic import make_folder
 from vitpipe.config import MlflowWeights, PipelineConfig
 from vitpipe.digest import digest
-from vitpipe.errors import ConfigError, TrainingFailed
+from vitpipe.errors import ConfigError, TrainingFailed, TransientError
 from vitpipe.records import Json, StageSummary, count_codes
 from vitpipe.workspace import Workspace
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from vitpipe.learn.progress import Progress
     from vitpipe.manifest import Manifest
     from vitpipe.registry import Registry
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +161,8 @@ def tile_shard(config: PipelineConfig, shard_id: str) -> StageSummary:
     from vitpipe import ingest, tiling
 
     workspace = _workspace(config)
-    return tiling.tile_shard(config, workspace, ingest.read_catalog(workspace), shard_id)
+    sources = ingest.read_catalog(workspace, tiling.planned_sources(config, workspace, shard_id))
+    return tiling.tile_shard(config, workspace, sources, shard_id)
 
 
 def check_tiles(config: PipelineConfig) -> StageSummary:
@@ -249,7 +254,11 @@ def train(config: PipelineConfig, run_id: str, on_progress: Callable[[Progress],
                 "learning_rate": progress.learning_rate,
                 "images_per_second": progress.images_per_second,
             }
-            registry.log_progress(mlflow_run_id, values, step=progress.step)
+            try:
+                registry.log_progress(mlflow_run_id, values, step=progress.step)
+            except TransientError as error:
+                # Live metrics are a view; the results are logged at the end. A server's hiccup must not end a training.
+                _LOGGER.warning("live metrics of epoch %s were not logged: %s", progress.epoch, error)
 
     try:
         result = launch.train(config, joined, workspace, report, weights_folder=weights_folder)
@@ -374,6 +383,21 @@ def warm_started(config: PipelineConfig) -> PipelineConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"weights": weights})})
 
 
+def require_registry(workspace: str | None) -> None:
+    """Refuse to make an empty registry where one is only asked for what it holds.
+
+    Raises:
+        ConfigError: no registry is named, or there is none at that place.
+    """
+    from vitpipe.infer.tracking import tracking_store
+
+    if (file := tracking_store(Path(workspace) if workspace else None).missing) is not None:
+        raise ConfigError(
+            f"no registry at {file}; pass `--workspace FOLDER`, the workspace of the pipeline that registered the "
+            "model, or set MLFLOW_TRACKING_URI"
+        )
+
+
 def predict(model_uri: str, source: str, out: str, workspace: str | None) -> StageSummary:
     """Run a registered model on files and write the predictions into a folder.
 
@@ -383,9 +407,14 @@ def predict(model_uri: str, source: str, out: str, workspace: str | None) -> Sta
         DataError: nothing could be read.
     """
     from vitpipe.infer.output import write_predictions
+    from vitpipe.infer.reading import local_path
     from vitpipe.registry import open_registry
 
     started = time.perf_counter()
+    require_registry(workspace)
+    # What is missing is said before the model is loaded, and before hours of work that could not be written.
+    local_path(source)
+    make_folder(Path(out))
     registry = open_registry(Path(workspace) if workspace else None)
     result = registry.load_predictor(model_uri).predict_path(source, with_paths=True)
     written = write_predictions(result, Path(out))
@@ -399,15 +428,25 @@ def predict(model_uri: str, source: str, out: str, workspace: str | None) -> Sta
 
 
 def promote(name: str, version: int | None, workspace: str | None) -> RegisteredVersion:
-    """Make a version (the challenger if None) the champion."""
+    """Make a version (the challenger if None) the champion.
+
+    Raises:
+        ConfigError: there is no registry, no such model, or no such version.
+    """
     from vitpipe.registry import open_registry
 
+    require_registry(workspace)
     registry = open_registry(Path(workspace) if workspace else None)
     return registry.promote(name, registry.challenger(name) if version is None else str(version))
 
 
 def rollback(name: str, workspace: str | None) -> RegisteredVersion:
-    """Make the champion before the present one champion again."""
+    """Make the champion before the present one champion again.
+
+    Raises:
+        ConfigError: there is no registry, no such model, or it has had no other champion.
+    """
     from vitpipe.registry import open_registry
 
+    require_registry(workspace)
     return open_registry(Path(workspace) if workspace else None).rollback(name)

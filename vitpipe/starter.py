@@ -57,7 +57,9 @@ def write_starter(data: Path, out: Path, *, overwrite: bool) -> Findings:
         DataError: nothing in `data` can be read.
     """
     if not data.exists():
-        raise ConfigError(f"no folder or file at {data}")
+        raise ConfigError(f"no folder or file at {data.absolute()}; give the folder that holds the data")
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder; name the file to write, such as {out / 'pipeline.yaml'}")
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists; pass --force to overwrite it, or --out to write elsewhere")
     data = data.resolve()
@@ -78,13 +80,16 @@ def write_starter(data: Path, out: Path, *, overwrite: bool) -> Findings:
 def _look_at(data: Path, key: Pseudonymiser) -> _Look:
     paths = list_files(_look_config("images", data))
     if not paths:
-        raise DataError(f"{data} holds no file")
+        raise DataError(
+            f"{data} holds no file; give the folder that holds the data (names that begin with a dot are left out)"
+        )
     step = max(1, len(paths) // 60)
     scores = {kind: _score(domain_of(kind), kind, paths[::step], data, key) for kind in DOMAINS}
     kind = max(scores, key=lambda name: scores[name])
     if scores[kind] == 0:
         raise DataError(
-            f"none of {len(paths[::step])} files looked at below {data} is a DICOM file, a GeoTIFF or a photograph"
+            f"none of {len(paths[::step])} files looked at below {data} is a DICOM file, a GeoTIFF or a photograph;"
+            " give the folder that holds them"
         )
     # A few neighbours rather than a stride: the instances of one series lie side by side.
     sample = paths[:SAMPLE_FILES]

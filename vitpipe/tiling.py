@@ -144,6 +144,12 @@ def _recipe_record(config: PipelineConfig) -> dict[str, Json]:
     return {"tiles": recipe, "source": options, "tiling_version": TILING_VERSION}
 
 
+def planned_sources(config: PipelineConfig, workspace: Workspace, shard_id: str) -> list[str]:
+    """Name the sources of one shard of the plan, so that a task need not read the whole catalog."""
+    plan = _read_plan(workspace.tiles(tile_digest(config)))
+    return [str(source_id) for source_id in plan.loc[plan["shard_id"] == shard_id, "source_id"]]
+
+
 def tile_shard(config: PipelineConfig, workspace: Workspace, sources: Sequence[Source], shard_id: str) -> StageSummary:
     """Make one shard of the plan; nothing is done where it is there already.
 
@@ -163,8 +169,7 @@ def tile_shard(config: PipelineConfig, workspace: Workspace, sources: Sequence[S
     """
     started = time.monotonic()
     folder = workspace.tiles(tile_digest(config))
-    plan = _read_plan(folder)
-    members = [str(source_id) for source_id in plan.loc[plan["shard_id"] == shard_id, "source_id"]]
+    members = planned_sources(config, workspace, shard_id)
     if (folder / shard_id / TABLE_FILE).is_file():
         return StageSummary(STAGE, skipped=len(members))
     known = {source.source_id: source for source in sources}

@@ -40,6 +40,7 @@ from vitpipe.evaluate.selective import selective_numbers
 from vitpipe.evaluate.statistics import MIN_BOOTSTRAP_GROUPS, Estimate
 from vitpipe.evaluate.subgroups import subgroup_columns, subgroup_numbers, unused_columns
 from vitpipe.evaluate.units import Units, mixed_groups, pool
+from vitpipe.labels.base import ATTRIBUTE_PREFIX
 from vitpipe.learn.baselines import fit_baselines
 from vitpipe.manifest import Manifest
 from vitpipe.records import Json, Level, Split, StageSummary
@@ -86,12 +87,19 @@ def inputs_digest(config: PipelineConfig, manifest: Manifest, run_folder: Path) 
     return digest(
         {
             "manifest": manifest.digest,
+            "attributes": _attributes_digest(manifest.table),
             "logits": digest_file(logits),
             "recipe": config.evaluate.digest(),
             "metric": headline_metric(config, manifest),
             "version": VERSION,
         }
     )
+
+
+def _attributes_digest(table: pd.DataFrame) -> str:
+    """Digest the subgroup columns: they change no training, but the tables by subgroup."""
+    columns = sorted(name for name in table.columns if name.startswith(ATTRIBUTE_PREFIX))
+    return digest([[name, [str(value) for value in table[name]]] for name in columns])
 
 
 def evaluate(config: PipelineConfig, manifest: Manifest, run_folder: Path, workspace: Workspace) -> EvaluationSummary:

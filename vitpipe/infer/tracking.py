@@ -6,18 +6,20 @@ Nothing here imports MLflow; `vitpipe.registry` does.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import sqlite3
 import subprocess
 import sys
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from vitpipe.atomic import file_lock, write_file
-from vitpipe.errors import ConfigError, TransientError, VitpipeError
+from vitpipe.errors import ConfigError, TransientError, VitpipeError, WorkspaceError
 
 URI_VARIABLE: Final = "MLFLOW_TRACKING_URI"
 
@@ -25,6 +27,8 @@ _DATABASE = "mlflow.db"
 _ARTIFACTS = "mlartifacts"
 _SERVERS = ("http", "https", "databricks")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_FULL = "disk is full"
+_ERROR_LINE = re.compile(r"[\w.]+(Error|Exception)\b")
 _FIRST_OPEN = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1], sys.argv[1]).search_experiments()"
 
 
@@ -42,6 +46,12 @@ class TrackingStore:
         return _scheme(self.uri) in _SERVERS
 
     @property
+    def missing(self) -> Path | None:
+        """The SQLite file, where the store is one that is not there yet."""
+        file = _sqlite_file(self.uri) if _scheme(self.uri) == "sqlite" else None
+        return file if file is not None and not file.is_file() else None
+
+    @property
     def shown(self) -> str:
         """The URI without user and password."""
         return re.sub(r"//[^/@]*@", "//", self.uri)
@@ -55,12 +65,19 @@ class TrackingStore:
             text: what the store said.
         """
         first = text.strip().partition("\n")[0][:300]
+        if _FULL in text:
+            return WorkspaceError(f"cannot {what}: the disk of {self.shown} is full; free some space and try again")
         if status in (429, 503) or (self.served and status >= 500):
             return TransientError(f"cannot {what}: {self.shown} does not answer ({first})")
         if "out-of-date database schema" in text:
             return ConfigError(
                 f"cannot {what}: {self.shown} was made by another version of MLflow; back it up, then run "
                 "`mlflow db upgrade URI`"
+            )
+        if status == HTTPStatus.NOT_FOUND:
+            return ConfigError(
+                f"cannot {what}: not found in {self.shown} ({first}); correct the name or version, or name another "
+                f"registry: `--workspace`, or {URI_VARIABLE}"
             )
         return ConfigError(f"cannot {what} in {self.shown}: {first}")
 
@@ -92,7 +109,11 @@ class TrackingStore:
                     check=False,
                 )
                 if child.returncode != 0:
-                    words = (child.stderr.strip() or f"it ended with {child.returncode}").splitlines()[-1]
+                    lines = child.stderr.splitlines()
+                    if any(_FULL in line for line in lines):
+                        raise OSError(errno.ENOSPC, _FULL, str(database))
+                    said = [line for line in lines if _ERROR_LINE.match(line)]
+                    words = said[-1] if said else f"it ended with {child.returncode}"
                     raise ConfigError(f"MLflow cannot make its database {database}: {words}")
 
 

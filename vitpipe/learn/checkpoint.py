@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from vitpipe.atomic import sweep_partials, write_folder, write_json
 from vitpipe.digest import digest_file
 from vitpipe.errors import ContractError
+from vitpipe.learn.tensors import write_tensors
 
 _STATE_FILE = "state.json"
 _KEPT = 2
@@ -80,7 +81,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
                 os.link(before[0], path)
                 digests[name] = before[1]
                 continue
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
+            write_tensors(path, tensors)
             digests[name] = digest_file(path)
         write_json(partial / _STATE_FILE, {"state": asdict(checkpoint.state), "digests": digests})
     for old in _checkpoints(folder)[:-_KEPT]:

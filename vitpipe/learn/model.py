@@ -20,7 +20,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from vitpipe.atomic import write_folder, write_json
@@ -28,6 +28,7 @@ from vitpipe.config import TileRecipe
 from vitpipe.errors import ContractError
 from vitpipe.learn.architecture import rebuild
 from vitpipe.learn.preprocessing import Preprocessing
+from vitpipe.learn.tensors import write_tensors
 from vitpipe.learn.weights import MODEL_FILE, RECORD_FILE
 from vitpipe.records import Json
 
@@ -237,7 +238,7 @@ def save_model(folder: Path, state: Mapping[str, torch.Tensor], record: ModelRec
         record: everything else.
     """
     with write_folder(folder) as partial:
-        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, partial / MODEL_FILE)
+        write_tensors(partial / MODEL_FILE, state)
         write_json(partial / RECORD_FILE, record.to_json())
 
 
