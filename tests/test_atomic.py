@@ -13,9 +13,14 @@ from vitpipe.errors import WorkspaceError
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "a.txt"
-    with pytest.raises(RuntimeError), atomic.write_file(target) as partial:
-        partial.write_text("half")
-        raise RuntimeError
+
+    def fail_halfway() -> None:
+        with atomic.write_file(target) as partial:
+            partial.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
     assert list(target.parent.iterdir()) == []
     with atomic.write_file(target) as partial:
         partial.write_text("whole")

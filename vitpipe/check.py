@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitpipe.config import ModelRecipe, PipelineConfig
+from vitpipe.config import FileWeights, ModelRecipe, PipelineConfig
 from vitpipe.cutting import window_count
-from vitpipe.errors import DataError, TooManyRejected
+from vitpipe.errors import ConfigError, DataError, TooManyRejected
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
 from vitpipe.labels import read_labels
 from vitpipe.labels.base import LabelSet
@@ -139,6 +139,9 @@ def _few_groups(
 
 def _model(config: PipelineConfig, sources: Sequence[Source], values: dict[str, Json]) -> list[str]:
     assert config.model is not None
+    weights = config.model.weights
+    if isinstance(weights, FileWeights) and not Path(weights.path).is_file():
+        raise ConfigError(f"model.weights: no file {weights.path}; correct `model.weights.path`")
     parameters, tokens, width, depth = _measure(config.model, config, len(sources[0].channels))
     # Multiply-adds of a transformer block on N tokens of width D: 12 N D^2 in its matrices, 2 N^2 D in attention.
     dense, attention = 12 * tokens * width**2, 2 * tokens**2 * width

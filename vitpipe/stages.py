@@ -428,11 +428,7 @@ def predict(model_uri: str, source: str, out: str, workspace: str | None) -> Sta
 
 
 def promote(name: str, version: int | None, workspace: str | None) -> RegisteredVersion:
-    """Make a version (the challenger if None) the champion.
-
-    Raises:
-        ConfigError: there is no registry, no such model, or no such version.
-    """
+    """Make a version (the challenger if None) the champion; ConfigError where there is none."""
     from vitpipe.registry import open_registry
 
     require_registry(workspace)
@@ -441,11 +437,7 @@ def promote(name: str, version: int | None, workspace: str | None) -> Registered
 
 
 def rollback(name: str, workspace: str | None) -> RegisteredVersion:
-    """Make the champion before the present one champion again.
-
-    Raises:
-        ConfigError: there is no registry, no such model, or it has had no other champion.
-    """
+    """Make the champion before the present one champion again; ConfigError where there is none."""
     from vitpipe.registry import open_registry
 
     require_registry(workspace)

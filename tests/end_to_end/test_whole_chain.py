@@ -1,4 +1,4 @@
-"""From raw files to a registered model that, pulled into a fresh process, gives the evaluation's numbers row for row."""
+"""From raw files to a registered model that, pulled into a fresh process, gives the evaluation's rows again."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The seam to the outside: what a domain and an opened source must do.
 
-A domain indexes files one by one (headers only, no pixels; the index is kept, so a file is looked at once), assembles the
-indexed files into sources, and opens a source for windowed reads in physical units. Every later room sees nothing
+A domain indexes files one by one (headers only, no pixels; the index is kept, so a file is looked at once), assembles
+the indexed files into sources, and opens a source for windowed reads in physical units. Every later room sees nothing
 else of it: whatever a later stage needs is a field of :class:`vitpipe.records.Source`.
 """
 
