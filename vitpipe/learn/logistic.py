@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 _ITERATIONS = 2000
 
@@ -56,7 +57,9 @@ def fit_logistic(
 
 
 def _regression(features: NDArray[np.float64], targets: NDArray[np.int64], strength: float) -> LogisticRegression:
-    with warnings.catch_warnings():
+    # One thread: the products are small, and threads that wait for each other on a busy machine cost twenty times more.
+    # The last bits do not depend on the number of cores then, either.
+    with warnings.catch_warnings(), threadpool_limits(limits=1):
         # A head that has not converged is judged on the validation split like the others.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(C=strength, max_iter=_ITERATIONS).fit(features, targets)
