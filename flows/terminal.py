@@ -22,13 +22,10 @@ Result = TypeVar("Result")
 
 
 class _SentencesOnly(logging.Filter):
-    """Our errors explain themselves: Prefect's log line keeps the sentence and drops the traceback."""
+    """Our errors explain themselves: Prefect's lines with their traceback go, those with the final state say it too."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], VitpipeError):
-            record.exc_info = None
-            record.exc_text = None
-        return True
+        return not (record.exc_info and isinstance(record.exc_info[1], VitpipeError))
 
 
 def run_flow(flow: Callable[[PipelineConfig], Result], config: PipelineConfig) -> Result:
