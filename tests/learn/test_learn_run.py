@@ -241,10 +241,15 @@ def test_launch_runs_torchrun_and_a_complete_run_returns_at_once(tmp_path: Path,
     assert time.monotonic() - before < 0.5
 
 
-def test_errors_of_the_child_come_back_typed(tmp_path: Path, manifest: Manifest) -> None:
-    config = make_config(tmp_path, model={"name": "vit_tinny_patch16_224"})
-    with pytest.raises(ConfigError, match="did you mean"):
-        train(config, manifest, Workspace(tmp_path / "w"), lambda _: None)
+def test_errors_of_the_child_come_back_typed(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    folder = make_run(tmp_path / "run", make_config(tmp_path, model={"name": "vit_tinny_patch16_224"}), manifest)
+    assert child.main([str(folder.root)]) == child.EXIT_FAILED
+    found = launch._failure(folder, child.EXIT_FAILED, 0, stopped=False)
+    assert isinstance(found, ConfigError)
+    assert "did you mean" in str(found)
 
 
 def test_what_ends_a_child_becomes_a_sentence(tmp_path: Path) -> None:
