@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +59,21 @@ def test_too_few_groups_give_no_temperature_and_full_sets_and_say_so() -> None:
     assert fitted.temperature == 1.0
     assert fitted.qhat is None
     assert fitted.notes == (
-        "temperature not fitted: the calibration split has 3 groups, 4 are needed",
+        "temperature not fitted: the calibration split has 3 groups, 10 are needed",
         "prediction sets hold every class: 3 calibration groups, at least 9 are needed for an error rate of 0.1",
     )
     probabilities = fitted.probabilities(tiles.logits)
     assert fitted.prediction_sets(probabilities).all()
     assert fitted.abstain(probabilities).all()
+
+
+def test_a_temperature_at_the_end_of_the_search_is_not_used() -> None:
+    # Every tile is right by a wide margin: the NLL falls for ever as the temperature does.
+    tiles = drawn(1.0)
+    sure = replace(tiles, logits=tiles.truth * 2.0)
+    fitted = fit_calibration(sure, alpha=0.1, seed=0)
+    assert fitted.temperature == 1.0
+    assert "the end of the range" in fitted.notes[0]
 
 
 @pytest.mark.parametrize(("alpha", "least"), [(0.1, 9), (0.05, 19), (0.01, 99)])

@@ -23,9 +23,10 @@ from vitpipe.evaluate.statistics import Floats
 from vitpipe.records import Json
 
 CALIBRATION_FILE = "calibration.json"
-MIN_TEMPERATURE_GROUPS = 4
-"""Two in each half of the cross-fit."""
+MIN_TEMPERATURE_GROUPS = 10
+"""Five in each half of the cross-fit: fewer agree by chance."""
 MIN_THRESHOLD_GROUPS = 5
+_AT_BOUND = 0.01
 _LOG_BOUNDS = (math.log(0.05), math.log(20.0))
 
 
@@ -241,6 +242,12 @@ def fit_temperature(tiles: CalibrationTiles, prior: Floats, seed: int) -> tuple[
             f"{before:.3f} without"
         ]
     temperature = best_temperature(tiles, prior, np.ones(half.size, dtype=bool))
+    # At the edge of the search the best lies beyond it: the split is too small or too easy to say anything.
+    if min(abs(math.log(temperature) - bound) for bound in _LOG_BOUNDS) < _AT_BOUND:
+        return 1.0, [
+            f"temperature not used: the best of the {present.size} calibration groups lies beyond"
+            f" {temperature:.2g}, the end of the range that was searched"
+        ]
     return temperature, [
         f"temperature {temperature:.3f}: it lowered the NLL of held-out halves of the {present.size} calibration "
         f"groups from {before:.3f} to {after:.3f}"
