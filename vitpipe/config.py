@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic.main import IncEx
 
 from vitpipe.digest import digest
 
@@ -233,7 +234,11 @@ class ModelRecipe(Recipe):
 
     model_config = ConfigDict(title="Model")
 
-    name: str = Field("vit_tiny_patch16_224", title="Architecture", description="A name of timm.list_models().")
+    name: str = Field(
+        "vit_tiny_patch16_224",
+        title="Architecture",
+        description="A name of timm.list_models(), or monai_vit for MONAI's ViT.",
+    )
     weights: Weights = Field(title="Weights")
     img_size: int | None = Field(None, ge=8, title="Image size (px)", description="The tile size if empty.")
     patch_size: int | None = Field(None, ge=1, title="Patch size (px)", description="Footprint of one token.")
@@ -344,6 +349,15 @@ class RegisterRecipe(Recipe):
     )
 
 
+_PLACES: dict[str, IncEx | bool] = {
+    "workspace": True,
+    "source": {"path"},
+    "labels": {"path"},
+    "model": {"weights": {"path"}},
+}
+"""Where things lie on one machine."""
+
+
 class PipelineConfig(Recipe):
     """A whole pipeline: ``pipeline.yaml``, and the form of the flow."""
 
@@ -370,3 +384,12 @@ class PipelineConfig(Recipe):
         if self.labels is not None and self.model is None:
             raise ValueError("labels are given but no model: add `model: {name: ..., weights: {source: ...}}`")
         return self
+
+    def without_places(self) -> dict[str, JsonValue]:
+        """Give every value but where things lie on this machine: a report of it may be handed on."""
+        return self.model_dump(mode="json", by_alias=True, exclude=_PLACES)
+
+    def content_digest(self) -> str:
+        """Fingerprint of what was asked for: the same on every machine, and however often a checkpoint is written."""
+        values = self.model_dump(mode="json", exclude=_PLACES | {"train": {"checkpoint_seconds"}})
+        return digest(values)

@@ -1,4 +1,4 @@
-"""A timm model by name, with the keys of `VisionTransformer` that the configuration overrides."""
+"""A timm model (or MONAI's ViT) by name, with the keys of `VisionTransformer` that the configuration overrides."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from vitpipe.records import Json
 
 if TYPE_CHECKING:
     from vitpipe.config import ModelRecipe
+
+MONAI_VIT = "monai_vit"
+"""The one architecture that is not timm's: MONAI's ViT."""
 
 _OVERRIDES = ("patch_size", "embed_dim", "depth", "num_heads")
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
@@ -65,9 +68,9 @@ def check_name(name: str) -> None:
     Raises:
         ConfigError: timm has none of this name (a pretrained tag after a dot does not count); names the nearest.
     """
-    if timm.is_model(name.split(".", maxsplit=1)[0]):
+    if name == MONAI_VIT or timm.is_model(name.split(".", maxsplit=1)[0]):
         return
-    near = difflib.get_close_matches(name, timm.list_models(), n=3)
+    near = difflib.get_close_matches(name, [*timm.list_models(), MONAI_VIT], n=3)
     hint = f"did you mean {', '.join(f'`{item}`' for item in near)}?" if near else "timm.list_models() gives the names"
     raise ConfigError(f"model.name: timm has no architecture `{name}`; {hint}")
 
@@ -137,6 +140,11 @@ class _KeyNotTaken(Exception):
 
 def _create(name: str, arguments: Mapping[str, Json]) -> nn.Module:
     try:
+        if name == MONAI_VIT:
+            # MONAI takes seconds to import: only who asks for it waits.
+            from vitpipe.learn.monai_vit import MonaiVit
+
+            return MonaiVit(**arguments)  # type: ignore[arg-type]
         model: nn.Module = timm.create_model(name, pretrained=False, **arguments)  # type: ignore[arg-type]
     except TypeError as error:
         found = _UNEXPECTED.search(str(error))

@@ -16,19 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from pydantic.main import IncEx
-
 import vitpipe
 from vitpipe import errors
 from vitpipe.atomic import workspace_errors
-from vitpipe.config import FileWeights, ModelRecipe, PipelineConfig, TrainRecipe
+from vitpipe.config import DicomSource, FileWeights, ModelRecipe, PipelineConfig, TrainRecipe
 from vitpipe.digest import digest, digest_file
 from vitpipe.errors import ConfigError, ContractError, TrainingFailed, TransientError, VitpipeError
+from vitpipe.labels.base import ATTRIBUTE_PREFIX
 from vitpipe.learn.progress import STOPPED, Progress, ProgressReader
 from vitpipe.learn.task import CPU, CUDA, LearnTask, RunFolder, physical_cores, read_task, write_task
 from vitpipe.learn.watch import SUPERVISOR_VARIABLE, describe_process
 from vitpipe.manifest import Manifest, write_manifest
-from vitpipe.records import Json
+from vitpipe.records import Json, Split
 from vitpipe.workspace import Workspace
 
 _POLL_SECONDS = 0.2
@@ -39,14 +38,7 @@ _TAIL_BYTES = 16 << 10
 _WORKER_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)")
 _KILLED = {-signal.SIGKILL, 128 + signal.SIGKILL}
 _NOT_IN_RUN = {"checkpoint_seconds"}
-_NOT_IN_CONFIG_DIGEST: dict[str, IncEx | bool] = {
-    "workspace": True,
-    "source": {"path"},
-    "labels": {"path"},
-    "model": {"weights": {"path"}},
-    "train": _NOT_IN_RUN,
-}
-"""Where things lie, and how often a checkpoint is written, is no part of what was asked for."""
+_MODALITY = f"{ATTRIBUTE_PREFIX}modality"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +153,9 @@ def make_task(config: PipelineConfig, manifest: Manifest, run_id: str, weights_f
         train=config.train,
         preprocess=config.preprocess,
         tiles=config.tiles,
-        source=_source_options(config),
+        source=_source_options(config, manifest),
         manifest_digest=manifest.digest,
-        config_digest=digest(config.model_dump(mode="json", exclude=_NOT_IN_CONFIG_DIGEST)),
+        config_digest=config.content_digest(),
         code_version=vitpipe.__version__,
         device=device,
         processes=processes,
@@ -189,10 +181,23 @@ def _model_of(config: PipelineConfig) -> ModelRecipe:
     return config.model
 
 
-def _source_options(config: PipelineConfig) -> dict[str, Json]:
-    """Give kind and reading options of the source; where it lies is nobody's business but this machine's."""
+def _source_options(config: PipelineConfig, manifest: Manifest) -> dict[str, Json]:
+    """Give kind and reading options of the source; where it lies is nobody's business but this machine's.
+
+    A model that has learnt from one DICOM modality alone is for that one, whether it was asked for or not.
+    """
     values: dict[str, Json] = config.source.model_dump(mode="json", exclude={"path", "max_reject_share"})
+    if isinstance(config.source, DicomSource) and config.source.modality is None:
+        values["modality"] = _one_modality(manifest)
     return values
+
+
+def _one_modality(manifest: Manifest) -> str | None:
+    """Give the modality that every train tile states; None where there are several, or some state none."""
+    if _MODALITY not in manifest.table:
+        return None
+    stated = manifest.table.loc[manifest.table["split"] == Split.TRAIN.value, _MODALITY]
+    return str(stated.iloc[0]) if stated.notna().all() and stated.nunique() == 1 and stated.iloc[0] else None
 
 
 def _device(recipe: TrainRecipe) -> tuple[str, int]:

@@ -102,8 +102,8 @@ def _model(task: LearnTask, manifest: Manifest) -> tuple[nn.Module, dict[str, Js
     torch.manual_seed(seed_of("init", task.train.seed))
     if task.train.recipe != PROBE:
         return build(task.model, overrides)
-    backbone, used = build(task.model, overrides | {"num_classes": 0, "drop_path_rate": 0.0})
-    used.pop("drop_path_rate")
+    still = {key: value for key, value in overrides.items() if key != "drop_path_rate"}
+    backbone, used = build(task.model, still | {"num_classes": 0})
     return ProbeModel(backbone, len(manifest.classes)), used | {"num_classes": len(manifest.classes)}
 
 

@@ -1,0 +1,80 @@
+"""MONAI's Vision Transformer under the keys of timm's, so that one configuration names either.
+
+MONAI's own classifier puts a Tanh on the logits, wants one image size and returns a tuple; the head here is plain.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.networks.nets.vit import ViT
+from torch import nn
+
+
+class MonaiVit(nn.Module):
+    """MONAI's 2-D ViT (learnable positions, no class token), the mean of its tokens, and a linear head.
+
+    Args:
+        img_size: edge of the image, pixels.
+        patch_size: edge of a token's footprint, pixels.
+        in_chans: channels of the image.
+        num_classes: rows of the head; 0: no head.
+        embed_dim: width of a token.
+        depth: blocks.
+        num_heads: heads of each block.
+    """
+
+    num_prefix_tokens = 0
+    cls_token = None
+
+    def __init__(  # noqa: PLR0913 - the keys of timm's VisionTransformer
+        self,
+        *,
+        img_size: int = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+    ) -> None:
+        super().__init__()
+        if img_size % patch_size:
+            raise ValueError(f"img_size {img_size} is not a multiple of patch_size {patch_size}")
+        self.encoder = ViT(
+            in_channels=in_chans,
+            img_size=(img_size, img_size),
+            patch_size=(patch_size, patch_size),
+            hidden_size=embed_dim,
+            mlp_dim=4 * embed_dim,
+            num_layers=depth,
+            num_heads=num_heads,
+            spatial_dims=2,
+            qkv_bias=True,
+        )
+        self.embed_dim = self.num_features = embed_dim
+        self.head: nn.Module = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks."""
+        blocks: nn.ModuleList = self.encoder.blocks
+        return blocks
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002, FBT001, FBT002 - timm's signature
+        """Name the depth of each parameter, for timm's layer-wise learning rates."""
+        return {
+            "stem": r"^encoder\.patch_embedding",
+            "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm", (99999,))],
+        }
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        """Give the tokens (N, T, D) of images (N, C, H, W)."""
+        tokens: torch.Tensor = self.encoder(images)[0]
+        return tokens
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Give logits (N, K), or the mean token (N, D) without a head."""
+        logits: torch.Tensor = self.head(self.forward_features(images).mean(1))
+        return logits
