@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from vitpipe.atomic import make_folder
 from vitpipe.config import MlflowWeights, PipelineConfig
-from vitpipe.digest import digest
 from vitpipe.errors import ConfigError, TrainingFailed, TransientError
 from vitpipe.records import Json, StageSummary, count_codes
 from vitpipe.workspace import Workspace
@@ -287,15 +286,9 @@ def _mlflow_run(registry: Registry, config: PipelineConfig, run_id: str, joined:
     tags = {
         "vitpipe.run_id": run_id,
         "vitpipe.manifest_digest": joined.digest,
-        "vitpipe.config_digest": config_digest(config),
+        "vitpipe.config_digest": config.content_digest(),
     }
     return registry.start_run(config.name, f"{config.name} {run_id[:8]}", tags, params)
-
-
-def config_digest(config: PipelineConfig) -> str:
-    """Digest what decides a result: every recipe, but no path."""
-    values = config.model_dump(mode="json", exclude={"workspace": True, "source": {"path"}, "labels": {"path"}})
-    return digest(values)
 
 
 def evaluate(config: PipelineConfig, run_id: str) -> EvaluatedRun:

@@ -23,6 +23,7 @@ MODEL = {
     "depth": 2,
     "num_heads": 2,
 }
+TRAIN = {"recipe": "full", "epochs": 6, "batch_size": 32, "checkpoint_seconds": 0.0, "learning_rate": 0.003}
 
 
 def pattern(rng: np.random.Generator, kind: int, shape: tuple[int, int, int]) -> NDArray[np.float64]:
@@ -87,6 +88,7 @@ def make_photographs(folder: Path, count: int) -> Path:
             "source": {"kind": "images", "path": "photographs"},
             "labels": {"kind": "folder"},
             "tiles": {"cut": "whole", "size": 32},
+            "train": TRAIN | {"epochs": 20},
         },
     )
 
@@ -161,7 +163,7 @@ def write_pipeline(folder: Path, values: dict[str, Any]) -> Path:
     whole = {
         "model": MODEL,
         "split": {"val": 0.2, "calibration": 0.2, "test": 0.25},
-        "train": {"recipe": "full", "epochs": 6, "batch_size": 32, "checkpoint_seconds": 0.0, "learning_rate": 0.003},
+        "train": TRAIN,
         "evaluate": {"bootstrap": 200},
         "register": {"model": values["name"]},
     } | values

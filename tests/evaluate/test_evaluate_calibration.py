@@ -47,7 +47,7 @@ def test_the_temperature_is_recovered_and_lowers_the_error() -> None:
 
 def test_a_temperature_that_does_not_help_held_out_groups_is_not_used() -> None:
     # Well calibrated as it is, and few tiles: what a half of them asks for is noise to the other half.
-    unused = [fit_calibration(drawn(1.0, n=60, seed=seed), alpha=0.1, seed=0) for seed in range(20)]
+    unused = [fit_calibration(drawn(1.0, n=120, seed=seed), alpha=0.1, seed=0) for seed in range(20)]
     kept = [each for each in unused if each.temperature == 1.0]
     assert len(kept) >= 8
     assert all("temperature not used" in each.notes[0] for each in kept)

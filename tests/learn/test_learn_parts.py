@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,15 @@ import torch
 from learn_cases import CHANNELS, Case, make_config, make_manifest, sha256
 from safetensors.torch import save_file
 
-from vitpipe.config import AugmentRecipe, FileWeights, ModelRecipe, PreprocessRecipe, TrainRecipe
+from vitpipe.config import (
+    AugmentRecipe,
+    DicomSource,
+    FileWeights,
+    ModelRecipe,
+    PipelineConfig,
+    PreprocessRecipe,
+    TrainRecipe,
+)
 from vitpipe.errors import ConfigError, ContractError, DataError, TransientError
 from vitpipe.learn import augment, losses
 from vitpipe.learn.architecture import build, overrides_of
@@ -405,6 +414,41 @@ def test_the_run_is_named_by_what_decides_its_result(tmp_path: Path) -> None:
     assert "path" not in task.source
     assert isinstance(task.train, TrainRecipe)
     assert not isinstance(task.model.weights, FileWeights)
+    assert task.config_digest == config.content_digest()
+
+
+def test_no_place_on_this_machine_is_part_of_what_was_asked_for(tmp_path: Path) -> None:
+    weights = {"source": "file", "path": f"{tmp_path}/w.safetensors", "licence": "mit"}
+    config = make_config(tmp_path / "w", model={"weights": weights})
+    shown = json.dumps(config.without_places())
+    assert str(tmp_path) not in shown
+    assert "nowhere" not in shown
+    assert '"licence": "mit"' in shown
+    moved = make_config(tmp_path / "v", model={"weights": weights | {"path": "elsewhere"}}, checkpoint_seconds=1.0)
+    assert moved.content_digest() == config.content_digest()
+    other = make_config(tmp_path / "w", model={"weights": weights | {"licence": "bsd"}})
+    assert other.content_digest() != config.content_digest()
+
+
+def test_a_model_of_one_modality_says_so(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path / "tiles")
+    config = make_config(tmp_path / "w")
+    dicom = config.model_copy(update={"source": DicomSource(path="/nowhere")})
+    train = manifest.table["split"] == "train"
+    first = manifest.table.index[train][0]
+
+    def modality(values: object, where: PipelineConfig = dicom) -> object:
+        table = manifest.table.assign(attr_modality=values)
+        return make_task(where, replace(manifest, table=table), "r", None).source.get("modality")
+
+    # The other splits are not looked at.
+    assert modality(["CT" if learnt else "MR" for learnt in train]) == "CT"
+    assert modality(["MR" if row == first else "CT" for row in manifest.table.index]) is None
+    assert modality([None if row == first else "CT" for row in manifest.table.index]) is None
+    asked = config.model_copy(update={"source": DicomSource(path="/nowhere", modality="PT")})
+    assert modality("CT", asked) == "PT"
+    assert modality("CT", config) is None
+    assert make_task(dicom, manifest, "r", None).source["modality"] is None
 
 
 def test_cuda_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

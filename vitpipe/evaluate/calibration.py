@@ -26,7 +26,8 @@ CALIBRATION_FILE = "calibration.json"
 MIN_TEMPERATURE_GROUPS = 10
 """Five in each half of the cross-fit: fewer agree by chance."""
 MIN_THRESHOLD_GROUPS = 5
-_AT_BOUND = 0.01
+_AT_BOUND = 0.1
+"""Of the logarithm: a bounded search that runs into its end stops this close to it."""
 _LOG_BOUNDS = (math.log(0.05), math.log(20.0))
 
 

@@ -199,15 +199,10 @@ def judge(judged: Judged) -> Judged:
         "multi_label": manifest.multi_label,
         "headline": {"metric": metric, "level": str(recipe.level), "confidence": recipe.confidence},
         "verdict": verdict_sentence(beside.verdicts, metric),
-        "digests": {"manifest": manifest.digest, "config": _config_digest(config), "evaluate": recipe.digest()},
+        "digests": {"manifest": manifest.digest, "config": config.content_digest(), "evaluate": recipe.digest()},
         "notes": [*_notes(test, units, assessed, judged), *calibration.notes],
     }
     return replace(judged, units=units, numbers=numbers)
-
-
-def _config_digest(config: PipelineConfig) -> str:
-    """Digest every recipe, but no path: the same on every machine."""
-    return digest(config.model_dump(mode="json", exclude={"workspace": True, "source": {"path"}, "labels": {"path"}}))
 
 
 def _add_ece_null(overall: Json, units: Units, seed: int) -> None:

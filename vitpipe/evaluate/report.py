@@ -398,11 +398,6 @@ def _notes(judged: Judged) -> str:
 
 
 def _recipe(judged: Judged) -> str:
-    dump = judged.config.model_dump(mode="json", by_alias=True)
-    # Paths say where someone's data lie; the report may be handed on.
-    shown = {name: value for name, value in dump.items() if name not in ("workspace", "source", "labels")}
-    shown["source"] = {key: value for key, value in (dump["source"] or {}).items() if key != "path"}
-    shown["labels"] = {key: value for key, value in (dump["labels"] or {}).items() if key != "path"}
     model = judged.run_folder / "model" / "model.json"
     digests = _part(_numbers(judged), "digests")
     rows = [
@@ -413,7 +408,7 @@ def _recipe(judged: Judged) -> str:
         if model.is_file()
         else ""
     )
-    text = escape(json.dumps(shown, indent=2, ensure_ascii=False))
+    text = escape(json.dumps(judged.config.without_places(), indent=2, ensure_ascii=False))
     return section(
         "Recipe and digests",
         "The same digests give the same numbers.",
