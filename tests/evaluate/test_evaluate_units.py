@@ -38,6 +38,14 @@ def test_a_unit_is_pooled_over_what_carries_one_label_in_one_group() -> None:
     assert mixed_groups(TILES) == 1
 
 
+def test_a_constant_score_stays_constant_however_many_tiles_are_pooled() -> None:
+    sizes = range(1, 40)
+    groups = [f"g{size}" for size in sizes for _ in range(size)]
+    table = pd.DataFrame({"tile_id": [str(number) for number in range(len(groups))], "group_id": groups})
+    table = table.assign(source_id=table["group_id"], label="no", p_no=0.513, p_yes=0.487)
+    assert len(np.unique(pool(table, ("no", "yes"), Level.GROUP).probabilities)) == 2
+
+
 def test_of_equal_probabilities_the_first_class_is_decided() -> None:
     assert pool(TILES, ("no", "yes"), Level.TILE).decided[4].tolist() == [True, False]
 

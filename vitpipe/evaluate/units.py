@@ -15,6 +15,7 @@ from vitpipe.records import Level
 
 LABEL_SEPARATOR = "|"
 """Between the positive classes of one label in a multi-label table."""
+_DECIMALS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,8 @@ def pool(table: pd.DataFrame, classes: Sequence[str], level: Level, thresholds: 
     number = int(unit.max()) + 1 if len(unit) else 0
     sizes = np.bincount(unit, minlength=number).astype(np.float64)
     sums = np.column_stack([np.bincount(unit, weights=each, minlength=number) for each in probabilities.T])
-    means = sums / sizes[:, None]
+    # Equal tiles give equal means, however many they are: else the last bit of a sum would rank a constant score.
+    means = np.round(sums / sizes[:, None], _DECIMALS)
     first = np.unique(unit, return_index=True)[1]
     truth = truth_matrix(labels.iloc[first].tolist(), classes, multi_label=multi_label)
     keys = tuple(table[column].astype(str).iloc[first])
