@@ -13,7 +13,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows import tasks
-from flows.artifacts import publish_report, publish_summary
+from flows.artifacts import publish_registered, publish_report, publish_summary
 from flows.settings import configure_logging
 from vitpipe import stages
 from vitpipe.config import PipelineConfig
@@ -70,14 +70,15 @@ def run_chain(config: PipelineConfig) -> stages.PipelineResult:
         if config.labels is None:
             return stages.unlabelled_result(config, summaries)
         prepared = tasks.prepare_run(config)
-        publish_summary(prepared.summary)
+        publish_summary(config.name, prepared.summary)
         trained = tasks.train(config, prepared.run_id)
-        publish_summary(trained)
+        publish_summary(config.name, trained)
         evaluated = tasks.evaluate(config, prepared.run_id)
-        publish_summary(evaluated.summary)
-        publish_report(evaluated)
+        publish_summary(config.name, evaluated.summary)
+        publish_report(config.name, evaluated)
         registered = tasks.register(config, prepared.run_id)
-        publish_summary(registered.summary)
+        publish_summary(config.name, registered.summary)
+        publish_registered(config.name, registered)
     summaries += [prepared.summary, trained, evaluated.summary, registered.summary]
     return stages.pipeline_result(config, summaries, evaluated, registered)
 
@@ -89,7 +90,7 @@ def run_ingest(config: PipelineConfig) -> StageSummary:
     indexed = sum(futures.result(), start=StageSummary("index"))
     summary = tasks.build_catalog(config)
     summary = dataclasses.replace(summary, seconds=summary.seconds + indexed.seconds)
-    publish_summary(summary)
+    publish_summary(config.name, summary)
     return summary
 
 
@@ -98,5 +99,5 @@ def run_tile(config: PipelineConfig) -> StageSummary:
     shards = tasks.plan_shards(config)
     futures = tasks.tile_shard.map(unmapped(config), shards)
     summary = sum(futures.result(), start=StageSummary("tile")) + tasks.check_tiles(config)
-    publish_summary(summary)
+    publish_summary(config.name, summary)
     return summary

@@ -20,5 +20,5 @@ def predict(model_uri: str, source: str, out: str, workspace: str | None = None)
         workspace: Where the registry lies when there is no MLflow server.
     """
     summary = tasks.predict(model_uri, source, out, workspace)
-    publish_summary(summary)
+    publish_summary(model_uri.removeprefix("models:/"), summary)
     return summary

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import sys
 import time
 from types import TracebackType
@@ -17,8 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from flows.artifacts import artifact_key
 from flows.settings import configure_logging
-from vitpipe.learn.progress import Progress
+from vitpipe.learn.progress import DONE, EPOCH, Progress
 
 _LOGGER = logging.getLogger("vitpipe.progress")
 # An artifact is a request to the server; steps may come many times a second.
@@ -55,8 +55,7 @@ class ProgressReporter:
             )
             self._task = self._bar.add_task(self._title, total=1.0, state="")
         if TaskRunContext.get() is not None or FlowRunContext.get() is not None:
-            key = re.sub(r"[^a-z0-9]+", "-", self._title.lower()).strip("-")
-            made = create_progress_artifact(0.0, key=key, description=self._title)
+            made = create_progress_artifact(0.0, key=artifact_key(self._title), description=self._title)
             # Prefect's functions are of both kinds; called without an event loop this one answers at once.
             self._artifact = made if isinstance(made, UUID) else None
         return self
@@ -70,7 +69,7 @@ class ProgressReporter:
     def __call__(self, progress: Progress) -> None:
         """Show one event."""
         sentence = describe(progress)
-        if progress.event == "epoch" or progress.message:
+        if progress.event == EPOCH or progress.message:
             _LOGGER.info("%s: %s", self._title, sentence)
         share = share_done(progress)
         if self._bar is not None and self._task is not None:
@@ -84,7 +83,7 @@ class ProgressReporter:
 
 def share_done(progress: Progress) -> float | None:
     """Give how much of the training is done, 0 to 1; None where the event does not know."""
-    if progress.event == "done":
+    if progress.event == DONE:
         return 1.0
     if progress.step is None or not progress.steps:
         return None
@@ -94,7 +93,10 @@ def share_done(progress: Progress) -> float | None:
 def describe(progress: Progress) -> str:
     """Put an event into words: the epoch counted from 1, losses, speed."""
     parts = []
-    if progress.epoch is not None:
+    if progress.event == DONE:
+        # Its epoch is how many there were.
+        parts.append("done" if progress.epoch is None else f"done after {progress.epoch} epoch(s)")
+    elif progress.epoch is not None:
         parts.append(f"epoch {progress.epoch + 1}" + (f"/{progress.epochs}" if progress.epochs else ""))
     for name, value in (
         ("train loss", progress.train_loss),

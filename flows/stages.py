@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows import tasks
-from flows.artifacts import publish_report, publish_summary
+from flows.artifacts import publish_registered, publish_report, publish_summary
 from flows.pipeline import begin, run_ingest, run_name, run_tile, runner
 from vitpipe import stages
 from vitpipe.config import PipelineConfig
@@ -50,9 +50,9 @@ def train(config: PipelineConfig) -> StageSummary:
     with Workspace(Path(config.workspace)).lock():
         config = stages.pin_weights(config)
         prepared = tasks.prepare_run(config)
-        publish_summary(prepared.summary)
+        publish_summary(config.name, prepared.summary)
         summary = tasks.train(config, prepared.run_id)
-        publish_summary(summary)
+        publish_summary(config.name, summary)
         return summary
 
 
@@ -67,8 +67,8 @@ def evaluate(config: PipelineConfig) -> stages.EvaluatedRun:
     with Workspace(Path(config.workspace)).lock():
         config = stages.pin_weights(config)
         evaluated = tasks.evaluate(config, tasks.prepare_run(config).run_id)
-        publish_summary(evaluated.summary)
-        publish_report(evaluated)
+        publish_summary(config.name, evaluated.summary)
+        publish_report(config.name, evaluated)
         return evaluated
 
 
@@ -83,5 +83,6 @@ def register(config: PipelineConfig) -> stages.RegisteredRun:
     with Workspace(Path(config.workspace)).lock():
         config = stages.pin_weights(config)
         registered = tasks.register(config, tasks.prepare_run(config).run_id)
-        publish_summary(registered.summary)
+        publish_summary(config.name, registered.summary)
+        publish_registered(config.name, registered)
         return registered

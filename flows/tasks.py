@@ -1,7 +1,8 @@
 """One Prefect task a stage step. Tasks pass paths, names and small records; the disk holds the truth.
 
 Prefect's result cache is off: it keys on parameter values, and an unchanged path may hold changed bytes. The store
-is content-addressed, so a task that runs again finds its work done.
+is content-addressed, so a task that runs again finds its work done. A run without a name of ours would get one with a
+random ending.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def index_batch(config: PipelineConfig, paths: Sequence[str], batch: int) -> Sta
 
 @task(
     name="build catalog",
+    task_run_name="build catalog",
     cache_policy=NO_CACHE,
     retries=RETRIES,
     retry_delay_seconds=BACKOFF,
@@ -56,7 +58,7 @@ def build_catalog(config: PipelineConfig) -> StageSummary:
     return stages.build_catalog(config)
 
 
-@task(name="plan shards", cache_policy=NO_CACHE)
+@task(name="plan shards", task_run_name="plan shards", cache_policy=NO_CACHE)
 def plan_shards(config: PipelineConfig) -> list[str]:
     """Say which shards are still to be written."""
     return stages.plan_shards(config)
@@ -76,13 +78,13 @@ def tile_shard(config: PipelineConfig, shard_id: str) -> StageSummary:
     return stages.tile_shard(config, shard_id)
 
 
-@task(name="check tiles", cache_policy=NO_CACHE)
+@task(name="check tiles", task_run_name="check tiles", cache_policy=NO_CACHE)
 def check_tiles(config: PipelineConfig) -> StageSummary:
     """Count what was tiled and stop where too much was rejected."""
     return stages.check_tiles(config)
 
 
-@task(name="label and split", cache_policy=NO_CACHE)
+@task(name="label and split", task_run_name="label and split", cache_policy=NO_CACHE)
 def prepare_run(config: PipelineConfig) -> stages.PreparedRun:
     """Join tiles, labels and splits into the manifest of a run."""
     return stages.prepare_run(config)
@@ -133,6 +135,7 @@ def register(config: PipelineConfig, run_id: str) -> stages.RegisteredRun:
 
 @task(
     name="predict",
+    task_run_name="predict {model_uri}",
     cache_policy=NO_CACHE,
     retries=RETRIES,
     retry_delay_seconds=BACKOFF,

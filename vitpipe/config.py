@@ -105,7 +105,8 @@ class FolderLabels(Recipe):
     )
 
 
-LabelRecipe = Annotated[TableLabels | FolderLabels, Field(discriminator="kind")]
+# The title is the tab of the form, beside "None".
+LabelRecipe = Annotated[TableLabels | FolderLabels, Field(discriminator="kind", title="Labels")]
 
 
 # -------------------------------------------------------------------------------------------------- tiles and splits
@@ -230,7 +231,7 @@ Weights = Annotated[RandomWeights | TimmWeights | FileWeights | MlflowWeights, F
 
 
 class ModelRecipe(Recipe):
-    """A timm ViT; the keys of ``VisionTransformer`` that are given override the named architecture."""
+    """A timm ViT; sizes that are given override those of the named architecture."""
 
     model_config = ConfigDict(title="Model")
 
