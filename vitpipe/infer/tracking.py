@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from vitpipe.atomic import file_lock, write_file
 from vitpipe.errors import ConfigError, TransientError, VitpipeError, WorkspaceError
+from vitpipe.infer.relocation import repoint_artifacts
 
 URI_VARIABLE: Final = "MLFLOW_TRACKING_URI"
 
@@ -86,7 +87,7 @@ class TrackingStore:
 
         First opens that race break the file, and a first open that is killed leaves half of one: it is made under a
         lock, beside its place, and renamed. A child process makes it, because MLflow's migrations reconfigure the
-        logging of the process that they run in.
+        logging of the process that they run in. One that was moved with its workspace learns where its files lie now.
 
         Raises:
             ConfigError: the file is no database of MLflow, or it cannot be made.
@@ -96,6 +97,8 @@ class TrackingStore:
             return
         database = _sqlite_file(self.uri)
         if _is_database(database):
+            if self.artifact_root is not None:
+                repoint_artifacts(database, self.artifact_root)
             return
         with file_lock(database.parent / f".{database.name}.lock", wait=True):
             if _is_database(database):
