@@ -198,3 +198,19 @@ def test_a_tile_of_another_dtype_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="holds uint8 tiles"):
         writer.append(np.zeros((1, 1, SIZE, SIZE), np.int16), np.ones((1, SIZE, SIZE), bool), {})
     writer.abort()
+
+
+@pytest.mark.parametrize("left", [0, 100, 1000])
+def test_a_cut_array_names_its_shard_and_the_remedy(tmp_path: Path, left: int) -> None:
+    shard = tmp_path / "shard"
+    shard.mkdir()
+    writer = ShardWriter(shard, ShardContract(("red",), "dn", "uint8", 16))
+    rows = {"tile_id": ["a:0:0:0"] * 8, "source_id": ["a"] * 8, "group_id": ["g"] * 8, "valid_fraction": [1.0] * 8}
+    rows |= {name: [0] * 8 for name in ("frame", "row", "col", "height", "width")} | {"pixel_digest": [""] * 8}
+    writer.append(np.ones((8, 1, 16, 16), np.uint8), np.ones((8, 16, 16), bool), rows)
+    writer.close(dropped=0)
+    with (shard / "tiles.npy").open("r+b") as stream:
+        stream.truncate(left)
+    store = TileStore(tmp_path)
+    with pytest.raises(ContractError, match=rf"tiles\.npy .*delete the folder {shard} "):
+        store.gather(store.table())

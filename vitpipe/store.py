@@ -370,7 +370,7 @@ def _open_array(shard: Path, name: str, dtype: str, shape: tuple[int, ...]) -> N
     try:
         # A map of no bytes cannot be made.
         array = np.load(path, mmap_mode="r" if shape[0] else None, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ContractError(f"{path} cannot be mapped: {error}; {_remedy(shard)}") from error
     if array.shape != shape or array.dtype != np.dtype(dtype):
         raise ContractError(
