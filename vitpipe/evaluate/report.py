@@ -144,7 +144,8 @@ def _levels(judged: Judged) -> str:
             )
         rows.append(f"<tr><td>{escape(words(name))}</td>{''.join(cells)}</tr>")
     sizes = "".join(
-        f"<td class='r'>{units.n}</td><td class='dim'>{level}s</td><td></td>" for level, units in judged.units.items()
+        f"<td class='r'>{units.n}</td><td class='dim'>{_unit(level, units.n, units.present.size)}</td><td></td>"
+        for level, units in judged.units.items()
     )
     groups = "".join(
         f"<td class='r'>{units.present.size}</td><td class='dim'>groups</td><td></td>"
@@ -157,6 +158,11 @@ def _levels(judged: Judged) -> str:
         "deff, the design effect, says how many times larger the variance is than if units were independent.",
         table(head, [*rows, f"<tr><td>Units</td>{sizes}</tr>", f"<tr><td>Groups</td>{groups}</tr>"]),
     )
+
+
+def _unit(level: str, n: int, groups: int) -> str:
+    """Name the units of a level; a group that carries several labels is a unit a label."""
+    return "pairs of group and label" if level == Level.GROUP and n != groups else f"{level}s"
 
 
 def _baselines(judged: Judged) -> str:
@@ -382,7 +388,9 @@ def _gallery(judged: Judged) -> str:
 
 def _training(judged: Judged) -> str:
     drawn = training_curves(read_progress(judged.run_folder / "progress.jsonl"))
-    return section("Training", "Validation chose the weights; the test split was not looked at.", drawn)
+    validated = (judged.manifest.table["split"] == str(Split.VAL)).any()
+    chosen = "Validation chose the weights" if validated else "There is no validation split: the last weights were kept"
+    return section("Training", f"{chosen}; the test split was not looked at.", drawn)
 
 
 def _notes(judged: Judged) -> str:

@@ -25,6 +25,8 @@ from vitpipe.evaluate.units import Units
 from vitpipe.learn.progress import EPOCH, Progress
 
 _MOST_CURVES: Final = 8
+_MOST_INSIDE: Final = 3
+"""Curves whose names stand in the axes; those of more stand below."""
 _MOST_POINTS: Final = 600
 _RC: Final[dict[Any, Any]] = {
     "font.family": "DejaVu Sans",
@@ -82,7 +84,7 @@ def reliability(units: Units, ece: Estimate, null_95: float | None) -> str:
         upper.fill_between(claimed[some], low, high, color=FAINT, step=None, label="perfect model, 95 % per bin", lw=0)
         upper.plot(claimed[some], true[some], "o-", color=BLUE, ms=5, lw=1.5, label="this model")
         upper.set(ylabel="share that came true", xlim=(0, 1), ylim=(0, 1.02), title="Reliability")
-        upper.legend(loc="upper left")
+        upper.legend(loc="lower right")
         lower.bar((np.arange(ECE_BINS) + 0.5) / ECE_BINS, count, width=0.9 / ECE_BINS, color=BLUE, alpha=0.6)
         lower.set(xlabel="claimed probability", ylabel="count")
         lower.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
@@ -134,8 +136,13 @@ def ranking_curves(units: Units, classes: Sequence[str], areas: Sequence[tuple[f
             xlabel="false positive rate", ylabel="true positive rate", title="ROC", xlim=(-0.01, 1), ylim=(0, 1.02)
         )
         right.set(xlabel="recall", ylabel="precision", title="Precision and recall", xlim=(-0.01, 1.01), ylim=(0, 1.02))
-        left.legend(loc="lower right")
-        right.legend(loc="best")
+        if len(named) > _MOST_INSIDE:
+            # Beside many curves there is no free place in the axes.
+            for figure, axes in ((roc, left), (precision, right)):
+                figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7.5)
+        else:
+            left.legend(loc="lower right")
+            right.legend(loc="best")
         grey = "" if len(named) == len(drawable) else f"The {len(named)} hardest classes are named, the others grey."
         return picture(roc, "ROC curves", grey) + picture(precision, "precision-recall curves")
 
@@ -196,6 +203,7 @@ def training_curves(events: Sequence[Progress]) -> str:
         return ""
     numbers = [int(row.epoch or 0) + 1 for row in rows]
     with mpl.rc_context(_RC):
+        judged = any(row.val_balanced_accuracy is not None for row in rows)
         figure = _figure(9.8, 3.3)
         left, right = figure.subplots(1, 2)
         for axes, name, colour, label in (
@@ -206,7 +214,8 @@ def training_curves(events: Sequence[Progress]) -> str:
             points = [(x, y) for x, row in zip(numbers, rows, strict=True) if (y := getattr(row, name)) is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", ms=3, lw=1.6, color=colour, label=label)
-        left.set(title="Loss", xlabel="epoch")
+        right.set_visible(judged)
+        left.set(title="Loss (cross-entropy, nats)", xlabel="epoch")
         right.set(title="Balanced accuracy of validation tiles", xlabel="epoch")
         for axes in (left, right):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -100,14 +100,19 @@ def thumbnail(pixels: NDArray[np.float32], valid: NDArray[np.bool_]) -> bytes:
     return buffer.getvalue()
 
 
+def short_group(name: str) -> str:
+    """Cut a keyed pseudonym to six characters; a block of ground (``ground-<x>-<y>``) is its place."""
+    return name if name.startswith("ground") else name[:6]
+
+
 def _card(row: dict[str, object], png: bytes, classes: Sequence[str]) -> str:
     data = base64.b64encode(png).decode("ascii")
     label, predicted = str(row["label"]), str(row["predicted"])
     kind = "tile hit" if row["hit"] else "tile"
     own = row[f"p_{label}"] if label in classes else None
     said = f"<b>{escape(predicted)}</b> {row['probability']:.0%}"
-    truth = "" if row["hit"] else f"<br>is <b>{escape(label)}</b> {own:.0%}"
+    truth = "" if row["hit"] else f"<br>label <b>{escape(label)}</b> {own:.0%}"
     return (
         f"<div class='{kind}'><div class='pixels'><img alt='tile' src='data:image/png;base64,{data}'></div>"
-        f"{said}{truth}<br><span class='dim'>group {escape(str(row['group_id'])[:6])}</span></div>"
+        f"{said}{truth}<br><span class='dim'>group {escape(short_group(str(row['group_id'])))}</span></div>"
     )

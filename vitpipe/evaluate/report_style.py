@@ -56,7 +56,7 @@ tr.head td{font-weight:600;padding-top:14px;border-bottom:1px solid #e5e7eb}
 tr.weak td{color:#9ca3af}
 td svg{display:block}
 .dim{color:#6b7280}.nowrap{white-space:nowrap}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(340px,1fr));gap:18px;align-items:start}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(340px,100%),1fr));gap:18px;align-items:start}
 figure{margin:0}figure img{width:100%;height:auto;display:block}
 figcaption{font-size:13px;color:#6b7280;margin-top:4px}
 table.forest{table-layout:fixed;min-width:760px}table.confusion{width:auto}
@@ -66,7 +66,7 @@ vertical-align:middle}table.confusion thead th{text-align:center}
 table.confusion.long thead th{vertical-align:bottom;text-align:left;padding:4px 0}
 table.confusion.long thead span{writing-mode:vertical-rl;transform:rotate(180deg);white-space:nowrap;padding:2px 18px}
 table.confusion small{display:block;font-size:11px;opacity:.85}
-.gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(110px,1fr));gap:14px}
+.gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(120px,1fr));gap:14px}
 .tile{font-size:12px;line-height:1.35;overflow-wrap:anywhere}
 .tile .pixels{aspect-ratio:1;border-radius:6px;overflow:hidden;border:3px solid #D55E00;
 background:repeating-linear-gradient(45deg,#e5e7eb 0 5px,#fff 5px 10px)}
