@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,16 +91,11 @@ class PipelineResult:
     def to_json(self) -> dict[str, Json]:
         """Give the JSON form, for ``--json``."""
         return {
-            "name": self.name,
-            "workspace": self.workspace,
-            "stages": [summary.to_json() for summary in self.summaries],
-            "run_id": self.run_id,
-            "report": self.report,
-            "verdict": self.verdict,
+            "name": self.name, "workspace": self.workspace, "run_id": self.run_id, "report": self.report,
+            "stages": [summary.to_json() for summary in self.summaries], "verdict": self.verdict,
             "headline": [list(row) for row in self.headline],
-            "model_uri": self.model_uri,
-            "aliases": list(self.aliases),
-        }
+            "model_uri": self.model_uri, "aliases": list(self.aliases),
+        }  # fmt: skip
 
 
 def _shown(path: str | None) -> str:
@@ -233,41 +229,60 @@ def train(config: PipelineConfig, run_id: str, on_progress: Callable[[Progress],
     """
     from vitpipe.learn import launch
     from vitpipe.manifest import read_manifest
-    from vitpipe.registry import open_registry
 
     workspace = _workspace(config)
     joined = read_manifest(workspace.run(run_id))
-    registry = open_registry(workspace.root)
-    mlflow_run_id = _mlflow_run(registry, config, run_id, joined)
-    weights_folder = None
-    if config.model is not None and isinstance(config.model.weights, MlflowWeights):
-        weights_folder = registry.fetch(config.model.weights.uri, workspace.run(run_id) / "weights")
 
-    def report(progress: Progress) -> None:
-        on_progress(progress)
-        if progress.event == "epoch" and progress.step is not None:
-            values = {
-                "loss": progress.train_loss,
-                "validation_loss": progress.val_loss,
-                "validation_balanced_accuracy": progress.val_balanced_accuracy,
-                "learning_rate": progress.learning_rate,
-                "images_per_second": progress.images_per_second,
-            }
-            try:
-                registry.log_progress(mlflow_run_id, values, step=progress.step)
-            except TransientError as error:
-                # Live metrics are a view; the results are logged at the end. A server's hiccup must not end a training.
-                _LOGGER.warning("live metrics of epoch %s were not logged: %s", progress.epoch, error)
+    def open_run() -> tuple[Registry, str]:
+        from vitpipe.registry import open_registry
 
-    try:
-        result = launch.train(config, joined, workspace, report, weights_folder=weights_folder)
-    except TrainingFailed:
-        registry.finish_run(mlflow_run_id, failed=True)
-        raise
+        registry = open_registry(workspace.root)
+        return registry, _mlflow_run(registry, config, run_id, joined)
+
+    # The import of MLflow and a new database take as long as the child's own imports: both go on at once.
+    with ThreadPoolExecutor(1) as pool:
+        opened = pool.submit(open_run)
+        weights_folder = None
+        if config.model is not None and isinstance(config.model.weights, MlflowWeights):
+            weights_folder = opened.result()[0].fetch(config.model.weights.uri, workspace.run(run_id) / "weights")
+
+        waiting: list[Progress] = []
+
+        def report(progress: Progress) -> None:
+            on_progress(progress)
+            waiting.append(progress)
+            # What the registry has against the run ends the child here, checkpoint first, not after the last epoch.
+            if opened.done():
+                _log_epochs(*opened.result(), waiting)
+
+        try:
+            result = launch.train(config, joined, workspace, report, weights_folder=weights_folder)
+        except TrainingFailed:
+            registry, mlflow_run_id = opened.result()
+            registry.finish_run(mlflow_run_id, failed=True)
+            raise
+        _log_epochs(*opened.result(), waiting)
     notes = [f"best epoch {result.best_epoch + 1} of {result.epochs}"]
-    if result.resumed_from is not None:
-        notes.append(f"went on at step {result.resumed_from}")
+    notes += [f"went on at step {result.resumed_from}"] if result.resumed_from is not None else []
     return StageSummary("train", done=result.epochs, seconds=result.seconds, notes=tuple(notes))
+
+
+def _log_epochs(registry: Registry, mlflow_run_id: str, waiting: list[Progress]) -> None:
+    """Log live metrics; empties the list."""
+    while waiting:
+        progress = waiting.pop(0)
+        if progress.event != "epoch" or progress.step is None:
+            continue
+        values = {
+            "loss": progress.train_loss, "validation_loss": progress.val_loss,
+            "validation_balanced_accuracy": progress.val_balanced_accuracy,
+            "learning_rate": progress.learning_rate, "images_per_second": progress.images_per_second,
+        }  # fmt: skip
+        try:
+            registry.log_progress(mlflow_run_id, values, step=progress.step)
+        except TransientError as error:
+            # Live metrics are a view; the results are logged at the end. A server's hiccup must not end a training.
+            _LOGGER.warning("live metrics of epoch %s were not logged: %s", progress.epoch, error)
 
 
 def _mlflow_run(registry: Registry, config: PipelineConfig, run_id: str, joined: Manifest) -> str:
@@ -299,13 +314,7 @@ def evaluate(config: PipelineConfig, run_id: str) -> EvaluatedRun:
     workspace = _workspace(config)
     folder = workspace.run(run_id)
     outcome = judge(config, read_manifest(folder), folder, workspace)
-    return EvaluatedRun(
-        run_id=run_id,
-        report=outcome.report,
-        summary=outcome.summary,
-        headline=outcome.headline,
-        verdict=outcome.verdict,
-    )
+    return EvaluatedRun(run_id, outcome.report, outcome.summary, outcome.headline, outcome.verdict)
 
 
 def register(config: PipelineConfig, run_id: str) -> RegisteredRun:
