@@ -79,7 +79,7 @@ def make_photographs(folder: Path, count: int) -> Path:
         kind = number % 2
         place = folder / "photographs" / ("rows", "columns")[kind]
         place.mkdir(parents=True, exist_ok=True)
-        pixels = pattern(rng, kind, (3, 40, 32)).clip(0, 255).astype("uint8").transpose(1, 2, 0)
+        pixels = pattern(rng, kind, (3, 40, 40)).clip(0, 255).astype("uint8").transpose(1, 2, 0)
         Image.fromarray(pixels).save(place / f"p{number:03d}.png")
     return write_pipeline(
         folder,
@@ -172,6 +172,31 @@ def write_pipeline(folder: Path, values: dict[str, Any]) -> Path:
     return path
 
 
+CHAIN = """
+import json, sys
+from pathlib import Path
+from vitpipe import stages
+from vitpipe.loading import load_config
+
+def chain(path):
+    # The same stages, without Prefect around them.
+    config = load_config(Path(path))
+    for batch in stages.plan_batches(config):
+        stages.index_batch(config, batch)
+    stages.build_catalog(config)
+    for shard in stages.plan_shards(config):
+        stages.tile_shard(config, shard)
+    stages.check_tiles(config)
+    run_id = stages.prepare_run(config).run_id
+    stages.train(config, run_id, lambda event: None)
+    stages.evaluate(config, run_id)
+    registered = stages.register(config, run_id)
+    return {"name": config.name, "workspace": config.workspace, "run_id": run_id, "source": config.source.path,
+            "aliases": list(registered.aliases), "model_uri": registered.uri}
+"""
+"""Start of a script: ``chain(pipeline)`` makes a registered model."""
+
+
 def environment(home: Path) -> dict[str, str]:
     """The environment of a new user: a fresh home, no server, one thread a process, a fixed key."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
@@ -204,3 +229,20 @@ def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     value = json.loads(done.stdout)
     assert isinstance(value, dict)
     return value
+
+
+def run_script(script: str, *arguments: str, home: Path) -> Any:
+    """Run a Python script in a fresh process; gives the JSON of its last line."""
+    home.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env=environment(home) | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    if done.returncode:
+        raise AssertionError(f"the script ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return json.loads(done.stdout.strip().splitlines()[-1])

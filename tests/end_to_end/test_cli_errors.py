@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.end_to_end.pipeline_cases import environment, make_photographs, make_scenes, vitpipe
+from tests.end_to_end.pipeline_cases import CHAIN, make_photographs, make_scenes, run_script, vitpipe
 
 
 def said(done: subprocess.CompletedProcess[str], exit_code: int) -> str:
@@ -87,29 +86,19 @@ def test_a_run_on_bad_data_ends_with_a_sentence(tmp_path: Path) -> None:
     assert f"{tmp_path / 'file'} is a file; name a folder that this user can write" in said(done, 2)
 
 
-CALLS = """
-import json, os, sys
-from pathlib import Path
+CALLS = f"""
+{CHAIN}
 from typer.testing import CliRunner
 from flows import cli, settings
-from vitpipe import stages
-from vitpipe.loading import load_config
 
-config = load_config(Path(sys.argv[1]))
-settings.apply_environment(Path(config.workspace))
-for batch in stages.plan_batches(config):
-    stages.index_batch(config, batch)
-stages.build_catalog(config)
-for shard in stages.plan_shards(config):
-    stages.tile_shard(config, shard)
-run_id = stages.prepare_run(config).run_id
-stages.train(config, run_id, lambda event: None)
-stages.evaluate(config, run_id)
-stages.register(config, run_id)
+settings.apply_environment(Path(load_config(Path(sys.argv[1])).workspace))
+workspace = chain(sys.argv[1])["workspace"]
+answers = []
 for call in json.loads(sys.argv[2]):
-    result = CliRunner().invoke(cli.app, [*call, "--workspace", config.workspace, "--json"])
+    result = CliRunner().invoke(cli.app, [*call, "--workspace", workspace, "--json"])
     unknown = result.exception is not None and not isinstance(result.exception, SystemExit)
-    print(json.dumps([result.exit_code, repr(result.exception) if unknown else result.stdout, result.stderr]))
+    answers.append([result.exit_code, repr(result.exception) if unknown else result.stdout, result.stderr])
+print(json.dumps(answers))
 """
 
 
@@ -139,16 +128,7 @@ def test_a_registered_model_refuses_what_it_was_not_made_for(tmp_path: Path) -> 
         (["rollback", "photo"], 2, "not found in"),
         (["rollback", "photographs"], 2, "photographs"),
     ]
-    child = subprocess.run(
-        [sys.executable, "-c", CALLS, str(pipeline), json.dumps([call for call, _, _ in cases])],
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert child.returncode == 0, child.stderr
-    results = [json.loads(line) for line in child.stdout.splitlines() if line.startswith("[")]
+    results = run_script(CALLS, str(pipeline), json.dumps([call for call, _, _ in cases]), home=tmp_path / "home")
     assert len(results) == len(cases)
     for (call, exit_code, sentence), (code, stdout, stderr) in zip(cases, results, strict=True):
         assert code == exit_code, (call, stdout, stderr)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from pipeline_cases import environment, make_scenes, result_of, vitpipe
+
+from tests.end_to_end.pipeline_cases import CHAIN, environment, make_scenes, result_of, run_script, vitpipe
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +70,8 @@ def hashes(folder: Path, pattern: str) -> dict[str, str]:
 def test_a_run_that_is_killed_in_every_stage_ends_as_an_unbroken_one(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    unbroken = result_of(vitpipe("run", str(make_scenes(tmp_path / "unbroken", 60, size=96)), "--json", home=home))
+    script = f"{CHAIN}\nprint(json.dumps(chain(sys.argv[1])))"
+    unbroken = run_script(script, str(make_scenes(tmp_path / "unbroken", 60, size=96)), home=home)
     pipeline = make_scenes(tmp_path / "broken", 60, size=96)
     workspace = pipeline.parent / "workspace"
 

@@ -3,35 +3,56 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
-from pipeline_cases import environment, make_photographs, make_scenes, make_series, result_of, vitpipe
+
+from tests.end_to_end.pipeline_cases import (
+    CHAIN,
+    make_photographs,
+    make_scenes,
+    make_series,
+    result_of,
+    run_script,
+    vitpipe,
+)
 
 pytestmark = pytest.mark.slow
 
-KEY = ["source_id", "frame", "row", "col"]
+KEY = ["frame", "row", "col"]
+FILES = ("predictions.parquet", "metrics.json", "report.html", "model_card.md", "model/model.safetensors")
 
+CHAIN_ALL = f"{CHAIN}\nprint(json.dumps([chain(path) for path in sys.argv[1:]]))\n"
+
+# Through our own loader by path, and through MLflow's with an array; both in a process that has made nothing.
 PULL = """
 import json, sys
-import mlflow, numpy as np, pandas as pd
 from pathlib import Path
+import mlflow, pandas as pd
 from vitpipe.manifest import read_manifest
+from vitpipe.registry import open_registry
 from vitpipe.store import TileStore
 
-uri, run, out = sys.argv[1:]
-model = mlflow.pyfunc.load_model(uri)
-manifest = read_manifest(Path(run))
-rows = manifest.table[manifest.table["split"] == "test"]
-tiles, valid = TileStore(manifest.tiles_folder).gather(rows)
-assert valid.all(), "the case needs tiles without padding"
-answer = model.predict(tiles)
-answer.insert(0, "tile_id", rows["tile_id"].to_numpy())
-answer.to_parquet(out)
+results = json.loads(sys.argv[1])
+for result in results:
+    result["uri"] = f"models:/{result['name']}@champion"
+    result["run"] = Path(result["workspace"]) / "runs" / result["run_id"]
+    by_path = open_registry(Path(result["workspace"])).load_predictor(result["uri"]).predict_path(result["source"])
+    by_path.tiles.to_parquet(result["run"] / "by_path.parquet")
+# MLflow writes this into the environment, where it would lead our own loader, too.
+for result in results:
+    workspace, uri, run = Path(result["workspace"]), result["uri"], result["run"]
+    mlflow.set_tracking_uri(f"sqlite:///{workspace / 'mlflow.db'}")
+    manifest = read_manifest(run)
+    rows = manifest.table[manifest.table["split"] == "test"]
+    tiles, valid = TileStore(manifest.tiles_folder).gather(rows)
+    assert valid.all(), "the case needs tiles without padding"
+    answer = mlflow.pyfunc.load_model(uri).predict(tiles)
+    answer.insert(0, "tile_id", rows["tile_id"].to_numpy())
+    answer.to_parquet(run / "by_array.parquet")
+print("null")
 """
 
 
@@ -39,56 +60,67 @@ def cells(table: pd.DataFrame) -> pd.DataFrame:
     return table[[name for name in table.columns if name.startswith("p_")] + ["predicted", "conformal_set", "abstain"]]
 
 
-@pytest.mark.parametrize(
-    ("make", "count", "data"),
-    [(make_scenes, 24, "scenes"), (make_series, 24, "dicom"), (make_photographs, 48, "photographs")],
-    ids=["geotiff", "dicom", "images"],
-)
-def test_from_raw_files_to_a_pulled_model(
-    make: Callable[[Path, int], Path], count: int, data: str, tmp_path: Path
-) -> None:
-    pipeline = make(tmp_path / "user", count)
-    home = tmp_path / "home"
-    result = result_of(vitpipe("run", str(pipeline), "--json", home=home))
-    workspace = Path(result["workspace"])
-    run = workspace / "runs" / result["run_id"]
+def check_run(result: dict[str, Any]) -> pd.DataFrame:
+    """Look at what a first run leaves; gives its predictions."""
+    run = Path(result["workspace"]) / "runs" / result["run_id"]
     assert {"champion", "challenger"} <= set(result["aliases"])
-    assert Path(result["report"]).is_file()
-    for name in ("predictions.parquet", "metrics.json", "report.html", "model_card.md", "model/model.safetensors"):
-        assert (run / name).is_file()
-    metrics = json.loads((run / "metrics.json").read_text())
-    accuracy = metrics["group"]["balanced_accuracy"]
+    assert all((run / name).is_file() for name in FILES)
+    accuracy = json.loads((run / "metrics.json").read_text())["group"]["balanced_accuracy"]
     assert accuracy["estimate"] > 0.8, "the stripes were not learnt"
     assert accuracy["low"] <= accuracy["estimate"] <= accuracy["high"]
-
     judged = pd.read_parquet(run / "predictions.parquet")
-    alias = f"models:/{result['name']}@champion"
+    assert set(judged["split"]) == {"val", "calibration", "test"}
+    return judged
 
-    # From a path, in a process of its own.
-    vitpipe(
-        "predict", alias, data, "--workspace", str(workspace), "--out", "out", "--json", home=home, cwd=pipeline.parent
-    )
-    pulled = pd.read_parquet(pipeline.parent / "out" / "predictions.parquet")
-    judged[KEY[1:]] = judged["tile_id"].str.split(":", expand=True)[[1, 2, 3]].astype("int64").to_numpy()
-    joined = judged.merge(pulled, on=KEY, suffixes=("", "_pulled"), validate="one_to_one")
+
+def check_rows(judged: pd.DataFrame, pulled: pd.DataFrame) -> None:
+    """Compare the rows of the evaluation with those of the pulled model, bit for bit."""
+    judged = judged.copy()
+    judged[KEY] = judged["tile_id"].str.split(":", expand=True)[[1, 2, 3]].astype("int64").to_numpy()
+    joined = judged.merge(pulled, on=["source_id", *KEY], suffixes=("", "_pulled"), validate="one_to_one")
     assert len(joined) == len(judged) > 0
     for name in cells(judged).columns:
         pd.testing.assert_series_equal(joined[name], joined[f"{name}_pulled"], check_names=False, check_exact=True)
 
-    # From an array, through MLflow's own loader, with pickle disallowed.
-    script = tmp_path / "pull.py"
-    script.write_text(PULL, encoding="utf-8")
-    variables = environment(home) | {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{workspace / 'mlflow.db'}",
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    }
-    out = tmp_path / "array.parquet"
-    subprocess.run(
-        [sys.executable, str(script), alias, str(run), str(out)], env=variables, cwd=home, check=True, timeout=300
-    )
-    from_array = pd.read_parquet(out).set_index("tile_id")
+
+def check_array(judged: pd.DataFrame, from_array: pd.DataFrame) -> None:
+    from_array = from_array.set_index("tile_id")
     test = judged[judged["split"] == "test"].set_index("tile_id").loc[from_array.index]
+    assert len(test) == (judged["split"] == "test").sum() > 0
     pd.testing.assert_frame_equal(cells(from_array), cells(test), check_exact=True, check_dtype=False)
+
+
+def check_no_identifier(workspace: Path) -> None:
+    """No identifier of a patient stands in anything that was made."""
+    made = [path for path in workspace.rglob("*") if path.is_file()]
+    assert len(made) > 20
+    assert not [path for path in made if b"canary" in path.read_bytes().lower()]
+
+
+def test_dicom_and_photographs_from_raw_files_to_a_pulled_model(tmp_path: Path) -> None:
+    pipelines = [make_series(tmp_path / "dicom", 24), make_photographs(tmp_path / "images", 48)]
+    results = run_script(CHAIN_ALL, *map(str, pipelines), home=tmp_path / "home")
+    judged = [check_run(result) for result in results]
+    run_script(PULL, json.dumps(results), home=tmp_path / "other-home")
+    for result, table in zip(results, judged, strict=True):
+        run = Path(result["workspace"]) / "runs" / result["run_id"]
+        check_rows(table, pd.read_parquet(run / "by_path.parquet"))
+        check_array(table, pd.read_parquet(run / "by_array.parquet"))
+        check_no_identifier(Path(result["workspace"]))
+
+
+def test_scenes_from_raw_files_to_a_pulled_model_on_the_command_line(tmp_path: Path) -> None:
+    pipeline = make_scenes(tmp_path / "user", 24)
+    home = tmp_path / "home"
+    result = result_of(vitpipe("run", str(pipeline), "--json", home=home))
+    assert Path(result["report"]).is_file()
+    judged = check_run(result)
+    workspace, alias = Path(result["workspace"]), f"models:/{result['name']}@champion"
+    options = ("--workspace", str(workspace), "--out", "out", "--json")
+    vitpipe("predict", alias, "scenes", *options, home=home, cwd=pipeline.parent)
+    check_rows(judged, pd.read_parquet(pipeline.parent / "out" / "predictions.parquet"))
+    run_script(PULL, json.dumps([result | {"source": str(pipeline.parent / "scenes")}]), home=home)
+    check_array(judged, pd.read_parquet(workspace / "runs" / result["run_id"] / "by_array.parquet"))
 
     # Again: nothing is done twice.
     again = result_of(vitpipe("run", str(pipeline), "--json", home=home))
@@ -96,9 +128,3 @@ def test_from_raw_files_to_a_pulled_model(
     by_stage = {stage["stage"]: stage for stage in again["stages"]}
     assert by_stage["ingest"]["done"] == 0
     assert by_stage["tile"]["done"] == 0
-
-    # No identifier of a patient stands in anything that was made.
-    canary = b"canary-patient"
-    made = [path for path in workspace.rglob("*") if path.is_file()]
-    assert len(made) > 20
-    assert not [path for path in made if canary in path.read_bytes().lower()]
