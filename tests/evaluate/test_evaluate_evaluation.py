@@ -19,7 +19,7 @@ from vitpipe.errors import ConfigError, ContractError
 from vitpipe.evaluate import evaluation
 from vitpipe.evaluate.calibration import load_calibration
 from vitpipe.evaluate.evaluation import EvaluationSummary, evaluate
-from vitpipe.evaluate.report_gallery import choose, shown_channels, thumbnail
+from vitpipe.evaluate.report_gallery import choose, short_group, shown_channels, thumbnail, window_of
 
 Judge = Callable[[Case], EvaluationSummary]
 METRICS = {"accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precision", "brier", "nll", "ece"}
@@ -229,3 +229,18 @@ def test_thumbnails_show_colour_where_there_is_and_hide_what_is_not_valid() -> N
     assert image[-1, 79, 0] == 255
     blank = np.asarray(Image.open(io.BytesIO(thumbnail(pixels, np.zeros((32, 32), dtype=bool)))))
     assert (blank[..., 3] == 0).all()
+
+
+def test_tiles_are_shown_in_one_window_and_noise_stays_dark() -> None:
+    assert window_of((0.0, 300.0), "HU", {"int16"}) == (0.0, 300.0)
+    assert window_of(None, "HU", {"int16"}) == (-160.0, 240.0)
+    assert window_of(None, "dn", {"uint8"}) == (0.0, 255.0)
+    assert window_of(None, "reflectance", {"float32"}) is None
+    noise = np.random.default_rng(0).integers(0, 9, (1, 32, 32)).astype(np.float32)
+    png = thumbnail(noise, np.ones((32, 32), dtype=bool), (0.0, 255.0))
+    assert np.asarray(Image.open(io.BytesIO(png)))[..., :3].max() < 10
+
+
+def test_a_group_is_a_short_pseudonym_or_a_place() -> None:
+    assert short_group("0123456789abcdef") == "012345"
+    assert short_group("ground--3-58") == "ground--3-58"

@@ -22,7 +22,7 @@ from vitpipe.evaluate.report_figures import (
     risk_coverage_curve,
     training_curves,
 )
-from vitpipe.evaluate.report_gallery import gallery
+from vitpipe.evaluate.report_gallery import gallery, window_of
 from vitpipe.evaluate.report_style import (
     BLUE,
     GREY,
@@ -375,14 +375,23 @@ def _gallery(judged: Judged) -> str:
     if judged.manifest.multi_label:
         return ""
     test: pd.DataFrame = judged.predictions.loc[judged.predictions["split"] == str(Split.TEST)]
-    shown = gallery(
-        test, judged.manifest.table, tuple(judged.manifest.classes), TileStore(judged.manifest.tiles_folder)
+    manifest = judged.manifest
+    store = TileStore(manifest.tiles_folder)
+    window = window_of(
+        judged.config.preprocess.clip,
+        manifest.units,
+        {str(store.dtype(shard)) for shard in manifest.table["shard_id"].unique()},
+    )
+    seen = (
+        "is stretched to its own percentiles 2 and 98"
+        if window is None
+        else f"shows {window[0]:g} to {window[1]:g} {manifest.units} from black to white"
     )
     return section(
         "Tiles to look at",
         "What the model said with which probability; under an error, the label and the probability it was given. Each "
-        "tile is stretched to its own percentiles 2 and 98; hatched pixels are not valid.",
-        shown,
+        f"tile {seen}; hatched pixels are not valid.",
+        gallery(test, manifest.table, tuple(manifest.classes), store, window),
     )
 
 

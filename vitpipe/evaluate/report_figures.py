@@ -84,7 +84,7 @@ def reliability(units: Units, ece: Estimate, null_95: float | None) -> str:
         upper.fill_between(claimed[some], low, high, color=FAINT, step=None, label="perfect model, 95 % per bin", lw=0)
         upper.plot(claimed[some], true[some], "o-", color=BLUE, ms=5, lw=1.5, label="this model")
         upper.set(ylabel="share that came true", xlim=(0, 1), ylim=(0, 1.02), title="Reliability")
-        upper.legend(loc="lower right")
+        figure.legend(loc="outside lower center", ncols=2)
         lower.bar((np.arange(ECE_BINS) + 0.5) / ECE_BINS, count, width=0.9 / ECE_BINS, color=BLUE, alpha=0.6)
         lower.set(xlabel="claimed probability", ylabel="count")
         lower.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))

@@ -20,10 +20,17 @@ MOST_ERRORS: Final = 16
 MOST_HITS: Final = 8
 _PER_GROUP: Final = 2
 _EDGE_PX: Final = 160
+_SOFT_TISSUE_HU: Final = (-160.0, 240.0)
 _COLOURS: Final = (("b04", "b03", "b02"), ("red", "green", "blue"), ("r", "g", "b"))
 
 
-def gallery(test: pd.DataFrame, rows: pd.DataFrame, classes: Sequence[str], store: TileStore) -> str:
+def gallery(
+    test: pd.DataFrame,
+    rows: pd.DataFrame,
+    classes: Sequence[str],
+    store: TileStore,
+    window: tuple[float, float] | None = None,
+) -> str:
     """Show worst errors and hits as thumbnails.
 
     Args:
@@ -31,6 +38,7 @@ def gallery(test: pd.DataFrame, rows: pd.DataFrame, classes: Sequence[str], stor
         rows: the manifest's rows, for the store: tile_id, shard_id, shard_row, valid_fraction.
         classes: of the model, single-label.
         store: of the tiles.
+        window: values shown as black and white; None: each tile's own percentiles 2 and 98.
     """
     chosen = choose(test, classes)
     if chosen.empty:
@@ -41,7 +49,7 @@ def gallery(test: pd.DataFrame, rows: pd.DataFrame, classes: Sequence[str], stor
     cards = []
     for number, values in enumerate(chosen.to_dict("records")):
         row = {str(name): value for name, value in values.items()}
-        picture = thumbnail(tiles[number][bands], valid[number])
+        picture = thumbnail(tiles[number][bands], valid[number], window)
         cards.append((bool(row["hit"]), _card(row, picture, classes)))
     parts = []
     for hit, title in ((False, "Surest errors"), (True, "Hits")):
@@ -74,14 +82,28 @@ def shown_channels(channels: Sequence[str]) -> list[int]:
     return [0, 1, 2] if len(names) >= 3 else [0]
 
 
-def thumbnail(pixels: NDArray[np.float32], valid: NDArray[np.bool_]) -> bytes:
-    """Stretch a tile (1 or 3, H, W) to its percentiles 2 and 98 and give a PNG; what is not valid is transparent."""
+def window_of(clip: tuple[float, float] | None, units: str, dtypes: set[str]) -> tuple[float, float] | None:
+    """Choose one window for all tiles: what the model saw, soft tissue for CT, the whole range of 8-bit pixels.
+
+    A stretch of its own would make noise of a flat tile (water, air) and an anatomy of a bed.
+    """
+    if clip is not None:
+        return clip
+    if units == "HU":
+        return _SOFT_TISSUE_HU
+    return (0.0, 255.0) if dtypes == {"uint8"} else None
+
+
+def thumbnail(
+    pixels: NDArray[np.float32], valid: NDArray[np.bool_], window: tuple[float, float] | None = None
+) -> bytes:
+    """Show a tile (1 or 3, H, W) in a window, or in its percentiles 2 and 98, as a PNG; invalid is transparent."""
     shown = np.zeros(pixels.shape, dtype=np.uint8)
     for channel, values in enumerate(pixels):
         inside = values[valid & np.isfinite(values)]
         if inside.size == 0:
             continue
-        low, high = np.percentile(inside, [2, 98])
+        low, high = np.percentile(inside, [2, 98]) if window is None else window
         if high <= low:
             high = low + 1.0
         stretched = (np.nan_to_num(values) - low) / (high - low)

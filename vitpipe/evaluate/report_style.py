@@ -66,7 +66,7 @@ vertical-align:middle}table.confusion thead th{text-align:center}
 table.confusion.long thead th{vertical-align:bottom;text-align:left;padding:4px 0}
 table.confusion.long thead span{writing-mode:vertical-rl;transform:rotate(180deg);white-space:nowrap;padding:2px 18px}
 table.confusion small{display:block;font-size:11px;opacity:.85}
-.gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(120px,1fr));gap:14px}
+.gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(112px,1fr));gap:14px}
 .tile{font-size:12px;line-height:1.35;overflow-wrap:anywhere}
 .tile .pixels{aspect-ratio:1;border-radius:6px;overflow:hidden;border:3px solid #D55E00;
 background:repeating-linear-gradient(45deg,#e5e7eb 0 5px,#fff 5px 10px)}
@@ -85,7 +85,7 @@ code{font-size:12.5px;overflow-wrap:anywhere}
 details summary{cursor:pointer;color:#374151;margin:8px 0}
 footer{margin-top:22px;font-size:12.5px;color:#6b7280}
 @media print{body{background:#fff}section,header.top{box-shadow:none;border:1px solid #e5e7eb;break-inside:avoid}}
-@media(max-width:640px){section,header.top{padding:16px}main{padding:10px}}
+@media(max-width:640px){.cards{grid-template-columns:1fr 1fr}section,header.top{padding:16px}main{padding:10px}}
 """
 
 WORDS: Final = {
