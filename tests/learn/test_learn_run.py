@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -239,6 +240,55 @@ def test_launch_runs_torchrun_and_a_complete_run_returns_at_once(tmp_path: Path,
     before = time.monotonic()
     assert train(config, manifest, workspace, events.append) == result
     assert time.monotonic() - before < 0.5
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_run_with_a_sentence_and_again_gives_the_same_bytes(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    keys = {"processes": 2, "epochs": 12, "batch_size": 10}
+    unbroken = train(make_config(tmp_path, **keys), manifest, Workspace(tmp_path / "unbroken"), lambda _: None)
+    workspace = Workspace(tmp_path / "broken")
+
+    def kill_a_rank(progress: Progress) -> None:
+        if progress.event == "epoch" and progress.epoch == 1:
+            torchrun = descendants(os.getpid())[0]
+            os.kill(max(descendants(torchrun)), signal.SIGKILL)
+
+    with pytest.raises(TrainingFailed, match="was killed"):
+        train(make_config(tmp_path, **keys, checkpoint_seconds=0.0), manifest, workspace, kill_a_rank)
+    again = train(make_config(tmp_path, **keys), manifest, workspace, lambda _: None)
+    assert again.resumed_from
+    for name in ("model/model.safetensors", "logits.parquet"):
+        assert sha256(again.folder / name) == sha256(unbroken.folder / name), name
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        pytest.param({"precision": "bf16"}, id="bf16"),
+        pytest.param({"compile": True}, id="compile", marks=pytest.mark.slow),
+    ],
+)
+def test_bf16_and_compile_learn_nearly_the_same(
+    tmp_path: Path, manifest: Manifest, keys: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "compile" in keys and shutil.which("g++") is None and shutil.which("c++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    compiled, losses, plainly = [], [], torch.compile
+    monkeypatch.setattr("torch.compile", lambda network: compiled.append(1) or plainly(network))
+    for name, extra in (("plain", {"precision": "fp32"}), ("other", keys)):
+        if extra is keys:
+            # Emulated where the CPU has no bfloat16: slow, but these tiles are few.
+            monkeypatch.setattr("vitpipe.learn.place.computes_bf16", lambda _: "precision" in keys)
+        folder = make_run(tmp_path / name, make_config(tmp_path, model={"depth": 1}, epochs=2, **extra), manifest)
+        run_here(folder)
+        losses.append([event.val_loss for event in read_progress(folder.progress) if event.event == "epoch"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02 if "precision" in keys else 1e-3)
+    if "compile" in keys:
+        assert compiled, "torch.compile was not used"
+    else:
+        assert losses[1] != losses[0], "the same bits: the key had no effect"
 
 
 def test_errors_of_the_child_come_back_typed(
