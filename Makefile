@@ -10,6 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SAMPLES := data/samples
+PARALLEL := -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help install demo test test-fast check format bench up down clean
 
@@ -34,10 +35,10 @@ demo: $(STAMP) ## DICOM and GeoTIFF samples: ingest, tile, fine-tune, evaluate, 
 
 test: $(STAMP) ## all tests, the slow ones too
 	@echo "==> running the tests"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: $(STAMP) ## the tests that take seconds
-	@$(BIN)/python -m pytest -m 'not slow'
+	@$(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
 
 check: $(STAMP) ## format, lint, types, import layers
 	@$(BIN)/ruff format --check .

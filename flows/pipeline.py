@@ -98,6 +98,6 @@ def run_tile(config: PipelineConfig) -> StageSummary:
     """Write the shards that are missing, side by side; the workspace lock is held."""
     shards = tasks.plan_shards(config)
     futures = tasks.tile_shard.map(unmapped(config), shards)
-    summary = sum(futures.result(), start=StageSummary("tile")) + tasks.check_tiles(config)
+    summary = sum(futures.result(), start=StageSummary("tile")) + tasks.check_tiles(config, shards)
     publish_summary(config.name, summary)
     return summary

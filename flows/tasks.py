@@ -79,9 +79,9 @@ def tile_shard(config: PipelineConfig, shard_id: str) -> StageSummary:
 
 
 @task(name="check tiles", task_run_name="check tiles", cache_policy=NO_CACHE)
-def check_tiles(config: PipelineConfig) -> StageSummary:
+def check_tiles(config: PipelineConfig, pending: Sequence[str]) -> StageSummary:
     """Count what was tiled and stop where too much was rejected."""
-    return stages.check_tiles(config)
+    return stages.check_tiles(config, pending)
 
 
 @task(name="label and split", task_run_name="label and split", cache_policy=NO_CACHE)

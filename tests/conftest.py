@@ -17,12 +17,17 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs the shared data where they are missing."""
-    if SHARED.is_dir():
-        return
+    """Skip what needs the shared data where they are missing; spread the tests well over processes."""
     for item in items:
-        if item.get_closest_marker("shared"):
+        if not SHARED.is_dir() and item.get_closest_marker("shared"):
             item.add_marker(pytest.mark.skip(reason=f"needs the data folder {SHARED}"))
+        # Under pytest-xdist: one process has the servers, and the quick tests of a file share their fixtures.
+        if "session_servers" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("servers"))
+        elif not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    # The long ones first: else one process would be left with them at the end.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture

@@ -105,8 +105,9 @@ def chain(pipeline: Path) -> list[StageSummary]:
     for batch in stages.plan_batches(config):
         stages.index_batch(config, batch)
     summaries = [stages.build_catalog(config)]
-    summaries += [stages.tile_shard(config, shard) for shard in stages.plan_shards(config)]
-    summaries.append(stages.check_tiles(config))
+    shards = stages.plan_shards(config)
+    summaries += [stages.tile_shard(config, shard) for shard in shards]
+    summaries.append(stages.check_tiles(config, shards))
     return [*summaries, stages.prepare_run(config).summary]
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.end_to_end.pipeline_cases import MODEL, environment, make_photographs
+from tests.end_to_end.test_whole_chain import check_rows
 from vitpipe.loading import load_config
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -140,7 +141,11 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     # This is what runs this test.
     assert "-m pytest" in shell("make -n test", written="make test")
     shell.ran += ["python3 -m venv .venv", ".venv/bin/pip install -c constraints.txt -e ."]
-    shell(".venv/bin/vitpipe run data/samples/ct-contrast/pipeline.yaml")
+    # Once more, as it stands there: nothing is done twice.
+    said = shell(".venv/bin/vitpipe run data/samples/ct-contrast/pipeline.yaml")
+    assert "ingest    0 done, 56 already there" in said
+    assert "tile      0 done, 56 already there" in said
+    assert "models:/ct-contrast/1" in said
 
     make_photographs(tmp_path / "path" / "to", 40)
     (tmp_path / "path" / "to" / "photographs").rename(tmp_path / "path" / "to" / "data")
@@ -156,7 +161,10 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
 
     shell("vitpipe predict models:/land-cover@champion data/samples/land-cover/scenes"
           " --workspace data/workspace/land-cover --out predictions")  # fmt: skip
-    assert len(pd.read_parquet(tmp_path / "predictions" / "sources.parquet")) == SCENES
+    (run,) = (tmp_path / "data" / "workspace" / "land-cover" / "runs").iterdir()
+    check_rows(
+        pd.read_parquet(run / "predictions.parquet"), pd.read_parquet(tmp_path / "predictions" / "predictions.parquet")
+    )
     shell("vitpipe promote land-cover 1 --workspace data/workspace/land-cover")
     # There is one version: nothing to go back to, which is said.
     assert "cannot be rolled back" in shell("vitpipe rollback land-cover --workspace data/workspace/land-cover", code=2)

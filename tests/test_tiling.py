@@ -354,7 +354,7 @@ def test_too_many_rejects_stop_the_run(tmp_path: Path, workspace: Workspace, mon
     config = config_of(tmp_path, max_reject_share=0.4)
     with pytest.raises(TooManyRejected, match=r"2 of 4 sources could not be tiled \(2 TRUNCATED\).*too short"):
         tile(config, workspace, sources)
-    assert room.check_tiling_rejects(config, workspace, sources[1:]).done == 0, "a source that left does not count"
+    assert room.check_tiling(config, workspace, sources[1:], []).done == 0, "a source that left does not count"
 
 
 def test_small_sources_with_drop_are_rejected_and_counted(

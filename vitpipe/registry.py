@@ -9,6 +9,7 @@ Without ``MLFLOW_TRACKING_URI`` the store is a SQLite file in the workspace, wit
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import tempfile
 import time
@@ -176,7 +177,7 @@ class Registry:
             known = self._version_of(recipe.model, package)
             version = known or self._add_version(mlflow_run_id, run_folder, package, config)
             if _VERDICT in version.tags:
-                return self._describe(version)
+                return dataclasses.replace(self._describe(version), already=True)
             self._client.set_registered_model_alias(recipe.model, versions.CHALLENGER, version.version)
             champion = self._champion(recipe.model)
             with tempfile.TemporaryDirectory(prefix="vitpipe-") as folder:

@@ -160,8 +160,13 @@ def tile_shard(config: PipelineConfig, shard_id: str) -> StageSummary:
     return tiling.tile_shard(config, workspace, sources, shard_id)
 
 
-def check_tiles(config: PipelineConfig) -> StageSummary:
-    """Put the sources that gave no tiles into the quarantine table, and stop where they are too many."""
+def check_tiles(config: PipelineConfig, pending: Sequence[str]) -> StageSummary:
+    """Put the sources that gave no tiles into the quarantine table, and stop where they are too many.
+
+    Args:
+        config: the pipeline.
+        pending: what :func:`plan_shards` gave.
+    """
     from vitpipe import ingest, tiling
 
     workspace = _workspace(config)
@@ -169,7 +174,7 @@ def check_tiles(config: PipelineConfig) -> StageSummary:
     rejected = tiling.read_tile_rejections(workspace, tiling.tile_digest(config))
     current = rejected["source_id"].isin([source.source_id for source in sources])
     ingest.extend_quarantine(workspace, rejected[current])
-    return tiling.check_tiling_rejects(config, workspace, sources)
+    return tiling.check_tiling(config, workspace, sources, pending)
 
 
 # ------------------------------------------------------------------------------------------------- prepare and train
@@ -264,7 +269,8 @@ def train(config: PipelineConfig, run_id: str, on_progress: Callable[[Progress],
         _log_epochs(*opened.result(), waiting)
     notes = [f"best epoch {result.best_epoch + 1} of {result.epochs}"]
     notes += [f"went on at step {result.resumed_from}"] if result.resumed_from is not None else []
-    return StageSummary("train", done=result.epochs, seconds=result.seconds, notes=tuple(notes))
+    done, seconds = (0, 0.0) if result.reused else (result.epochs, result.seconds)
+    return StageSummary("train", done=done, skipped=result.epochs - done, seconds=seconds, notes=tuple(notes))
 
 
 def _log_epochs(registry: Registry, mlflow_run_id: str, waiting: list[Progress]) -> None:
@@ -336,7 +342,11 @@ def register(config: PipelineConfig, run_id: str) -> RegisteredRun:
         note = version.reason
     registry.finish_run(mlflow_run_id)
     summary = StageSummary(
-        "register", done=int(version is not None), notes=(note,), seconds=time.perf_counter() - started
+        "register",
+        done=int(version is not None and not version.already),
+        skipped=int(version is not None and version.already),
+        notes=(note,),
+        seconds=time.perf_counter() - started,
     )
     return RegisteredRun(
         run_id=run_id,

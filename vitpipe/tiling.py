@@ -30,7 +30,7 @@ from vitpipe.workspace import Workspace
 __all__ = [
     "Block", "origins", "windows", "window_count", "cut",
     "STAGE", "TILING_VERSION", "tile_digest", "sweep", "plan_shards", "tile_shard", "tile",
-    "read_tile_rejections", "check_tiling_rejects", "pixel_digests",
+    "read_tile_rejections", "check_tiling", "pixel_digests",
 ]  # fmt: skip
 
 STAGE: Final = "tile"
@@ -192,19 +192,17 @@ def tile(config: PipelineConfig, workspace: Workspace, sources: Sequence[Source]
     """Tile every source that has no tiles yet; the caller holds the workspace lock.
 
     Raises:
-        TooManyRejected: see :func:`check_tiling_rejects`.
+        TooManyRejected: see :func:`check_tiling`.
         DataError, TransientError, WorkspaceError: see :func:`plan_shards` and :func:`tile_shard`.
     """
     tiles_digest = tile_digest(config)
     with workspace_errors(workspace.tiles(tiles_digest)):
         sweep(workspace, tiles_digest)
     pending = plan_shards(config, workspace, sources)
-    plan = _read_plan(workspace.tiles(tiles_digest))
-    current = plan["source_id"].isin([source.source_id for source in sources])
-    summary = StageSummary(STAGE, skipped=int((current & ~plan["shard_id"].isin(pending)).sum()))
+    summary = StageSummary(STAGE)
     for shard_id in pending:
         summary += tile_shard(config, workspace, sources, shard_id)
-    return summary + check_tiling_rejects(config, workspace, sources)
+    return summary + check_tiling(config, workspace, sources, pending)
 
 
 def read_tile_rejections(workspace: Workspace, tiles_digest: str) -> pd.DataFrame:
@@ -218,11 +216,19 @@ def read_tile_rejections(workspace: Workspace, tiles_digest: str) -> pd.DataFram
     return pd.concat(tables, ignore_index=True).sort_values("source_id", kind="stable", ignore_index=True)
 
 
-def check_tiling_rejects(config: PipelineConfig, workspace: Workspace, sources: Sequence[Source]) -> StageSummary:
+def check_tiling(
+    config: PipelineConfig, workspace: Workspace, sources: Sequence[Source], pending: Sequence[str]
+) -> StageSummary:
     """Look at what the whole stage left on disk, once all shards are made.
 
+    Args:
+        config: the pipeline.
+        workspace: where tiles lie.
+        sources: the catalog.
+        pending: the shards that :func:`plan_shards` gave; what lies in others was there already.
+
     Returns:
-        A summary with notes alone: windows dropped for too few valid pixels, and sources without any tile.
+        Sources that were tiled before, and notes: windows dropped for too few valid pixels, sources without any tile.
 
     Raises:
         TooManyRejected: more than ``source.max_reject_share`` of the sources could not be tiled.
@@ -240,7 +246,10 @@ def check_tiling_rejects(config: PipelineConfig, workspace: Workspace, sources: 
             f"{limit:g}` allows; the first is {first['uri']}: {first['reason']}. Repair or remove them, or raise "
             "`source.max_reject_share` to go on without them"
         )
-    return StageSummary(STAGE, notes=_drop_notes(config.tiles, workspace.tiles(tiles_digest), known))
+    plan = _read_plan(workspace.tiles(tiles_digest))
+    before = plan["source_id"].isin(list(known)) & ~plan["shard_id"].isin(pending)
+    notes = _drop_notes(config.tiles, workspace.tiles(tiles_digest), known)
+    return StageSummary(STAGE, skipped=int(before.sum()), notes=notes)
 
 
 def _drop_notes(recipe: TileRecipe, folder: Path, known: dict[str, Source]) -> tuple[str, ...]:

@@ -184,9 +184,10 @@ def chain(path):
     for batch in stages.plan_batches(config):
         stages.index_batch(config, batch)
     stages.build_catalog(config)
-    for shard in stages.plan_shards(config):
+    shards = stages.plan_shards(config)
+    for shard in shards:
         stages.tile_shard(config, shard)
-    stages.check_tiles(config)
+    stages.check_tiles(config, shards)
     run_id = stages.prepare_run(config).run_id
     stages.train(config, run_id, lambda event: None)
     stages.evaluate(config, run_id)

@@ -9,15 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tests.end_to_end.pipeline_cases import (
-    CHAIN,
-    make_photographs,
-    make_scenes,
-    make_series,
-    result_of,
-    run_script,
-    vitpipe,
-)
+from tests.end_to_end.pipeline_cases import CHAIN, make_photographs, make_scenes, make_series, run_script
 
 pytestmark = pytest.mark.slow
 
@@ -97,8 +89,12 @@ def check_no_identifier(workspace: Path) -> None:
     assert not [path for path in made if b"canary" in path.read_bytes().lower()]
 
 
-def test_dicom_and_photographs_from_raw_files_to_a_pulled_model(tmp_path: Path) -> None:
-    pipelines = [make_series(tmp_path / "dicom", 24), make_photographs(tmp_path / "images", 48)]
+def test_every_domain_from_raw_files_to_a_pulled_model(tmp_path: Path) -> None:
+    pipelines = [
+        make_series(tmp_path / "dicom", 24),
+        make_scenes(tmp_path / "geotiff", 24),
+        make_photographs(tmp_path / "images", 48),
+    ]
     results = run_script(CHAIN_ALL, *map(str, pipelines), home=tmp_path / "home")
     judged = [check_run(result) for result in results]
     run_script(PULL, json.dumps(results), home=tmp_path / "other-home")
@@ -107,24 +103,3 @@ def test_dicom_and_photographs_from_raw_files_to_a_pulled_model(tmp_path: Path) 
         check_rows(table, pd.read_parquet(run / "by_path.parquet"))
         check_array(table, pd.read_parquet(run / "by_array.parquet"))
         check_no_identifier(Path(result["workspace"]))
-
-
-def test_scenes_from_raw_files_to_a_pulled_model_on_the_command_line(tmp_path: Path) -> None:
-    pipeline = make_scenes(tmp_path / "user", 24)
-    home = tmp_path / "home"
-    result = result_of(vitpipe("run", str(pipeline), "--json", home=home))
-    assert Path(result["report"]).is_file()
-    judged = check_run(result)
-    workspace, alias = Path(result["workspace"]), f"models:/{result['name']}@champion"
-    options = ("--workspace", str(workspace), "--out", "out", "--json")
-    vitpipe("predict", alias, "scenes", *options, home=home, cwd=pipeline.parent)
-    check_rows(judged, pd.read_parquet(pipeline.parent / "out" / "predictions.parquet"))
-    run_script(PULL, json.dumps([result | {"source": str(pipeline.parent / "scenes")}]), home=home)
-    check_array(judged, pd.read_parquet(workspace / "runs" / result["run_id"] / "by_array.parquet"))
-
-    # Again: nothing is done twice.
-    again = result_of(vitpipe("run", str(pipeline), "--json", home=home))
-    assert again["model_uri"] == result["model_uri"]
-    by_stage = {stage["stage"]: stage for stage in again["stages"]}
-    assert by_stage["ingest"]["done"] == 0
-    assert by_stage["tile"]["done"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from evaluate_cases import Case, config_of, make_case
+from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
 from vitpipe.errors import ConfigError, ContractError

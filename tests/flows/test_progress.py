@@ -90,13 +90,13 @@ def test_the_share_is_of_all_steps_and_is_unknown_where_the_event_does_not_say()
 
 def test_the_server_is_asked_every_five_seconds_and_at_the_end(server: Artifacts, clock: list[float]) -> None:
     with ProgressReporter("fine-tune CT_contrast.2") as reporter:
-        for number in range(1, 61):
+        for number in range(1, 59):
             reporter(step(number))
             clock[0] += 0.25
         reporter(Progress(NOTE, message="a sentence"))
         reporter(Progress(DONE, epoch=1))
     assert server.made == [("fine-tune-ct-contrast-2", "fine-tune CT_contrast.2")]
-    # 60 steps in 15 seconds: three updates; the end comes although five seconds have not passed.
+    # 58 steps in 14.5 seconds: three updates; the end comes although five seconds have not passed.
     assert [share for share, _ in server.updates] == [1.0, 21.0, 41.0, 100.0]
     assert server.updates[-1][1] == "fine-tune CT_contrast.2: done after 1 epoch(s)"
 

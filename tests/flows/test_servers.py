@@ -14,12 +14,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from server_cases import Running, free_port, options_for
 
 from flows import servers, settings
 from flows.deployments import DEPLOYMENTS, POOL, Deployment
@@ -30,48 +30,6 @@ from vitpipe.errors import ConfigError, TransientError
 
 ROOT = Path(__file__).resolve().parents[2]
 ZOMBIE_SECONDS = 20.0
-
-FLOWS = """
-import time
-from typing import Annotated, Literal
-from prefect import flow, task
-from pydantic import BaseModel, Field
-
-class Left(BaseModel):
-    kind: Literal["left"] = "left"
-    number: int = Field(1, ge=0)
-
-class Right(BaseModel):
-    kind: Literal["right"] = "right"
-    factor: int = 2
-
-class Config(BaseModel):
-    side: Annotated[Left | Right, Field(discriminator="kind")]
-
-@task
-def double(number: int) -> int:
-    return 2 * number
-
-@flow
-def tiny(config: Config, seconds: float = 0.0) -> None:
-    assert [future.result() for future in double.map(range(3))] == [0, 2, 4]
-    time.sleep(seconds)
-
-@flow
-def nightly() -> None:
-    pass
-"""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def options_for(home: Path, **changes: Any) -> servers.ServerOptions:
-    made = servers.ServerOptions(home=home, prefect_port=free_port(), mlflow_port=free_port())
-    return dataclasses.replace(made, **changes)
 
 
 # ------------------------------------------------------------------------------------------------ without any server
@@ -215,82 +173,12 @@ def test_prefect_yaml_says_what_the_table_says() -> None:
 # ------------------------------------------------------------------------------------------------- the servers for real
 
 
-class Running:
-    """Servers that are up, and a plain client of Prefect's API."""
-
-    def __init__(self, options: servers.ServerOptions) -> None:
-        self.options = options
-        self.messages: list[str] = []
-        self.state = servers.up(options, self.messages.append)
-
-    def ask(self, path: str, body: object = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        url = f"http://127.0.0.1:{self.options.prefect_port}/api{path}"
-        request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        while True:
-            try:
-                with opener.open(request, timeout=30) as answer:
-                    return json.load(answer)
-            except urllib.error.HTTPError as error:
-                # SQLite is busy: Prefect's own client tries again, too.
-                if error.code != 503:
-                    raise
-                time.sleep(1)
-
-    def start_run(self, deployment: str, parameters: object) -> str:
-        """Create a run as the interface's button does."""
-        found = self.ask(f"/deployments/name/{deployment}")
-        run = self.ask(
-            f"/deployments/{found['id']}/create_flow_run",
-            {"parameters": parameters, "state": {"type": "SCHEDULED"}, "enforce_parameter_schema": True},
-        )
-        return str(run["id"])
-
-    def wait(self, run_id: str, *names: str, seconds: float = 90.0) -> dict[str, Any]:
-        deadline = time.monotonic() + seconds
-        while (run := self.ask(f"/flow_runs/{run_id}"))["state_name"] not in names:
-            assert time.monotonic() < deadline, run["state"]
-            assert not (run["state_type"] in ("FAILED", "CRASHED") and "Crashed" not in names), run["state"]
-            time.sleep(0.5)
-        return dict(run)
-
-    def key(self, name: str) -> ProcessKey:
-        record = json.loads((self.options.home / ".vitpipe" / "servers.json").read_text())
-        return ProcessKey(**record["processes"][name])
-
-    def wait_for_process(self) -> ProcessKey:
-        """Give the process of the one run that the worker has."""
-        deadline = time.monotonic() + 60
-        while len(family := descendants(self.key("worker"))) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        return family[1]
-
-
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    module = tmp_path_factory.mktemp("modules")
-    (module / "vitpipe_test_flows.py").write_text(FLOWS)
-    home = tmp_path_factory.mktemp("home")
-    options = options_for(
-        home,
-        zombie_seconds=ZOMBIE_SECONDS,
-        timezone="Europe/Berlin",
-        deployments=(
-            Deployment("tiny", "vitpipe_test_flows.tiny", "A tiny flow.", tags=("test",)),
-            Deployment("nightly", "vitpipe_test_flows.nightly", "Every night.", cron="0 2 * * *", concurrency_limit=1),
-        ),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(module), os.environ.get("PYTHONPATH", "")]))
-        # None of these may lead a part elsewhere.
-        patch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-        patch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-        try:
-            yield Running(options)
-        finally:
-            servers.down(home)
+def running(session_servers: Running) -> Running:
+    """The servers of the session, with a zombie time that a test can wait for and a real run could not."""
+    session_servers.options = dataclasses.replace(session_servers.options, zombie_seconds=ZOMBIE_SECONDS)
+    session_servers.state = servers.up(session_servers.options)
+    return session_servers
 
 
 @pytest.mark.slow
@@ -302,12 +190,14 @@ def test_everything_answers_after_up(running: Running) -> None:
         f"http://127.0.0.1:{running.options.prefect_port}",
         f"http://127.0.0.1:{running.options.mlflow_port}",
     )
-    assert state.deployments == ("tiny/tiny", "nightly/nightly")
+    assert state.deployments[0] == "pipeline/pipeline"
+    assert state.deployments[-2:] == ("tiny/tiny", "nightly/nightly")
+    assert len(state.deployments) == len(DEPLOYMENTS) + 2
     assert state.environment["PREFECT_API_URL"] == f"{state.urls[0]}/api"
     assert all(is_alive(running.key(name)) for name in ("prefect", "mlflow", "worker"))
     # Two processes instead of fifteen.
     assert len(descendants(running.key("mlflow"))) == 2
-    again = servers.up(running.options)
+    again = servers.up(dataclasses.replace(running.options, config=None))
     assert again.notes == ("The servers are up already; nothing was started.",)
     assert again.parts == state.parts
     with pytest.raises(ConfigError, match="vitpipe down"):
@@ -350,21 +240,17 @@ def test_the_pages_ask_this_machine_alone(running: Running) -> None:
 
 @pytest.mark.slow
 def test_a_run_of_the_api_completes_with_its_parameters(running: Running) -> None:
-    run_id = running.start_run("tiny/tiny", {"config": {"side": {"kind": "right", "factor": 5}}})
+    run_id = running.start_run("tiny/tiny", {"settings": {"side": {"kind": "right", "factor": 5}}})
     run = running.wait(run_id, "Completed")
-    assert run["parameters"]["config"]["side"]["factor"] == 5
-    deadline = time.monotonic() + 10
-    done = {"flow_runs": {"id": {"any_": [run_id]}}, "task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
-    while running.ask("/task_runs/count", done) != 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    assert run["parameters"]["settings"]["side"]["factor"] == 5
+    assert len(running.task_runs(run_id, 3)) == 3
     with pytest.raises(urllib.error.HTTPError, match=r"4\d\d"):
-        running.start_run("tiny/tiny", {"config": {"side": {"kind": "left", "number": "many"}}})
+        running.start_run("tiny/tiny", {"settings": {"side": {"kind": "left", "number": "many"}}})
 
 
 @pytest.mark.slow
 def test_a_killed_flow_is_crashed_by_its_worker(running: Running) -> None:
-    run_id = running.start_run("tiny/tiny", {"config": {"side": {"kind": "left"}}, "seconds": 300})
+    run_id = running.start_run("tiny/tiny", {"settings": {"side": {"kind": "left"}}, "seconds": 300})
     running.wait(run_id, "Running")
     os.kill(running.wait_for_process().pid, signal.SIGKILL)
     run = running.wait(run_id, "Crashed", seconds=30)
@@ -373,7 +259,7 @@ def test_a_killed_flow_is_crashed_by_its_worker(running: Running) -> None:
 
 @pytest.mark.slow
 def test_a_killed_worker_leaves_no_run_running_and_up_mends_it(running: Running) -> None:
-    run_id = running.start_run("tiny/tiny", {"config": {"side": {"kind": "left"}}, "seconds": 300})
+    run_id = running.start_run("tiny/tiny", {"settings": {"side": {"kind": "left"}}, "seconds": 300})
     running.wait(run_id, "Running")
     flow_process, worker = running.wait_for_process(), running.key("worker")
     time.sleep(1)
@@ -397,7 +283,7 @@ def test_a_killed_worker_leaves_no_run_running_and_up_mends_it(running: Running)
 
 @pytest.mark.slow
 def test_down_stops_runs_and_servers_and_frees_the_ports(running: Running) -> None:
-    run_id = running.start_run("tiny/tiny", {"config": {"side": {"kind": "left"}}, "seconds": 300})
+    run_id = running.start_run("tiny/tiny", {"settings": {"side": {"kind": "left"}}, "seconds": 300})
     running.wait(run_id, "Running")
     family = [member for name in ("prefect", "mlflow", "worker") for member in descendants(running.key(name))]
     assert len(family) >= 5

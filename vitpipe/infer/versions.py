@@ -33,6 +33,8 @@ class RegisteredVersion:
     """promoted, refused, or waiting (the gate allows it, approval is manual)."""
     reason: str
     """Sentences: why."""
+    already: bool = False
+    """It had been registered and judged before it was asked for now."""
 
     @property
     def uri(self) -> str:

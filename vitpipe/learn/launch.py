@@ -55,6 +55,8 @@ class TrainResult:
     """Of training, killed attempts up to their checkpoint included."""
     resumed_from: int | None
     """Step of the checkpoint that the last attempt began with; None: it began at the start."""
+    reused: bool
+    """The run was complete before it was asked for now."""
 
 
 def run_id_of(manifest: Manifest, config: PipelineConfig) -> str:
@@ -115,7 +117,7 @@ def train(
     run_id = run_id_of(manifest, config)
     folder = RunFolder(workspace.run(run_id))
     if folder.done.is_file():
-        return _result(folder)
+        return _result(folder, reused=True)
     with workspace_errors(folder.root):
         folder.root.mkdir(parents=True, exist_ok=True)
     write_manifest(manifest, folder.root)
@@ -136,7 +138,7 @@ def train(
                     break
                 time.sleep(_POLL_SECONDS)
     if folder.done.is_file():
-        return _result(folder)
+        return _result(folder, reused=False)
     raise _failure(folder, process.returncode, log_start, stopped=stopped)
 
 
@@ -289,7 +291,7 @@ def _forward_sigterm(process: subprocess.Popen[bytes]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _result(folder: RunFolder) -> TrainResult:
+def _result(folder: RunFolder, *, reused: bool) -> TrainResult:
     values = json.loads(folder.done.read_text(encoding="utf-8"))
     return TrainResult(
         run_id=values["run_id"],
@@ -298,6 +300,7 @@ def _result(folder: RunFolder) -> TrainResult:
         best_epoch=values["best_epoch"],
         seconds=values["seconds"],
         resumed_from=values["resumed_from"],
+        reused=reused,
     )
 
 
