@@ -164,9 +164,11 @@ def _narrow_to_bands(data: Path, look: _Look, lines: list[str]) -> tuple[Path, t
         lines.append(f"the sources differ in channels; taking the one with most of them, {Path(chosen.uri).name}")
         return Path(chosen.uri), (chosen,)
     common = counts.most_common(1)[0][0]
+    shared = set.intersection(*map(set, counts))
+    remedy = f", or name common bands in `source.bands`: {', '.join(sorted(shared))}" if shared else ""
     lines.append(
         f"the sources differ in channels ({len(counts)} kinds); {counts[common]} of {len(look.sources)} have"
-        f" {', '.join(common)}: keep these in a folder of their own, or name common bands in `source.bands`"
+        f" {', '.join(common)}: keep these in a folder of their own{remedy}"
     )
     return data, tuple(source for source in look.sources if source.channels == common)
 

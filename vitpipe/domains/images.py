@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import re
 import struct
 import warnings
@@ -201,6 +202,10 @@ class ImageRaster:
         if not valid.all():
             np.copyto(pixels, np.zeros((), self.dtype), where=~valid)
         return pixels, valid
+
+
+# Pillow says on standard error, too, why it gives a file up; it is said once, by the rejection's code.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @contextlib.contextmanager
