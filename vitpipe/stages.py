@@ -341,19 +341,12 @@ def register(config: PipelineConfig, run_id: str) -> RegisteredRun:
         version = registry.register(mlflow_run_id, folder, config, joined)
         note = version.reason
     registry.finish_run(mlflow_run_id)
-    summary = StageSummary(
-        "register",
-        done=int(version is not None and not version.already),
-        skipped=int(version is not None and version.already),
-        notes=(note,),
-        seconds=time.perf_counter() - started,
-    )
-    return RegisteredRun(
-        run_id=run_id,
-        uri=version.uri if version else None,
-        aliases=version.aliases if version else (),
-        summary=summary,
-    )
+    seconds = time.perf_counter() - started
+    if version is None:
+        return RegisteredRun(run_id, None, (), StageSummary("register", notes=(note,), seconds=seconds))
+    new = int(not version.already)
+    summary = StageSummary("register", done=new, skipped=1 - new, notes=(note,), seconds=seconds)
+    return RegisteredRun(run_id, version.uri, version.aliases, summary)
 
 
 def unlabelled_result(config: PipelineConfig, summaries: Sequence[StageSummary]) -> PipelineResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -238,7 +239,7 @@ def test_launch_runs_torchrun_and_a_complete_run_returns_at_once(tmp_path: Path,
     assert [event.epoch for event in events if event.event == "epoch"] == [0, 1, 2]
     assert load_model(result.folder / "model").record.training["processes"] == 2
     before = time.monotonic()
-    assert train(config, manifest, workspace, events.append) == result
+    assert train(config, manifest, workspace, events.append) == dataclasses.replace(result, reused=True)
     assert time.monotonic() - before < 0.5
 
 
