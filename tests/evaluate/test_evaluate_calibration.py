@@ -45,6 +45,17 @@ def test_the_temperature_is_recovered_and_lowers_the_error() -> None:
     assert "lowered the NLL" in fitted.notes[0]
 
 
+def test_probabilities_do_not_depend_on_how_many_rows_there_are_or_how_they_lie_in_memory() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, size=(301, 10)).astype(np.float32)
+    calibration = fit_calibration(
+        tiles_of(logits, np.eye(10, dtype=bool)[np.arange(301) % 10], np.arange(301)), alpha=0.1, seed=0
+    )
+    one_by_one = np.concatenate([calibration.probabilities(logits[row : row + 1]) for row in range(len(logits))])
+    assert np.array_equal(calibration.probabilities(logits), one_by_one)
+    # As the columns of a table give them.
+    assert np.array_equal(calibration.probabilities(np.asfortranarray(logits)), one_by_one)
+
+
 def test_a_temperature_that_does_not_help_held_out_groups_is_not_used() -> None:
     # Well calibrated as it is, and few tiles: what a half of them asks for is noise to the other half.
     unused = [fit_calibration(drawn(1.0, n=120, seed=seed), alpha=0.1, seed=0) for seed in range(20)]

@@ -54,7 +54,9 @@ class Calibration:
     def probabilities(self, logits: NDArray[np.floating]) -> Floats:
         """Turn logits (N, K) into probabilities (N, K): softmax, or a sigmoid a class."""
         self._check_width(logits)
-        scaled = np.asarray(logits, dtype=np.float64) / self.temperature + np.asarray(self.log_prior)
+        # Row by row in memory, whatever came in: the columns of a table are summed in another order, to another last
+        # bit, and the registered model must give the numbers of its evaluation.
+        scaled = np.asarray(logits, dtype=np.float64, order="C") / self.temperature + np.asarray(self.log_prior)
         return np.asarray(expit(scaled) if self.multi_label else softmax(scaled, axis=1), dtype=np.float64)
 
     def decide(self, probabilities: Floats) -> NDArray[np.bool_]:
