@@ -247,14 +247,13 @@ def test_launch_runs_torchrun_and_a_complete_run_returns_at_once(tmp_path: Path,
 def test_a_rank_that_is_killed_ends_the_run_with_a_sentence_and_again_gives_the_same_bytes(
     tmp_path: Path, manifest: Manifest
 ) -> None:
-    keys = {"processes": 2, "epochs": 12, "batch_size": 10}
+    keys = {"processes": 2, "epochs": 8, "batch_size": 10}
     unbroken = train(make_config(tmp_path, **keys), manifest, Workspace(tmp_path / "unbroken"), lambda _: None)
     workspace = Workspace(tmp_path / "broken")
 
     def kill_a_rank(progress: Progress) -> None:
         if progress.event == "epoch" and progress.epoch == 1:
-            torchrun = descendants(os.getpid())[0]
-            os.kill(max(descendants(torchrun)), signal.SIGKILL)
+            os.kill(max(ranks(workspace)), signal.SIGKILL)
 
     with pytest.raises(TrainingFailed, match="was killed"):
         train(make_config(tmp_path, **keys, checkpoint_seconds=0.0), manifest, workspace, kill_a_rank)
@@ -356,16 +355,17 @@ def test_no_child_outlives_a_killed_parent(tmp_path: Path, manifest: Manifest) -
     assert parent.wait() == -signal.SIGKILL
 
 
-def descendants(pid: int) -> list[int]:
+def ranks(workspace: Workspace) -> list[int]:
+    """The processes that train in this workspace, known by what they were started with; torchrun is not among them."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             except OSError:
                 continue
-            if int(fields[1]) == pid:
-                found += [int(entry.name), *descendants(int(entry.name))]
+            if any(word.startswith(str(workspace.root)) for word in words) and "torch.distributed.run" not in words:
+                found.append(int(entry.name))
     return found
 
 
