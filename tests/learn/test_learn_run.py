@@ -253,7 +253,7 @@ def test_a_rank_that_is_killed_ends_the_run_with_a_sentence_and_again_gives_the_
 
     def kill_a_rank(progress: Progress) -> None:
         if progress.event == "epoch" and progress.epoch == 1:
-            os.kill(max(ranks(workspace)), signal.SIGKILL)
+            os.kill(max(started_for(workspace)[1]), signal.SIGKILL)
 
     with pytest.raises(TrainingFailed, match="was killed"):
         train(make_config(tmp_path, **keys, checkpoint_seconds=0.0), manifest, workspace, kill_a_rank)
@@ -344,7 +344,7 @@ def test_no_child_outlives_a_killed_parent(tmp_path: Path, manifest: Manifest) -
         assert parent.poll() is None
         assert time.monotonic() < limit
         time.sleep(0.05)
-    family = [describe_process(pid) for pid in descendants(parent.pid)]
+    family = [describe_process(pid) for pids in started_for(Workspace(tmp_path / "w")) for pid in pids]
     assert len(family) == 2, "torchrun and its worker"
     # Not waited for: a zombie must count as dead.
     parent.send_signal(signal.SIGKILL)
@@ -355,18 +355,18 @@ def test_no_child_outlives_a_killed_parent(tmp_path: Path, manifest: Manifest) -
     assert parent.wait() == -signal.SIGKILL
 
 
-def ranks(workspace: Workspace) -> list[int]:
-    """The processes that train in this workspace, known by what they were started with; torchrun is not among them."""
-    found = []
+def started_for(workspace: Workspace) -> tuple[list[int], list[int]]:
+    """Find torchrun and its ranks in a workspace, by what they were started with: other children there may be too."""
+    torchrun, ranks = list[int](), list[int]()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             except OSError:
                 continue
-            if any(word.startswith(str(workspace.root)) for word in words) and "torch.distributed.run" not in words:
-                found.append(int(entry.name))
-    return found
+            if any(word.startswith(str(workspace.root)) for word in words):
+                (torchrun if "torch.distributed.run" in words else ranks).append(int(entry.name))
+    return torchrun, ranks
 
 
 def test_a_process_is_known_by_number_and_start() -> None:
