@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.command import AsJson, ConfigPath, Home, WorkspaceOption, print_json, reporting
 from vitpipe import __version__
-from vitpipe.errors import DataError, VitpipeError
+from vitpipe.errors import DataError
 
 if TYPE_CHECKING:
     from vitpipe.config import PipelineConfig
@@ -25,33 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-ConfigPath = Annotated[Path, typer.Argument(help="pipeline.yaml, or the folder that holds it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
-Home = Annotated[
-    Path | None, typer.Option("--home", help="Folder of the servers' databases and logs; VITPIPE_HOME, else your home.")
-]
-WorkspaceOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--workspace", help="Workspace whose registry to use when MLFLOW_TRACKING_URI is not set; ./workspace."
-    ),
-]
-
-
-@contextlib.contextmanager
-def _reporting(*, as_json: bool) -> Iterator[None]:
-    """Turn our errors into a sentence (or a JSON object) and the exit code of their kind."""
-    try:
-        yield
-    except VitpipeError as error:
-        if as_json:
-            typer.echo(json.dumps({"error": {"kind": type(error).__name__, "message": str(error)}}))
-        typer.secho(f"{type(error).__name__}: {error}", err=True, fg="red")
-        raise typer.Exit(error.exit_code) from error
-    except KeyboardInterrupt as error:
-        typer.secho("interrupted; the same command goes on where it was", err=True)
-        raise typer.Exit(130) from error
 
 
 def _load(path: Path) -> PipelineConfig:
@@ -79,10 +50,6 @@ def _find_registry(workspace: Path | None) -> Path | None:
     return workspace
 
 
-def _print_json(value: Mapping[str, object]) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
 @app.callback(invoke_without_command=True)
 def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -100,10 +67,10 @@ def init(
     """Look at a folder and write a starter pipeline.yaml."""
     from vitpipe.starter import write_starter
 
-    with _reporting(as_json=as_json):
+    with reporting(as_json=as_json):
         findings = write_starter(data, out, overwrite=force)
     if as_json:
-        _print_json(findings.to_json())
+        print_json(findings.to_json())
         return
     for line in findings.lines:
         typer.echo(line)
@@ -115,10 +82,10 @@ def check(config: ConfigPath = Path("pipeline.yaml"), as_json: AsJson = False) -
     """Say what would be rejected and why, and what a run would take, before anything is trained."""
     from vitpipe.check import check_pipeline
 
-    with _reporting(as_json=as_json):
+    with reporting(as_json=as_json):
         findings = check_pipeline(_load(config))
     if as_json:
-        _print_json(findings.to_json())
+        print_json(findings.to_json())
     else:
         for line in findings.lines:
             typer.echo(line)
@@ -131,7 +98,7 @@ def run(config: ConfigPath = Path("pipeline.yaml"), as_json: AsJson = False) -> 
     """Ingest, tile, fine-tune, evaluate and register."""
     from flows.terminal import print_result, run_flow
 
-    with _reporting(as_json=as_json):
+    with reporting(as_json=as_json):
         loaded = _load(config)
         _embed(Path(loaded.workspace))
         from flows.pipeline import pipeline
@@ -143,7 +110,7 @@ def run(config: ConfigPath = Path("pipeline.yaml"), as_json: AsJson = False) -> 
 def _run_stage(name: str, config: Path, *, as_json: bool) -> None:
     from flows.terminal import print_stage, run_flow
 
-    with _reporting(as_json=as_json):
+    with reporting(as_json=as_json):
         loaded = _load(config)
         _embed(Path(loaded.workspace))
         from flows import stages
@@ -193,7 +160,7 @@ def predict(
     from flows.terminal import print_stage
     from vitpipe import stages
 
-    with _reporting(as_json=as_json):
+    with reporting(as_json=as_json):
         workspace = _find_registry(workspace)
         summary = stages.predict(model_uri, str(source), str(out), str(workspace) if workspace else None)
         print_stage(summary, as_json=as_json)
@@ -210,7 +177,7 @@ def promote(
     from flows.terminal import print_version
     from vitpipe import stages
 
-    with _reporting(as_json=as_json):
+    with reporting(as_json=as_json):
         workspace = _find_registry(workspace)
         print_version(stages.promote(name, version, str(workspace) if workspace else None), as_json=as_json)
 
@@ -225,7 +192,7 @@ def rollback(
     from flows.terminal import print_version
     from vitpipe import stages
 
-    with _reporting(as_json=as_json):
+    with reporting(as_json=as_json):
         workspace = _find_registry(workspace)
         print_version(stages.rollback(name, str(workspace) if workspace else None), as_json=as_json)
 
@@ -247,7 +214,7 @@ def up(
     from flows.settings import default_home
     from flows.terminal import print_servers
 
-    with _reporting(as_json=as_json):
+    with reporting(as_json=as_json):
         options = ServerOptions(
             home=home or default_home(),
             config=_load(config) if config else None,
@@ -265,7 +232,7 @@ def down(home: Home = None, as_json: AsJson = False) -> None:
     from flows.settings import default_home
     from flows.terminal import print_servers
 
-    with _reporting(as_json=as_json):
+    with reporting(as_json=as_json):
         print_servers(stop(home or default_home(), lambda line: typer.echo(line, err=True)), as_json=as_json)
 
 
@@ -276,7 +243,7 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
     from flows.settings import default_home
     from flows.terminal import print_servers
 
-    with _reporting(as_json=as_json):
+    with reporting(as_json=as_json):
         print_servers(look(home or default_home()), as_json=as_json)
 
 

@@ -1,0 +1,45 @@
+"""What all verbs of the command line share: their options, how they print, and what their errors become."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitpipe.errors import VitpipeError
+
+ConfigPath = Annotated[Path, typer.Argument(help="pipeline.yaml, or the folder that holds it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+Home = Annotated[
+    Path | None, typer.Option("--home", help="Folder of the servers' databases and logs; VITPIPE_HOME, else your home.")
+]
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--workspace", help="Workspace whose registry to use when MLFLOW_TRACKING_URI is not set; ./workspace."
+    ),
+]
+
+
+@contextlib.contextmanager
+def reporting(*, as_json: bool) -> Iterator[None]:
+    """Turn our errors into a sentence (or a JSON object) and the exit code of their kind."""
+    try:
+        yield
+    except VitpipeError as error:
+        if as_json:
+            typer.echo(json.dumps({"error": {"kind": type(error).__name__, "message": str(error)}}))
+        typer.secho(f"{type(error).__name__}: {error}", err=True, fg="red")
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        typer.secho("interrupted; the same command goes on where it was", err=True)
+        raise typer.Exit(130) from error
+
+
+def print_json(value: Mapping[str, object]) -> None:
+    """Print one JSON object."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

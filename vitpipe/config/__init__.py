@@ -1,0 +1,54 @@
+"""One frozen model a stage: read from ``pipeline.yaml``, drawn as a form by the Prefect UI, digested into recipes.
+
+No model here touches the disk: `vitpipe.loading` reads the file and makes paths absolute.
+"""
+
+from __future__ import annotations
+
+from vitpipe.config.base import Recipe
+from vitpipe.config.judging import EvaluateRecipe, GateRecipe, MetricName, RegisterRecipe
+from vitpipe.config.labels import FolderLabels, KeyKind, LabelRecipe, TableLabels
+from vitpipe.config.learning import (
+    AugmentRecipe,
+    FileWeights,
+    MlflowWeights,
+    ModelRecipe,
+    PreprocessRecipe,
+    RandomWeights,
+    TimmWeights,
+    TrainRecipe,
+    Weights,
+)
+from vitpipe.config.pipeline import PipelineConfig
+from vitpipe.config.source import DataPath, DicomSource, GeotiffSource, ImagesSource, RejectShare, SourceRecipe
+from vitpipe.config.tiles import SplitRecipe, TileRecipe
+
+__all__ = [
+    "AugmentRecipe",
+    "DataPath",
+    "DicomSource",
+    "EvaluateRecipe",
+    "FileWeights",
+    "FolderLabels",
+    "GateRecipe",
+    "GeotiffSource",
+    "ImagesSource",
+    "KeyKind",
+    "LabelRecipe",
+    "MetricName",
+    "MlflowWeights",
+    "ModelRecipe",
+    "PipelineConfig",
+    "PreprocessRecipe",
+    "RandomWeights",
+    "Recipe",
+    "RegisterRecipe",
+    "RejectShare",
+    "SourceRecipe",
+    "SplitRecipe",
+    "TableLabels",
+    "TileRecipe",
+    "TimmWeights",
+    "TrainRecipe",
+    "Weights",
+]

@@ -1,0 +1,61 @@
+"""A whole pipeline: all stages in one model."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import ConfigDict, Field, JsonValue, model_validator
+from pydantic.main import IncEx
+
+from vitpipe.config.base import Recipe
+from vitpipe.config.judging import EvaluateRecipe, RegisterRecipe
+from vitpipe.config.labels import LabelRecipe
+from vitpipe.config.learning import ModelRecipe, PreprocessRecipe, TrainRecipe
+from vitpipe.config.source import SourceRecipe
+from vitpipe.config.tiles import SplitRecipe, TileRecipe
+from vitpipe.digest import digest
+
+_PLACES: dict[str, IncEx | bool] = {
+    "workspace": True,
+    "source": {"path"},
+    "labels": {"path"},
+    "model": {"weights": {"path"}},
+}
+"""Where things lie on one machine."""
+
+
+class PipelineConfig(Recipe):
+    """A whole pipeline: ``pipeline.yaml``, and the form of the flow."""
+
+    model_config = ConfigDict(title="Pipeline")
+
+    name: str = Field(title="Name", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    source: SourceRecipe = Field(title="Source")
+    labels: LabelRecipe | None = Field(None, title="Labels", description="Without labels the run ends after tiling.")
+    tiles: TileRecipe = TileRecipe()
+    split: SplitRecipe = SplitRecipe()
+    preprocess: PreprocessRecipe = PreprocessRecipe()
+    model: ModelRecipe | None = Field(None, title="Model", description="Needed where there are labels.")
+    train: TrainRecipe = TrainRecipe()
+    evaluate: EvaluateRecipe = EvaluateRecipe()
+    registration: RegisterRecipe | None = Field(
+        None, alias="register", title="Register", description="Without it the model stays in the workspace."
+    )
+    workspace: str = Field(
+        "workspace", title="Workspace", description="Folder of everything that is made.", min_length=1
+    )
+
+    @model_validator(mode="after")
+    def _labels_need_a_model(self) -> Self:
+        if self.labels is not None and self.model is None:
+            raise ValueError("labels are given but no model: add `model: {name: ..., weights: {source: ...}}`")
+        return self
+
+    def without_places(self) -> dict[str, JsonValue]:
+        """Give every value but where things lie on this machine: a report of it may be handed on."""
+        return self.model_dump(mode="json", by_alias=True, exclude=_PLACES)
+
+    def content_digest(self) -> str:
+        """Fingerprint of what was asked for: the same on every machine, and however often a checkpoint is written."""
+        values = self.model_dump(mode="json", exclude=_PLACES | {"train": {"checkpoint_seconds"}})
+        return digest(values)

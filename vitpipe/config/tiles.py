@@ -1,0 +1,65 @@
+"""How tiles are cut, and how groups are split."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from vitpipe.config.base import Recipe
+
+
+class TileRecipe(Recipe):
+    """How tiles are cut."""
+
+    model_config = ConfigDict(title="Tiles")
+
+    cut: Literal["grid", "whole"] = Field(
+        "grid", title="Cut", description="grid: tiles on a grid; whole: each frame resampled into one tile."
+    )
+    size: int = Field(224, ge=8, le=4096, title="Tile size (px)")
+    stride: int | None = Field(None, ge=1, title="Stride (px)", description="Step between tiles; the size if empty.")
+    edge: Literal["pad", "shift", "drop"] = Field(
+        "pad",
+        title="Edge",
+        description="At the right and bottom edge: pad and mask, shift the last tile inwards, or drop it.",
+    )
+    min_valid_fraction: float = Field(0.5, ge=0, le=1, title="Least valid share of a tile")
+    spacing_mm: float | None = Field(None, gt=0, title="Spacing (mm)", description="Resample to it first (DICOM).")
+    gsd_m: float | None = Field(None, gt=0, title="Ground sampling distance (m)", description="Resample to it first.")
+    shard_mib: int = Field(128, ge=1, le=4096, title="Shard size (MiB)", description="Tiles written by one task.")
+
+    @property
+    def step(self) -> int:
+        """The stride, or the size where none is given."""
+        return self.stride or self.size
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if self.spacing_mm is not None and self.gsd_m is not None:
+            raise ValueError("set spacing_mm (DICOM) or gsd_m (earth observation), not both")
+        if self.step > self.size:
+            raise ValueError(f"stride {self.step} is larger than size {self.size}: pixels between tiles would be lost")
+        return self
+
+
+class SplitRecipe(Recipe):
+    """Shares of groups; what is left is the train split."""
+
+    model_config = ConfigDict(title="Split")
+
+    val: float = Field(0.15, ge=0, lt=1, title="Validation share")
+    calibration: float = Field(0.15, ge=0, lt=1, title="Calibration share")
+    test: float = Field(0.2, gt=0, lt=1, title="Test share")
+    seed: int = Field(0, ge=0, title="Seed", description="Orders new groups; assigned groups never move.")
+
+    @property
+    def train(self) -> float:
+        """The share that is left."""
+        return 1.0 - self.val - self.calibration - self.test
+
+    @model_validator(mode="after")
+    def _leaves_train(self) -> Self:
+        if self.train <= 0:
+            raise ValueError(f"val + calibration + test = {1 - self.train:g} leaves no group to train on")
+        return self
