@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -17,7 +16,6 @@ from vitpipe.domains.dicom.files import DicomFile
 from vitpipe.domains.dicom.pixelformat import PixelFormat, read_format
 from vitpipe.domains.dicom.pixels import check_decodable, check_length
 from vitpipe.errors import UnreadableSource
-from vitpipe.pseudonym import Pseudonymiser
 from vitpipe.records import Attribute, Json
 
 Vector = tuple[float, ...]
@@ -81,7 +79,11 @@ class Instance:
 
     def to_json(self) -> dict[str, Json]:
         """Give a JSON form that :meth:`from_json` reads back exactly."""
-        value: dict[str, Json] = json.loads(json.dumps(dataclasses.asdict(self)))
+        value: dict[str, Json] = {
+            name: _lists(getattr(self, name)) for name in _INSTANCE_FIELDS if name not in ("pixels", "geometry")
+        }
+        value["pixels"] = pixels_json(self.pixels)
+        value["geometry"] = {name: _lists(getattr(self.geometry, name)) for name in _GEOMETRY_FIELDS}
         return value
 
     @classmethod
@@ -93,53 +95,156 @@ class Instance:
         return cls(**fields)
 
 
+_INSTANCE_FIELDS: Final = tuple(field.name for field in dataclasses.fields(Instance))
+_PIXEL_FIELDS: Final = tuple(field.name for field in dataclasses.fields(PixelFormat))
+_GEOMETRY_FIELDS: Final = tuple(field.name for field in dataclasses.fields(Geometry))
+
+
+def pixels_json(described: PixelFormat) -> dict[str, Json]:
+    """Give the JSON form of a pixel format."""
+    return {name: _lists(getattr(described, name)) for name in _PIXEL_FIELDS}
+
+
 def _tuples(value: object) -> object:
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, tuple | list) else value
 
 
-def read_instance(item: DicomFile, pseudonym: Pseudonymiser) -> Instance:
+def _lists(value: Any) -> Json:  # noqa: ANN401
+    if isinstance(value, Mapping):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """What the files of a series share, as a rule, but for their pixel format. See :class:`Instance`."""
+
+    patient: str | None
+    study_uid: str | None
+    series_uid: str | None
+    frame_of_reference: str | None
+    modality: str
+    sop_class: str
+    orientations: tuple[Vector, ...]
+    spacing_mm: Vector | None
+    geometry_notes: tuple[str, ...]
+    image_type: tuple[str, ...]
+    stack: tuple[str, ...]
+    acquired_at: str | None
+    attributes: Mapping[str, Attribute]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """What differs from file to file. See :class:`Instance`."""
+
+    instance_uid: str | None
+    positions: tuple[Vector, ...]
+    moments: tuple[str, ...]
+
+
+def read_instance(item: DicomFile, pseudonym: Callable[[str, str], str]) -> Instance:
     """Make the record of a file.
+
+    Args:
+        item: the file.
+        pseudonym: a :class:`vitpipe.pseudonym.Pseudonymiser`, or one that remembers.
 
     Raises:
         UnreadableSource: ``NOT_AN_IMAGE``, ``LOCALIZER``, ``NO_PIXELS``, ``PIXELS_MISSING``, ``TRUNCATED``,
             ``UNDECODABLE``, ``UNSUPPORTED`` or ``MALFORMED_HEADER``.
     """
-    dataset = item.dataset
-    sop_class = text(dataset, "SOPClassUID") or ""
-    image_type = tuple((text(dataset, "ImageType") or "").upper().split("/"))
+    described = read_pixels(item)
+    check_length(item, described)
+    fixed = read_fixed(item.dataset, pseudonym, described.frames)
+    moving = read_moving(item.dataset, pseudonym, described.frames)
+    return compose(str(item.transfer_syntax), described, fixed, moving)
+
+
+def compose(transfer_syntax: str, described: PixelFormat, fixed: Fixed, moving: Moving) -> Instance:
+    """Put the record together from its parts."""
+    return Instance(
+        patient=fixed.patient,
+        study_uid=fixed.study_uid,
+        series_uid=fixed.series_uid,
+        instance_uid=moving.instance_uid,
+        frame_of_reference=fixed.frame_of_reference,
+        modality=fixed.modality,
+        sop_class=fixed.sop_class,
+        transfer_syntax=transfer_syntax,
+        pixels=described,
+        geometry=Geometry(moving.positions, fixed.orientations, fixed.spacing_mm, fixed.geometry_notes),
+        image_type=fixed.image_type,
+        stack=fixed.stack,
+        moments=moving.moments,
+        acquired_at=fixed.acquired_at,
+        attributes=fixed.attributes,
+        notes=fixed.notes,
+    )
+
+
+def read_pixels(item: DicomFile) -> PixelFormat:
+    """Read the pixel format of what is an image and can be decoded; how long the pixels are is not looked at.
+
+    Raises:
+        UnreadableSource: see :func:`read_instance`.
+    """
+    sop_class = text(item.dataset, "SOPClassUID") or ""
     if sop_class in _NOT_IMAGES:
         raise UnreadableSource("NOT_AN_IMAGE", f"{_NOT_IMAGES[sop_class]}, not an image", str(item.path))
     described = read_format(item)
-    if "LOCALIZER" in image_type:
+    if "LOCALIZER" in _image_type(item.dataset):
         raise UnreadableSource("LOCALIZER", "a localizer (scout), taken to plan the scan", str(item.path))
     check_decodable(item)
-    check_length(item, described)
+    return described
+
+
+def read_fixed(dataset: Dataset, pseudonym: Callable[[str, str], str], frames: int) -> Fixed:
+    """Read what the files of a series share."""
 
     def named(kind: str, keyword: str) -> str | None:
         value = text(dataset, keyword)
         return pseudonym(kind, value) if value else None
 
-    return Instance(
+    orientations, spacing_mm, geometry_notes = read_planes(dataset, frames)
+    return Fixed(
         patient=named("patient", "PatientID"),
         study_uid=named("study_uid", "StudyInstanceUID"),
         series_uid=named("series_uid", "SeriesInstanceUID"),
-        instance_uid=named("instance_uid", "SOPInstanceUID"),
         frame_of_reference=named("frame_of_reference", "FrameOfReferenceUID"),
         modality=(text(dataset, "Modality") or "")[:16].upper(),
-        sop_class=sop_class,
-        transfer_syntax=str(item.transfer_syntax),
-        pixels=described,
-        geometry=read_geometry(dataset, described.frames),
-        image_type=image_type[2:],
+        sop_class=text(dataset, "SOPClassUID") or "",
+        orientations=orientations,
+        spacing_mm=spacing_mm,
+        geometry_notes=geometry_notes,
+        image_type=_image_type(dataset)[2:],
         stack=tuple(text(dataset, keyword) or "" for keyword in _STACK_FIELDS),
-        # A time of day may point to a person.
-        moments=tuple(named("moment", keyword) or "" for keyword in _MOMENT_FIELDS),
         acquired_at=acquired_year(dataset),
         attributes=attributes(dataset),
         notes=tuple(_notes(dataset)),
     )
+
+
+def read_moving(dataset: Dataset, pseudonym: Callable[[str, str], str], frames: int) -> Moving:
+    """Read what differs from file to file."""
+    uid = text(dataset, "SOPInstanceUID")
+    moments = []
+    for keyword in _MOMENT_FIELDS:
+        value = text(dataset, keyword)
+        # A time of day may point to a person.
+        moments.append(pseudonym("moment", value) if value else "")
+    return Moving(
+        instance_uid=pseudonym("instance_uid", uid) if uid else None,
+        positions=read_positions(dataset, frames),
+        moments=tuple(moments),
+    )
+
+
+def _image_type(dataset: Dataset) -> tuple[str, ...]:
+    return tuple((text(dataset, "ImageType") or "").upper().split("/"))
 
 
 def _notes(dataset: Dataset) -> Iterator[str]:
@@ -154,15 +259,20 @@ def read_geometry(dataset: Dataset, frames: int) -> Geometry:
 
     Source: PS3.3 C.7.6.2.1.1, C.7.6.16.2.1 to .4; PixelSpacing is row spacing, then column spacing (10.7.1.3).
     """
-    per_frame = list(islice(children(dataset, "PerFrameFunctionalGroupsSequence"), frames))
-    shared = list(children(dataset, "SharedFunctionalGroupsSequence"))[:1]
-    groups = per_frame if len(per_frame) == frames else []
-    positions = _each(groups, shared, dataset, ("PlanePositionSequence", "ImagePositionPatient", 3))
-    orientations = _each(groups, shared, dataset, ("PlaneOrientationSequence", "ImageOrientationPatient", 6))
-    spacings = set(_each(groups, shared, dataset, ("PixelMeasuresSequence", "PixelSpacing", 2)))
+    return Geometry(read_positions(dataset, frames), *read_planes(dataset, frames))
+
+
+def read_positions(dataset: Dataset, frames: int) -> tuple[Vector, ...]:
+    """Read one position a frame, or none at all."""
+    positions = _each(dataset, frames, ("PlanePositionSequence", "ImagePositionPatient", 3))
+    return positions if len(positions) == frames else ()
+
+
+def read_planes(dataset: Dataset, frames: int) -> tuple[tuple[Vector, ...], Vector | None, tuple[str, ...]]:
+    """Read orientations and spacing, and what is odd about them."""
+    orientations = _each(dataset, frames, ("PlaneOrientationSequence", "ImageOrientationPatient", 6))
+    spacings = set(_each(dataset, frames, ("PixelMeasuresSequence", "PixelSpacing", 2)))
     notes: list[str] = []
-    if len(positions) != frames:
-        positions = ()
     cosines = tuple(item for item in map(_cosines, orientations) if item is not None)
     if len(cosines) != len(orientations):
         cosines = ()
@@ -179,14 +289,15 @@ def read_geometry(dataset: Dataset, frames: int) -> Geometry:
     if spacing is not None and min(spacing) <= 0:
         spacing = None
         notes.append("BAD_SPACING")
-    return Geometry(positions, cosines, spacing, tuple(notes))
+    return cosines, spacing, tuple(notes)
 
 
-def _each(
-    groups: list[Dataset], shared: list[Dataset], dataset: Dataset, what: tuple[str, str, int]
-) -> tuple[Vector, ...]:
+def _each(dataset: Dataset, frames: int, what: tuple[str, str, int]) -> tuple[Vector, ...]:
     """Give a value of every frame; or the one for all frames; or nothing."""
     sequence, keyword, count = what
+    per_frame = list(islice(children(dataset, "PerFrameFunctionalGroupsSequence"), frames))
+    groups = per_frame if len(per_frame) == frames else []
+    shared = list(islice(children(dataset, "SharedFunctionalGroupsSequence"), 1))
 
     def within(holder: Dataset) -> Vector | None:
         for item in children(holder, sequence):
