@@ -61,7 +61,10 @@ class Found:
 
     def value(self, tag: int) -> bytes:
         """Give the bytes of a value; see the protocol."""
-        segment, first, last = self.skeleton.values[tag]
+        found = self.skeleton.values.get(tag)
+        if found is None:
+            return b""
+        segment, first, last = found
         if segment < 0:
             raise InDoubt
         if last < 0:
