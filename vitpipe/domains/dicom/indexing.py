@@ -124,7 +124,7 @@ class HeaderIndex:
                 except HeadTooShort:
                     if len(data) >= min(size, _LONGEST_HEAD):
                         raise
-                    more = os.pread(handle, 4 * len(data), len(data))
+                    more = os.pread(handle, min(4 * len(data), _LONGEST_HEAD - len(data)), len(data))
                     if not more:
                         raise
                     data += more

@@ -110,7 +110,7 @@ class Skeleton:
         size = last.start - begin
         mask, fixed, pixels = bytearray(size), bytearray(size), bytearray(size)
         mask[: elements[0].head - begin] = b"\xff" * (elements[0].head - begin)
-        length_bytes = 4 if self.implicit or last.start - last.head == 12 else 2
+        length_bytes = 2 if last.vr and last.start - last.head == 8 else 4
         for element in elements[:-1]:
             first, end = element.start - begin, element.end - begin
             mask[element.head - begin : first] = b"\xff" * (element.start - element.head)
