@@ -52,7 +52,9 @@ class _Line:
     """One line of the ledger."""
 
     source: str
-    """Keyed: path below the source folder, size and time."""
+    """Keyed: path below the source folder."""
+    state: str
+    """Keyed: size and time."""
     content: str
     """Keyed: the bytes of the file."""
     output: str
@@ -99,7 +101,8 @@ def deidentify_tree(
     rejected = [item for _, item in run.rejected]
     if rejected and run.done + run.skipped == 0:
         raise DataError(f"none of {len(found)} files could be de-identified; {target / 'quarantine.csv'} says why")
-    notes = (f"{len(rejected)} files were not written; see {target / 'quarantine.csv'}",) if rejected else ()
+    # Names no path: a summary goes to logs and servers.
+    notes = (f"{len(rejected)} files were not written; quarantine.csv in the target says why",) if rejected else ()
     return StageSummary(STAGE, run.done, run.skipped, count_codes(rejected), time.monotonic() - started, notes)
 
 
@@ -123,36 +126,43 @@ class _Run:
         if isinstance(item, Rejected):
             self.rejected.append((position, item))
             return
-        key = ""
+        source = self._pseudonym("source", item.relative_to(self._source).as_posix())
         try:
-            key = self._key(item)
-            known = self._by_source.get(key)
-            if known is not None and (self._target / known.output).is_file():
-                self.skipped += 1
-                return
-            line = self._write(item, key)
+            state = self._state(item)
+            known = self._by_source.get(source)
+            if known is not None:
+                if known.state == state and (self._target / known.output).is_file():
+                    self.skipped += 1
+                    return
+                self._retract(known)
+            line = self._write(item, source, state)
         except UnreadableSource as error:
-            self.rejected.append((position, Rejected(key, error.code, error.reason, junk=error.code in JUNK_CODES)))
+            self.rejected.append((position, Rejected(source, error.code, error.reason, junk=error.code in JUNK_CODES)))
             return
         self._by_source[line.source] = self._by_output[line.output] = line
         ledger.write(json.dumps(asdict(line)) + "\n")
         ledger.flush()
         self.done += 1
 
-    def _key(self, path: Path) -> str:
-        name = path.relative_to(self._source).as_posix()
+    def _state(self, path: Path) -> str:
         try:
             found = path.stat()
         except OSError as error:
             reason = f"it cannot be looked at: {os.strerror(error.errno or 0)}"
             raise UnreadableSource("UNREADABLE_FILE", reason, str(path)) from None
-        return self._pseudonym("source", f"{name}\x1f{found.st_size}\x1f{found.st_mtime_ns}")
+        return self._pseudonym("state", f"{found.st_size}\x1f{found.st_mtime_ns}")
 
-    def _write(self, path: Path, key: str) -> _Line:
+    def _retract(self, known: _Line) -> None:
+        """Remove what was made of a file that has changed since: it may go elsewhere now, or not be written at all."""
+        if self._by_output.get(known.output) == known:
+            (self._target / known.output).unlink(missing_ok=True)
+            del self._by_output[known.output]
+
+    def _write(self, path: Path, source: str, state: str) -> _Line:
         output = self._deidentifier.output_of(path)
         content = self._pseudonym("content", digest_file(path))
         first = self._by_output.get(output)
-        if first is not None and first.source != key and (self._target / output).is_file():
+        if first is not None and first.source != source and (self._target / output).is_file():
             if first.content == content:
                 raise UnreadableSource("DUPLICATE", "the same file was written already", str(path))
             raise UnreadableSource(
@@ -161,7 +171,7 @@ class _Run:
                 str(path),
             )
         written = self._deidentifier.write(path, self._target)
-        return _Line(key, content, written.output)
+        return _Line(source, state, content, written.output)
 
 
 def _check_folders(source: Path, target: Path) -> None:
