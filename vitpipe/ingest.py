@@ -228,7 +228,11 @@ def _summarise(
     notes = []
     junk = [item for item in rejected if item.junk]
     if junk:
-        notes.append(f"{len(junk)} file(s) are of another kind and are left out, such as {junk[0].uri}")
+        # No path: notes go to Prefect and into reports, and a file's name may be a patient's.
+        codes = ", ".join(f"{code} {count}" for code, count in count_codes(junk).items())
+        notes.append(
+            f"{len(junk)} file(s) are of another kind and are left out ({codes}); quarantine.parquet names them"
+        )
     if gone := sorted(before - now):
         shown = ", ".join(gone[:_EXAMPLES])
         notes.append(f"{len(gone)} source(s) of the last catalog are gone or changed, such as {shown}")

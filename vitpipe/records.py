@@ -160,7 +160,7 @@ class StageSummary:
     """Code to count."""
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
-    """Sentences for the user."""
+    """Sentences for the user. Prefect and the report keep them: no path, since a file's name may be a patient's."""
 
     def __add__(self, other: StageSummary) -> StageSummary:
         """Merge two summaries of one stage."""

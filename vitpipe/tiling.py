@@ -255,7 +255,8 @@ def check_tiling(
 def _drop_notes(recipe: TileRecipe, folder: Path, known: dict[str, Source]) -> tuple[str, ...]:
     contracts = [read_contract(shard) for shard in committed_shards(folder)]
     dropped, made = sum(item.dropped for item in contracts), sum(item.tiles for item in contracts)
-    bare = [known[source_id].uri for item in contracts for source_id in item.bare if source_id in known]
+    # By their ids: notes go to Prefect and into reports, and a file's name may be a patient's.
+    bare = [source_id for item in contracts for source_id in item.bare if source_id in known]
     notes = []
     if dropped:
         notes.append(
@@ -263,7 +264,10 @@ def _drop_notes(recipe: TileRecipe, folder: Path, known: dict[str, Source]) -> t
             f"{recipe.min_valid_fraction:g} of their pixels are valid"
         )
     if bare:
-        notes.append(f"{len(bare)} sources gave no tile at all, such as {bare[0]}: too few of their pixels are valid")
+        notes.append(
+            f"{len(bare)} sources gave no tile at all, such as source_id {bare[0]} of the catalog: too few of their "
+            "pixels are valid"
+        )
     return tuple(notes)
 
 
