@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
+from pydicom.sequence import Sequence as Items
 from pydicom.uid import (
     CTImageStorage,
+    EnhancedCTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -51,6 +53,28 @@ def instance(number: int, **values: object) -> Dataset:
             delattr(dataset, keyword)
         else:
             setattr(dataset, keyword, value)
+    return dataset
+
+
+def enhanced(order: list[int]) -> Dataset:
+    """A multi-frame CT whose frames lie in `order`, with a rescale of their own."""
+    gone = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
+    dataset = instance(0, **dict.fromkeys(gone), SOPClassUID=EnhancedCTImageStorage)
+    measures, plane, shared = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, plane.ImageOrientationPatient = [0.5, 0.8], [1, 0, 0, 0, 1, 0]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = Items([measures]), Items([plane])
+    frames = []
+    for number in order:
+        place, rescale, group = Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient = [0, 0, 2.5 * number]
+        rescale.RescaleSlope, rescale.RescaleIntercept, rescale.RescaleType = 1 + number, -1024, "HU"
+        group.PlanePositionSequence = Items([place])
+        group.PixelValueTransformationSequence = Items([rescale])
+        frames.append(group)
+    dataset.SharedFunctionalGroupsSequence = Items([shared])
+    dataset.PerFrameFunctionalGroupsSequence = Items(frames)
+    dataset.NumberOfFrames = len(order)
+    dataset.PixelData = np.stack([stored(number) for number in order]).tobytes()
     return dataset
 
 
