@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,13 +103,19 @@ def series(folder: Path, numbers: Iterable[int] = range(6), **values: object) ->
     return [save(instance(number, **values), folder / f"{number:02d}") for number in numbers]
 
 
-def context(root: Path, modality: str | None = None) -> ScanContext:
-    return ScanContext(root, Pseudonymiser(b"test key"), DicomSource(path=str(root), modality=modality))
+def context(root: Path, modality: str | None = None, geometry: Literal["strict", "repair"] = "strict") -> ScanContext:
+    recipe = DicomSource(path=str(root), modality=modality, geometry=geometry)
+    return ScanContext(root, Pseudonymiser(b"test key"), recipe)
 
 
-def scan(root: Path, modality: str | None = None, reverse: bool = False) -> tuple[list[Source], list[Rejected]]:
+def scan(
+    root: Path,
+    modality: str | None = None,
+    reverse: bool = False,
+    geometry: Literal["strict", "repair"] = "strict",
+) -> tuple[list[Source], list[Rejected]]:
     """Index and assemble a folder, through the JSON in which the index is kept."""
-    domain, where = Dicom(), context(root, modality)
+    domain, where = Dicom(), context(root, modality, geometry)
     records, found = [], []
     for path in sorted((item for item in root.rglob("*") if item.is_file()), reverse=reverse):
         header = domain.index(path, where)

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +16,11 @@ from vitpipe.domains.base import ScanContext
 from vitpipe.domains.dicom.geometry import Stack, arrange
 from vitpipe.domains.dicom.instance import Geometry, Instance
 from vitpipe.domains.dicom.pixelformat import physical_dtype
+from vitpipe.domains.dicom.repair import NOT_REPAIRED, REPAIRABLE, Placed, Repair, pixel_digest, plan_repair
+from vitpipe.domains.dicom.repaired import repaired_dtype
+from vitpipe.domains.dicom.report import GeometryReport
 from vitpipe.domains.dicom.stacks import Frame, Group, Member, split_series
-from vitpipe.records import Attribute, FileRecord, Grid, Rejected, Source
+from vitpipe.records import Attribute, FileRecord, Grid, Json, Rejected, Source
 
 NO_STEP_MM: Final = 0.0
 """`spacing_mm[0]` where there is no regular step between frames: never an invented one."""
@@ -27,7 +31,10 @@ def assemble(records: Sequence[FileRecord], context: ScanContext) -> Iterator[So
 
     Yields:
         Sources by study, series and first file; before them the files that are not used: ``OTHER_MODALITY``,
-        ``CONFLICTING_SOP``, ``DUPLICATE``.
+        ``CONFLICTING_SOP``, ``DUPLICATE``, ``OUTSIDE_RUN``.
+
+    Raises:
+        TransientError: under `geometry: repair` the pixels of copies are compared, and the store does not answer.
     """
     # By content, then path: equal trees give equal sources wherever they lie.
     ordered = sorted(records, key=lambda record: (record.digest, record.path))
@@ -43,7 +50,7 @@ def assemble(records: Sequence[FileRecord], context: ScanContext) -> Iterator[So
         in_series[_series_of(member)].append(member)
     for key in sorted(in_series, key=str):
         for group in split_series(in_series[key]):
-            yield _source(group, context)
+            yield from _assembled(group, context)
 
 
 def _series_of(member: Member) -> tuple[str, ...]:
@@ -122,25 +129,99 @@ def _in_one_file(frames: Sequence[Frame]) -> bool:
     return len(frames) > 1 and frames[0].member is frames[1].member
 
 
-def _source(group: Group, context: ScanContext) -> Source:
+@dataclass(frozen=True, slots=True)
+class _Assembly:
+    """What makes one source."""
+
+    frames: tuple[Frame, ...]
+    """Frames of the files, in order."""
+    grid: Grid
+    notes: frozenset[str]
+    report: GeometryReport
+    shown: tuple[Frame, ...]
+    """For each frame of the source the one of the files that it is, or is nearest to."""
+    plan: dict[str, Json] | None = None
+    repaired: bool = False
+
+
+def _assembled(group: Group, context: ScanContext) -> Iterator[Source | Rejected]:
+    """Make the source of a group; where it is repaired, the files that are left out come before it."""
     stack = _arrange_group(group.frames)
     frames = tuple(group.frames[place] for place in stack.order)
-    members = (frames[0].member,) if _in_one_file(frames) else tuple(item.member for item in frames)
-    instances = [member.instance for member in members]
-    first, spacing = instances[0], frames[0].spacing_mm
-    notes = {*group.notes, *stack.notes}
-    report = stack.report.with_codes(frozenset(notes))
-    notes |= {note for item in instances for note in (*item.notes, *item.geometry.notes)}
-    if spacing is not None:
-        # Frames of several spacings made several stacks.
-        notes -= {"MIXED_SPACING"} - group.notes
-    if first.patient is None:
-        notes |= {"NO_PATIENT_ID"}
+    first, spacing = frames[0].member.instance, frames[0].spacing_mm
+    notes = group.notes | {*stack.notes}
     if first.frame_of_reference is None and "NO_GEOMETRY" not in stack.notes:
         notes |= {"NO_FOR_UID"}
-        report = report.with_codes(frozenset({"NO_FOR_UID"}))
+    report = stack.report.with_codes(notes)
+    recipe = context.recipe
+    wanted = isinstance(recipe, DicomSource) and recipe.geometry == "repair" and not REPAIRABLE.isdisjoint(notes)
+    repair = _repair(frames, report) if wanted else None
+    if repair is not None:
+        if not _in_one_file(frames):
+            yield from _left_out(frames, repair)
+        kept = tuple(frames[place] for place in repair.kept)
+        shown = tuple(kept[place] for place in repair.nearest)
+        notes |= {*repair.report.codes}
+        yield _source(_Assembly(kept, repair.grid, notes, repair.report, shown, repair.plan, repaired=True), context)
+        return
+    if wanted:
+        notes |= {NOT_REPAIRED}
+        report = report.with_codes(notes)
+    grid = Grid(
+        frames=len(frames),
+        height=first.pixels.rows,
+        width=first.pixels.cols,
+        spacing_mm=(stack.step_mm if stack.affine else NO_STEP_MM, spacing[0], spacing[1]) if spacing else None,
+        affine=stack.affine,
+    )
+    yield _source(_Assembly(frames, grid, notes, report, frames), context)
+
+
+def _repair(frames: Sequence[Frame], report: GeometryReport) -> Repair | None:
+    first = frames[0].member.instance
+    placed = Placed(
+        positions=tuple(item.position for item in frames),
+        orientation=frames[0].orientation,
+        spacing_mm=frames[0].spacing_mm,
+        names=tuple(item.name for item in frames),
+        rows=first.pixels.rows,
+        cols=first.pixels.cols,
+    )
+    return plan_repair(
+        placed, report, lambda place: pixel_digest(Path(frames[place].member.record.path), frames[place].frame)
+    )
+
+
+def _left_out(frames: Sequence[Frame], repair: Repair) -> Iterator[Rejected]:
+    for place in repair.copies:
+        reason = "another file of its series has the same place and the same pixels; `geometry: repair` uses that one"
+        yield Rejected(frames[place].member.record.path, "DUPLICATE", reason)
+    for place in repair.outside:
+        reason = (
+            f"it lies outside of the longest regular run, {len(repair.kept)} of {len(frames)} frames, which alone "
+            "`geometry: repair` keeps; find the missing files, or leave this one away"
+        )
+        yield Rejected(frames[place].member.record.path, "OUTSIDE_RUN", reason)
+
+
+def _source(made: _Assembly, context: ScanContext) -> Source:
+    frames = made.frames
+    members = (frames[0].member,) if _in_one_file(frames) else tuple(item.member for item in frames)
+    instances = [member.instance for member in members]
+    first = instances[0]
+    notes = made.notes | {note for item in instances for note in (*item.notes, *item.geometry.notes)}
+    if frames[0].spacing_mm is not None and "MIXED_SPACING" not in made.notes:
+        # Said of the file; its frames were split by it, or are alike.
+        notes -= {"MIXED_SPACING"}
+    if first.patient is None:
+        notes |= {"NO_PATIENT_ID"}
     chosen = _chosen_frames(frames, first.pixels.frames)
-    source_id = _identity(members, chosen, first.pixels.frames)
+    dtype = physical_dtype([item.pixels for item in instances])
+    reader: dict[str, Json] = {"frames": list(chosen)} if chosen else {}
+    if made.plan is not None:
+        reader["repair"] = {**made.plan, "dtype": dtype.name}
+        dtype = repaired_dtype(dtype)
+    source_id = _identity(members, chosen, made)
     files = tuple(member.record.path for member in members)
     return Source(
         source_id=source_id,
@@ -148,23 +229,17 @@ def _source(group: Group, context: ScanContext) -> Source:
         domain="dicom",
         uri=files[0] if len(files) == 1 else os.path.commonpath([str(Path(path).parent) for path in files]),
         files=files,
-        grid=Grid(
-            frames=len(frames),
-            height=first.pixels.rows,
-            width=first.pixels.cols,
-            spacing_mm=(stack.step_mm if stack.affine else NO_STEP_MM, spacing[0], spacing[1]) if spacing else None,
-            affine=stack.affine,
-        ),
+        grid=made.grid,
         channels=first.pixels.channels,
         units=first.pixels.units,
-        dtype=physical_dtype([item.pixels for item in instances]).name,
+        dtype=dtype.name,
         acquired_at=_common([item.acquired_at for item in instances]),
         attributes=_common_attributes(instances),
-        keys=_keys(members, context),
+        keys=_keys(members if len(members) == 1 else [item.member for item in made.shown], context),
         bytes=sum(member.record.size for member in members),
         notes=tuple(sorted(notes)),
-        reader={"frames": list(chosen)} if chosen else {},
-        geometry=report.to_json(),
+        reader=reader,
+        geometry=made.report.to_json(),
     )
 
 
@@ -174,10 +249,14 @@ def _chosen_frames(frames: Sequence[Frame], in_file: int) -> tuple[int, ...]:
     return chosen if in_file > 1 and chosen != tuple(range(in_file)) else ()
 
 
-def _identity(members: Sequence[Member], chosen: Sequence[int], in_file: int) -> str:
-    """Digest the files; and the frames where they are a part of their file."""
+def _identity(members: Sequence[Member], chosen: Sequence[int], made: _Assembly) -> str:
+    """Digest the files; the frames where they are a part of their file; and the repair, which makes other pixels."""
     digests = [member.record.digest for member in members]
-    return digest_of_digests([*digests, digest(list(chosen))] if 0 < len(chosen) < in_file else digests)
+    if 0 < len(chosen) < members[0].instance.pixels.frames:
+        digests.append(digest(list(chosen)))
+    if made.repaired:
+        digests.append(digest(["repair", made.plan]))
+    return digest_of_digests(digests)
 
 
 def _group_id(instance: Instance, source_id: str, context: ScanContext) -> str:
