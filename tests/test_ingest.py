@@ -278,7 +278,7 @@ def test_another_way_of_reading_reads_headers_again_but_digests_nothing(
     ingest(config, workspace)
     digested: list[Path] = []
     monkeypatch.setattr(fileindex, "digest_file", lambda path: digested.append(path) or digest_file(path))
-    for variable, value in (("INDEX_VERSION", 2), ("__version__", "9.9")):
+    for variable, value in (("INDEX_VERSION", 99), ("__version__", "9.9")):
         domain.opened.clear()
         monkeypatch.setattr(fileindex, variable, value)
         ingest(config, workspace)

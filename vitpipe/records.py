@@ -131,6 +131,9 @@ class Source:
     """Stable codes of what is odd but not wrong, such as ``NO_GEOMETRY``."""
     reader: Mapping[str, Json] = field(default_factory=dict)
     """What the domain's `open` needs beyond the files, such as the bands chosen."""
+    geometry: Mapping[str, Json] = field(default_factory=dict)
+    """What was measured of the places of frames; `worst` holds for a code how bad it is: a number to compare, a clause
+    to show."""
 
     def __post_init__(self) -> None:
         """Refuse a source that no later room could name."""

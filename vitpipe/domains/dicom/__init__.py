@@ -11,6 +11,7 @@ from vitpipe.domains.dicom.files import JUNK_CODES, read_file
 from vitpipe.domains.dicom.instance import read_instance
 from vitpipe.domains.dicom.quiet import quiet
 from vitpipe.domains.dicom.raster import DicomRaster
+from vitpipe.domains.dicom.repaired import RepairedRaster, unrepaired
 from vitpipe.domains.dicom.sources import assemble
 from vitpipe.errors import UnreadableSource
 from vitpipe.records import FileRecord, Json, Rejected, Source
@@ -20,12 +21,13 @@ class Dicom:
     """Reads trees of DICOM files; see :class:`vitpipe.domains.base.Domain`.
 
     Codes of rejected files: ``ZERO_BYTES NOT_DICOM DICOMDIR MALFORMED_HEADER UNREADABLE_FILE NO_PIXELS PIXELS_MISSING
-    NOT_AN_IMAGE LOCALIZER TRUNCATED UNSUPPORTED UNDECODABLE OTHER_MODALITY CONFLICTING_SOP DUPLICATE``; at a read
-    ``CHANGED``.
+    NOT_AN_IMAGE LOCALIZER TRUNCATED UNSUPPORTED UNDECODABLE OTHER_MODALITY CONFLICTING_SOP DUPLICATE OUTSIDE_RUN``;
+    at a read ``CHANGED``.
 
     Notes of sources: ``NO_GEOMETRY SINGLE_FRAME GAP IRREGULAR DUPLICATE_POSITION TILT TEMPORAL_STACK MIXED_KIND
-    MIXED_SHAPE MIXED_ORIENTATION MIXED_SPACING MIXED_STACK NO_PATIENT_ID NO_FOR_UID DETECTOR_SPACING BAD_ORIENTATION
-    BAD_SPACING BURNED_IN_ANNOTATION LOSSY``.
+    MIXED_SHAPE MIXED_ORIENTATION MIXED_SPACING MIXED_STACK LOCALIZER REPAIRED NOT_REPAIRED NO_PATIENT_ID
+    NO_FOR_UID DETECTOR_SPACING CALIBRATED_SPACING BAD_ORIENTATION BAD_SPACING BURNED_IN_ANNOTATION LOSSY``.
+    What is measured of them stands in `Source.geometry`, see :class:`vitpipe.domains.dicom.report.GeometryReport`.
     """
 
     name = "dicom"
@@ -47,7 +49,7 @@ class Dicom:
         return assemble(records, context)
 
     @contextlib.contextmanager
-    def open(self, source: Source) -> Iterator[DicomRaster]:
+    def open(self, source: Source) -> Iterator[DicomRaster | RepairedRaster]:
         """Open a source; its files are read as their frames are asked for.
 
         Raises:
@@ -56,4 +58,7 @@ class Dicom:
         for path in source.files:
             if not Path(path).is_file():
                 raise UnreadableSource("UNREADABLE_FILE", "the file is gone; ingest again", path)
-        yield DicomRaster(source)
+        if "repair" in source.reader:
+            yield RepairedRaster(DicomRaster(unrepaired(source)), source)
+        else:
+            yield DicomRaster(source)

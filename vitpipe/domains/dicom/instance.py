@@ -12,8 +12,9 @@ from typing import Any, Final
 
 from pydicom import Dataset
 
-from vitpipe.domains.dicom.fields import acquired_year, attributes, children, numbers, text
+from vitpipe.domains.dicom.fields import acquired_year, attributes, children, number, numbers, text
 from vitpipe.domains.dicom.files import DicomFile
+from vitpipe.domains.dicom.functional import NO_KINDS, FrameKinds, read_frame_kinds
 from vitpipe.domains.dicom.pixelformat import PixelFormat, read_format
 from vitpipe.domains.dicom.pixels import check_decodable, check_length
 from vitpipe.errors import UnreadableSource
@@ -39,6 +40,10 @@ _STACK_FIELDS: Final = (
     "DiffusionBValue",
     "DiffusionGradientOrientation",
 )
+STACK_TIME: Final = _STACK_FIELDS.index("TemporalPositionIdentifier")
+"""Place of the temporal position in `Instance.stack`."""
+# Image types (value 3 and following) of pictures of a screen: a picture of an image, or of text, is no image.
+_SCREENS: Final = frozenset({"SCREEN SAVE", "SCREEN_SAVE", "SCREENSAVE", "DOSE_INFO", "DOSE INFO", "DOSE REPORT"})
 # And what tells them apart only where positions repeat: many machines count them up slice by slice.
 _MOMENT_FIELDS: Final = ("AcquisitionNumber", "TriggerTime", "AcquisitionTime", "ContentTime")
 
@@ -54,6 +59,8 @@ class Geometry:
     spacing_mm: Vector | None
     """Between rows, between columns; None where it is absent or differs between frames."""
     notes: tuple[str, ...]
+    spacings: tuple[Vector, ...] = ()
+    """One a frame where they differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,8 @@ class Instance:
     acquired_at: str | None
     attributes: Mapping[str, Attribute]
     notes: tuple[str, ...]
+    frame_kinds: FrameKinds = NO_KINDS
+    """What tells the frames of a multi-frame file apart."""
 
     def to_json(self) -> dict[str, Json]:
         """Give a JSON form that :meth:`from_json` reads back exactly."""
@@ -90,6 +99,7 @@ class Instance:
         fields: dict[str, Any] = {name: _tuples(item) for name, item in value.items()}
         fields["pixels"] = PixelFormat(**fields["pixels"])
         fields["geometry"] = Geometry(**fields["geometry"])
+        fields["frame_kinds"] = FrameKinds(**fields.get("frame_kinds", {}))
         return cls(**fields)
 
 
@@ -114,6 +124,8 @@ def read_instance(item: DicomFile, pseudonym: Pseudonymiser) -> Instance:
     described = read_format(item)
     if "LOCALIZER" in image_type:
         raise UnreadableSource("LOCALIZER", "a localizer (scout), taken to plan the scan", str(item.path))
+    if not _SCREENS.isdisjoint(image_type[2:]):
+        raise UnreadableSource("NOT_AN_IMAGE", "a picture of a screen or of a dose report", str(item.path))
     check_decodable(item)
     check_length(item, described)
 
@@ -133,13 +145,20 @@ def read_instance(item: DicomFile, pseudonym: Pseudonymiser) -> Instance:
         pixels=described,
         geometry=read_geometry(dataset, described.frames),
         image_type=image_type[2:],
-        stack=tuple(text(dataset, keyword) or "" for keyword in _STACK_FIELDS),
+        stack=tuple(_stack_value(dataset, keyword) for keyword in _STACK_FIELDS),
         # A time of day may point to a person.
         moments=tuple(named("moment", keyword) or "" for keyword in _MOMENT_FIELDS),
         acquired_at=acquired_year(dataset),
         attributes=attributes(dataset),
         notes=tuple(_notes(dataset)),
+        frame_kinds=read_frame_kinds(dataset, described.frames),
     )
+
+
+def _stack_value(dataset: Dataset, keyword: str) -> str:
+    """Give a value as text; numbers so that `4.60` and `4.6`, one value in two decimal strings, are one."""
+    value = number(dataset, keyword)
+    return f"{value:.6g}" if value is not None else text(dataset, keyword) or ""
 
 
 def _notes(dataset: Dataset) -> Iterator[str]:
@@ -159,7 +178,8 @@ def read_geometry(dataset: Dataset, frames: int) -> Geometry:
     groups = per_frame if len(per_frame) == frames else []
     positions = _each(groups, shared, dataset, ("PlanePositionSequence", "ImagePositionPatient", 3))
     orientations = _each(groups, shared, dataset, ("PlaneOrientationSequence", "ImageOrientationPatient", 6))
-    spacings = set(_each(groups, shared, dataset, ("PixelMeasuresSequence", "PixelSpacing", 2)))
+    each_spacing = _each(groups, shared, dataset, ("PixelMeasuresSequence", "PixelSpacing", 2))
+    spacings = set(each_spacing)
     notes: list[str] = []
     if len(positions) != frames:
         positions = ()
@@ -170,6 +190,7 @@ def read_geometry(dataset: Dataset, frames: int) -> Geometry:
     spacing = None
     if len(spacings) == 1:
         spacing = spacings.pop()
+        notes.extend(_calibration(dataset, spacing))
     elif not spacings:
         spacing = numbers(dataset, "ImagerPixelSpacing", 2)
         if spacing is not None:
@@ -179,7 +200,17 @@ def read_geometry(dataset: Dataset, frames: int) -> Geometry:
     if spacing is not None and min(spacing) <= 0:
         spacing = None
         notes.append("BAD_SPACING")
-    return Geometry(positions, cosines, spacing, tuple(notes))
+    several = each_spacing if len(set(each_spacing)) > 1 and min(map(min, each_spacing)) > 0 else ()
+    return Geometry(positions, cosines, spacing, tuple(notes), several)
+
+
+def _calibration(dataset: Dataset, spacing: Vector) -> Iterator[str]:
+    """Say which spacing a projection image gives (PS3.3 10.7.1.1): at the detector, or calibrated to the body."""
+    detector = numbers(dataset, "ImagerPixelSpacing", 2)
+    if detector is None:
+        return
+    calibrated = text(dataset, "PixelSpacingCalibrationType") is not None or detector != spacing
+    yield "CALIBRATED_SPACING" if calibrated else "DETECTOR_SPACING"
 
 
 def _each(
