@@ -22,7 +22,7 @@ from vitpipe import __version__
 from vitpipe.atomic import sweep_partials, write_file
 from vitpipe.config import PipelineConfig
 from vitpipe.digest import digest, digest_bytes, digest_file
-from vitpipe.domains.base import Domain, ScanContext
+from vitpipe.domains.base import Domain, ScanContext, render
 from vitpipe.domains.known import domain_of
 from vitpipe.errors import ConfigError, TransientError
 from vitpipe.pseudonym import load_pseudonymiser
@@ -239,8 +239,7 @@ def _look_inside(
         return "", "", "CANNOT_OPEN", reason, False
     except OSError as error:
         raise TransientError(f"{path} could not be read ({error.strerror}); the storage may answer later") from error
-    text = json.dumps(header, separators=(",", ":"), sort_keys=True)
-    return content, text, "", "", False
+    return content, render(header), "", "", False
 
 
 # ------------------------------------------------------------------------------------------------ the table on the disk

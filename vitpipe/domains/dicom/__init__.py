@@ -8,10 +8,12 @@ from pathlib import Path
 
 from vitpipe.domains.base import ScanContext
 from vitpipe.domains.dicom.files import JUNK_CODES, read_file
+from vitpipe.domains.dicom.indexing import HeaderIndex
 from vitpipe.domains.dicom.instance import read_instance
 from vitpipe.domains.dicom.quiet import quiet
 from vitpipe.domains.dicom.raster import DicomRaster
 from vitpipe.domains.dicom.repaired import RepairedRaster, unrepaired
+from vitpipe.domains.dicom.scan import InDoubt
 from vitpipe.domains.dicom.sources import assemble
 from vitpipe.errors import UnreadableSource
 from vitpipe.records import FileRecord, Json, Rejected, Source
@@ -32,15 +34,24 @@ class Dicom:
 
     name = "dicom"
 
+    def __init__(self) -> None:
+        self._headers: HeaderIndex | None = None
+
     def index(self, path: Path, context: ScanContext) -> Mapping[str, Json] | Rejected:
         """Read one file's header; identifiers leave as pseudonyms.
 
         Raises:
             TransientError: the store does not answer.
         """
+        headers = self._headers
+        if headers is None or headers.pseudonym is not context.pseudonym:
+            headers = self._headers = HeaderIndex(context.pseudonym)
         try:
-            with quiet():
-                return read_instance(read_file(path), context.pseudonym).to_json()
+            try:
+                return headers.index(path)
+            except InDoubt:
+                with quiet():
+                    return read_instance(read_file(path), context.pseudonym).to_json()
         except UnreadableSource as error:
             return Rejected(str(path), error.code, error.reason, junk=error.code in JUNK_CODES)
 
