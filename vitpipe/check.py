@@ -37,6 +37,7 @@ def check_pipeline(config: PipelineConfig) -> Findings:
         except TooManyRejected as error:
             lines.append(f"STOPS: {error}")
             values["stops"] = str(error)
+        config = config.on_disk()
         sources = read_catalog(workspace) if workspace.catalog.exists() else []
         lines += _rejects(workspace, values)
         if sources:

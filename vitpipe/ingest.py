@@ -18,6 +18,7 @@ from vitpipe.atomic import write_parquet
 from vitpipe.config import PipelineConfig
 from vitpipe.domains.known import domain_of
 from vitpipe.errors import DataError, TooManyRejected
+from vitpipe.fetch import fetch, read_failures
 from vitpipe.fileindex import (
     batches,
     index_files,
@@ -50,20 +51,27 @@ _JSON_COLUMNS = ("files", "grid", "channels", "attributes", "keys", "notes", "re
 
 
 def ingest(config: PipelineConfig, workspace: Workspace) -> StageSummary:
-    """Index all files and build the catalog, in one go.
+    """Fetch what lies on a server, index all files and build the catalog, in one go.
 
     Raises:
-        ConfigError: the path is missing.
+        ConfigError: the path is missing, or the server cannot be used.
         DataError: see :func:`build_catalog`.
         TransientError: the storage does not answer.
     """
     started = time.perf_counter()
     workspace.prepare()
+    fetched = fetch(config, workspace)
+    config = config.on_disk()
     for batch in plan_batches(config, workspace):
         index_files(config, workspace, batch)
     summary = build_catalog(config, workspace)
     return StageSummary(
-        summary.stage, summary.done, summary.skipped, summary.rejected, time.perf_counter() - started, summary.notes
+        summary.stage,
+        summary.done,
+        summary.skipped,
+        summary.rejected,
+        time.perf_counter() - started,
+        fetched.notes + summary.notes,
     )
 
 
@@ -89,6 +97,7 @@ def build_catalog(config: PipelineConfig, workspace: Workspace) -> StageSummary:
         index_files(config, workspace, late)
         index = merge_index(workspace, keep=paths)
     records, rejected = split_index(index)
+    rejected += read_failures(config, workspace)
     sources: list[Source] = []
     for item in domain_of(config.source.kind).assemble(records, context):
         if isinstance(item, Source):
