@@ -21,10 +21,10 @@ from vitpipe.infer.contract import MISFITS, ModelContract, RangeWatch
 from vitpipe.infer.package import open_package
 from vitpipe.infer.reading import local_path, read_sources
 from vitpipe.learn.model import LoadedModel, load_model
-from vitpipe.records import Rejected, Source, count_codes
+from vitpipe.records import BOX_COLUMN, Rejected, Source, Window, count_codes
 from vitpipe.tiling import cut
 
-PLACE_COLUMNS = ("source_id", "frame", "row", "col", "height", "width", "valid_fraction")
+PLACE_COLUMNS = ("source_id", *Window._fields, BOX_COLUMN, "valid_fraction")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +173,9 @@ class Predictor:
         for block in cut(raster, self.contract.tiles, source_id=source.source_id):
             if not len(block.tiles):
                 continue
-            places = pd.DataFrame(np.asarray(block.windows), columns=["frame", "row", "col", "height", "width"])
+            places = pd.DataFrame(np.asarray(block.windows), columns=list(Window._fields))
             places.insert(0, "source_id", source.source_id)
+            places[BOX_COLUMN] = pd.Series(block.boxes_mm, dtype="object")
             places["valid_fraction"] = np.asarray(block.valid_fraction)
             yield places, block.tiles.astype(np.float32), block.valid
 
