@@ -172,6 +172,24 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Plane:
+    """Where one frame of a source lies in the patient, LPS millimetres."""
+
+    instance_uid: str | None
+    """Pseudonym of the instance that holds the frame."""
+    number: int
+    """Of the frame within its instance."""
+    frame_of_reference: str | None
+    """Pseudonym."""
+    position: tuple[float, ...] | None
+    """Centre of the first pixel; None where the file says no place."""
+    orientation: tuple[float, ...] | None
+    """Cosines of a row's direction, then of a column's."""
+    spacing_mm: tuple[float, ...] | None
+    """Between rows, between columns."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """A file or source that is not used, and why. A row of the quarantine table."""
 

@@ -39,6 +39,8 @@ class PredictionResult:
     """Files and sources that were not used, and why."""
     notes: tuple[str, ...]
     """Sentences for the user."""
+    used: tuple[Source, ...] = ()
+    """The sources that the tiles are of; none for arrays."""
 
 
 class Predictor:
@@ -125,6 +127,7 @@ class Predictor:
         rejected: list[Rejected] = []
         tables: list[pd.DataFrame] = []
         watch = RangeWatch(self.contract)
+        used: list[Source] = []
         seen: set[str] = set()
         for item in read_sources(path, domain, self.contract.source_recipe(str(path))):
             refusal = item if isinstance(item, Rejected) else self._refuse(item, seen)
@@ -132,14 +135,16 @@ class Predictor:
                 assert isinstance(item, Source)
                 seen.add(item.source_id)
                 refusal = self._predict_source(item, domain, watch, tables)
-                if refusal is None and with_paths:
-                    tables[-1] = tables[-1].assign(path=_relative(item, path))
+                if refusal is None:
+                    used.append(item)
+                    if with_paths:
+                        tables[-1] = tables[-1].assign(path=_relative(item, path))
             if refusal is not None:
                 rejected.append(refusal)
         if not tables:
             raise _nothing(path, rejected)
         tiles = pd.concat(tables, ignore_index=True)
-        return PredictionResult(tiles, self._pool(tiles), tuple(rejected), tuple(watch.notes()))
+        return PredictionResult(tiles, self._pool(tiles), tuple(rejected), tuple(watch.notes()), tuple(used))
 
     def _refuse(self, source: Source, seen: set[str]) -> Rejected | None:
         if source.source_id in seen:
