@@ -164,6 +164,7 @@ def test_unequal_steps_are_resampled_to_the_median(tmp_path: Path) -> None:
     assert source.grid.frames == 7
     assert check_field(source) == 1.0
     assert source.dtype == "float32"
+    assert [Path(path).name for path in source.keys["path"]] == [f"{place:02d}" for place in range(7)]
     assert source.geometry["repairs"] == [
         "resampled 7 frame(s) with steps of 2.400 to 2.600 mm to 7 at the median step of 2.500 mm"
     ]
