@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vitpipe.config import FileWeights, ModelRecipe, PipelineConfig
 from vitpipe.cutting import planned_windows, tile_values
+from vitpipe.domains.known import machine_findings
 from vitpipe.errors import ConfigError, DataError, TooManyRejected, UnreadableSource
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
 from vitpipe.labels import read_labels
@@ -30,8 +31,9 @@ def check_pipeline(config: PipelineConfig) -> Findings:
         ConfigError, DataError: what would stop the run, other than too many rejects, which are listed.
     """
     workspace = Workspace(Path(config.workspace))
-    lines: list[str] = []
-    values: dict[str, Json] = {}
+    machine = machine_findings(config.source.kind)
+    lines: list[str] = [*machine.lines]
+    values: dict[str, Json] = {**machine.values}
     with workspace.lock():
         try:
             ingest(config, workspace)
