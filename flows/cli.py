@@ -187,7 +187,10 @@ def deidentify(
     key_file: Annotated[
         Path | None, typer.Option("--key-file", help="File with the key, made if there is none; else VITPIPE_KEY.")
     ] = None,
-    ocr: Annotated[str, typer.Option("--ocr", help="Text in the pixels: none (believe the header).")] = "none",
+    ocr: Annotated[
+        str,
+        typer.Option("--ocr", help="Text in the pixels: none (the header decides), or mask or reject what OCR finds."),
+    ] = "none",
     as_json: AsJson = False,
 ) -> None:
     """Take the patients' identities out of DICOM files (PS3.15 Basic Application Level Confidentiality Profile)."""
