@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -153,16 +153,21 @@ def predict(
     model_uri: Annotated[str, typer.Argument(help="Such as models:/ct-contrast@champion.")],
     source: Annotated[Path, typer.Argument(help="File or folder of DICOM files, GeoTIFF scenes or photographs.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the predictions.")] = Path("predictions"),
+    dicom: Annotated[
+        Literal["sr", "seg"] | None,
+        typer.Option("--dicom", help="Write a DICOM structured report or segmentation of each source too."),
+    ] = None,
     workspace: WorkspaceOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a registered model on files."""
     from flows.terminal import print_stage
-    from vitpipe import stages
+    from vitpipe import results
 
     with reporting(as_json=as_json):
         workspace = _find_registry(workspace)
-        summary = stages.predict(model_uri, str(source), str(out), str(workspace) if workspace else None)
+        place = str(workspace) if workspace else None
+        summary = results.predict(model_uri, str(source), str(out), place, dicom=dicom)
         print_stage(summary, as_json=as_json)
 
 

@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
 
 from flows.progress import ProgressReporter
-from vitpipe import stages
+from vitpipe import results, stages
 from vitpipe.config import PipelineConfig
 from vitpipe.errors import TransientError
 from vitpipe.fetch import fetch as fetch_studies
@@ -159,6 +159,8 @@ def register(config: PipelineConfig, run_id: str) -> stages.RegisteredRun:
     retry_jitter_factor=0.5,
     retry_condition_fn=is_transient,
 )
-def predict(model_uri: str, source: str, out: str, workspace: str | None) -> StageSummary:
+def predict(
+    model_uri: str, source: str, out: str, workspace: str | None, dicom: results.ResultKind | None = None
+) -> StageSummary:
     """Run a registered model on files."""
-    return stages.predict(model_uri, source, out, workspace)
+    return results.predict(model_uri, source, out, workspace, dicom=dicom)

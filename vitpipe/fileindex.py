@@ -22,14 +22,14 @@ from vitpipe import __version__
 from vitpipe.atomic import sweep_partials, write_file
 from vitpipe.config import PipelineConfig
 from vitpipe.digest import digest, digest_bytes, digest_file
-from vitpipe.domains.base import Domain, ScanContext
+from vitpipe.domains.base import Domain, ScanContext, render
 from vitpipe.domains.known import domain_of
 from vitpipe.errors import ConfigError, TransientError
 from vitpipe.pseudonym import load_pseudonymiser
 from vitpipe.records import FileRecord, Rejected, StageSummary, count_codes
 from vitpipe.workspace import Workspace
 
-INDEX_VERSION: Final = 1
+INDEX_VERSION: Final = 2
 """Raise it when the meaning of a row changes: every header is then read again."""
 
 MOST_BATCHES: Final = 300
@@ -42,7 +42,7 @@ _PIECES = "index"
 _ROW_GROUP = 20_000
 _COLUMNS: Final = ("path", "size", "mtime_ns", "reader", "digest", "header", "code", "reason", "junk")
 # Options of the source recipe that decide what is done with an indexed file, never what is found in it.
-_NOT_READ_BY_INDEX: Final = {"path", "max_reject_share"}
+_NOT_READ_BY_INDEX: Final = {"path", "max_reject_share", "geometry"}
 _GONE: Final = -1
 """Size of a file that was listed but cannot be looked at."""
 
@@ -239,8 +239,7 @@ def _look_inside(
         return "", "", "CANNOT_OPEN", reason, False
     except OSError as error:
         raise TransientError(f"{path} could not be read ({error.strerror}); the storage may answer later") from error
-    text = json.dumps(header, separators=(",", ":"), sort_keys=True)
-    return content, text, "", "", False
+    return content, render(header), "", "", False
 
 
 # ------------------------------------------------------------------------------------------------ the table on the disk

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import secrets
@@ -40,7 +39,7 @@ class Pseudonymiser:
             value: the identifier; surrounding blanks and null padding do not count.
         """
         text = "\x1f".join((kind, value.strip(" \x00")))
-        return hmac.new(self.key, text.encode("utf-8"), hashlib.sha256).hexdigest()[:_LENGTH]
+        return hmac.digest(self.key, text.encode("utf-8"), "sha256").hex()[:_LENGTH]
 
 
 def load_pseudonymiser(workspace: Path) -> Pseudonymiser:

@@ -25,6 +25,12 @@ class DicomSource(Recipe):
     path: DataPath
     max_reject_share: RejectShare = 0.2
     modality: str | None = Field(None, title="Modality", description="Keep this modality alone, such as CT.")
+    geometry: Literal["strict", "repair"] = Field(
+        "strict",
+        title="Geometry",
+        description="strict: what is odd about positions is told by code. repair: copies are dropped, tilt and unequal "
+        "steps resampled away, and each repair is reported.",
+    )
 
 
 IDENTIFYING_KEYS: Final = ("PatientID", "AccessionNumber", "StudyInstanceUID")

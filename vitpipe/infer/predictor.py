@@ -21,10 +21,10 @@ from vitpipe.infer.contract import MISFITS, ModelContract, RangeWatch
 from vitpipe.infer.package import open_package
 from vitpipe.infer.reading import local_path, read_sources
 from vitpipe.learn.model import LoadedModel, load_model
-from vitpipe.records import Rejected, Source, count_codes
+from vitpipe.records import BOX_COLUMN, Rejected, Source, Window, count_codes
 from vitpipe.tiling import cut
 
-PLACE_COLUMNS = ("source_id", "frame", "row", "col", "height", "width", "valid_fraction")
+PLACE_COLUMNS = ("source_id", *Window._fields, BOX_COLUMN, "valid_fraction")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ class PredictionResult:
     """Files and sources that were not used, and why."""
     notes: tuple[str, ...]
     """Sentences for the user."""
+    used: tuple[Source, ...] = ()
+    """The sources that the tiles are of; none for arrays."""
 
 
 class Predictor:
@@ -125,6 +127,7 @@ class Predictor:
         rejected: list[Rejected] = []
         tables: list[pd.DataFrame] = []
         watch = RangeWatch(self.contract)
+        used: list[Source] = []
         seen: set[str] = set()
         for item in read_sources(path, domain, self.contract.source_recipe(str(path))):
             refusal = item if isinstance(item, Rejected) else self._refuse(item, seen)
@@ -132,14 +135,16 @@ class Predictor:
                 assert isinstance(item, Source)
                 seen.add(item.source_id)
                 refusal = self._predict_source(item, domain, watch, tables)
-                if refusal is None and with_paths:
-                    tables[-1] = tables[-1].assign(path=_relative(item, path))
+                if refusal is None:
+                    used.append(item)
+                    if with_paths:
+                        tables[-1] = tables[-1].assign(path=_relative(item, path))
             if refusal is not None:
                 rejected.append(refusal)
         if not tables:
             raise _nothing(path, rejected)
         tiles = pd.concat(tables, ignore_index=True)
-        return PredictionResult(tiles, self._pool(tiles), tuple(rejected), tuple(watch.notes()))
+        return PredictionResult(tiles, self._pool(tiles), tuple(rejected), tuple(watch.notes()), tuple(used))
 
     def _refuse(self, source: Source, seen: set[str]) -> Rejected | None:
         if source.source_id in seen:
@@ -173,8 +178,9 @@ class Predictor:
         for block in cut(raster, self.contract.tiles, source_id=source.source_id):
             if not len(block.tiles):
                 continue
-            places = pd.DataFrame(np.asarray(block.windows), columns=["frame", "row", "col", "height", "width"])
+            places = pd.DataFrame(np.asarray(block.windows), columns=list(Window._fields))
             places.insert(0, "source_id", source.source_id)
+            places[BOX_COLUMN] = pd.Series(block.boxes_mm, dtype="object")
             places["valid_fraction"] = np.asarray(block.valid_fraction)
             yield places, block.tiles.astype(np.float32), block.valid
 
