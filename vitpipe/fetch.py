@@ -100,7 +100,7 @@ def fetch(config: PipelineConfig, workspace: Workspace, backoff: Backoff | None 
     done, skipped = sum(item.done for item in fetched), sum(item.skipped for item in fetched)
     rejected = {path: reason for item in fetched for path, reason in item.rejected.items()}
     write_json(workspace.root / _FAILURES, {"root": str(root), "rejected": rejected})
-    notes = [f"{len(offers)} studies, {done + skipped} instances in {root}"]
+    notes = [f"{len(offers)} studies, {done + skipped} instances"]
     if left_out:
         notes.append(f"{len(left_out)} study(ies) that `source.query` does not find any more are left out")
     _check_share(source, rejected, done + skipped)

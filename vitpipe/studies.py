@@ -227,6 +227,14 @@ def write_partial(folder: Path, chunks: Iterable[bytes]) -> tuple[Path, StoredFi
     return partial, StoredFile(state.hexdigest(), size)
 
 
+def remove_empty(folder: Path) -> None:
+    """Remove a study's folder from which all instances were moved away; one that still holds some raises an OSError."""
+    (folder / COMMIT_NAME).unlink(missing_ok=True)
+    for series in sorted(folder.iterdir()):
+        series.rmdir()
+    folder.rmdir()
+
+
 def move_into(source: Path, target: Path) -> None:
     """Give a whole file its name; a folder is made for it.
 

@@ -68,7 +68,7 @@ class DicomwebQuery(Recipe):
 class DicomwebSource(DicomSource):
     """Studies of a DICOMweb server (QIDO-RS, WADO-RS): fetched into a folder, then read as DICOM files.
 
-    Who asks stands in the environment: ``VITPIPE_DICOMWEB_TOKEN``, or ``VITPIPE_DICOMWEB_USER`` and ``_PASSWORD``.
+    Who asks stands in the environment: VITPIPE_DICOMWEB_TOKEN, or VITPIPE_DICOMWEB_USER and VITPIPE_DICOMWEB_PASSWORD.
     """
 
     model_config = ConfigDict(title="DICOMweb")
