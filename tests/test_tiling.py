@@ -292,8 +292,8 @@ def test_a_run_makes_tiles_and_the_next_one_has_nothing_to_do(
     store = TileStore(folder)
     table = store.table()
     assert list(table.columns) == [
-        "tile_id", "source_id", "group_id", "frame", "row", "col", "height", "width", "valid_fraction",
-        "pixel_digest", "shard_id", "shard_row",
+        "tile_id", "source_id", "group_id", "frame", "row", "col", "height", "width", "box_mm",
+        "valid_fraction", "pixel_digest", "shard_id", "shard_row",
     ]  # fmt: skip
     assert table["tile_id"].is_unique
     some = table.sample(40, random_state=1)

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitpipe.atomic import make_folder
 from vitpipe.config import MlflowWeights, PipelineConfig
 from vitpipe.errors import ConfigError, TrainingFailed, TransientError
-from vitpipe.records import Json, StageSummary, count_codes
+from vitpipe.records import Json, StageSummary
 from vitpipe.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -401,35 +400,6 @@ def require_registry(workspace: str | None) -> None:
             f"no registry at {file}; pass `--workspace FOLDER`, the workspace of the pipeline that registered the "
             "model, or set MLFLOW_TRACKING_URI"
         )
-
-
-def predict(model_uri: str, source: str, out: str, workspace: str | None) -> StageSummary:
-    """Run a registered model on files and write the predictions into a folder.
-
-    Raises:
-        ConfigError: no such model or path.
-        ContractError: the files are not what the model was made for.
-        DataError: nothing could be read.
-    """
-    from vitpipe.infer.output import write_predictions
-    from vitpipe.infer.reading import local_path
-    from vitpipe.registry import open_registry
-
-    started = time.perf_counter()
-    require_registry(workspace)
-    # What is missing is said before the model is loaded, and before hours of work that could not be written.
-    local_path(source)
-    make_folder(Path(out))
-    registry = open_registry(Path(workspace) if workspace else None)
-    result = registry.load_predictor(model_uri).predict_path(source, with_paths=True)
-    written = write_predictions(result, Path(out))
-    return StageSummary(
-        "predict",
-        done=len(result.sources),
-        rejected=count_codes(item for item in result.rejected if not item.junk),
-        seconds=time.perf_counter() - started,
-        notes=(*result.notes, f"written: {written.parent}"),
-    )
 
 
 def promote(name: str, version: int | None, workspace: str | None) -> RegisteredVersion:

@@ -20,13 +20,26 @@ from vitpipe.config.learning import (
     Weights,
 )
 from vitpipe.config.pipeline import PipelineConfig
-from vitpipe.config.source import DataPath, DicomSource, GeotiffSource, ImagesSource, RejectShare, SourceRecipe
+from vitpipe.config.source import (
+    IDENTIFYING_KEYS,
+    DataPath,
+    DicomSource,
+    DicomwebQuery,
+    DicomwebSource,
+    GeotiffSource,
+    ImagesSource,
+    RejectShare,
+    SourceRecipe,
+)
 from vitpipe.config.tiles import SplitRecipe, TileRecipe
 
 __all__ = [
+    "IDENTIFYING_KEYS",
     "AugmentRecipe",
     "DataPath",
     "DicomSource",
+    "DicomwebQuery",
+    "DicomwebSource",
     "EvaluateRecipe",
     "FileWeights",
     "FolderLabels",
