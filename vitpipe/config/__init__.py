@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from vitpipe.config.base import Recipe
 from vitpipe.config.judging import EvaluateRecipe, GateRecipe, MetricName, RegisterRecipe
-from vitpipe.config.labels import FolderLabels, KeyKind, LabelRecipe, TableLabels
+from vitpipe.config.labels import (
+    DicomRtstructLabels,
+    DicomSegLabels,
+    FolderLabels,
+    KeyKind,
+    LabelRecipe,
+    RegionLabelRecipe,
+    TableLabels,
+)
 from vitpipe.config.learning import (
     AugmentRecipe,
     FileWeights,
@@ -26,6 +34,8 @@ from vitpipe.config.tiles import SplitRecipe, TileRecipe
 __all__ = [
     "AugmentRecipe",
     "DataPath",
+    "DicomRtstructLabels",
+    "DicomSegLabels",
     "DicomSource",
     "EvaluateRecipe",
     "FileWeights",
@@ -43,6 +53,7 @@ __all__ = [
     "RandomWeights",
     "Recipe",
     "RegisterRecipe",
+    "RegionLabelRecipe",
     "RejectShare",
     "SourceRecipe",
     "SplitRecipe",
