@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitpipe.config import FileWeights, ModelRecipe, PipelineConfig
 from vitpipe.cutting import planned_windows, tile_values
-from vitpipe.domains.known import machine_findings
+from vitpipe.domains.known import machine_findings, planes_of
 from vitpipe.errors import ConfigError, DataError, TooManyRejected, UnreadableSource
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
 from vitpipe.labels import read_labels
@@ -113,7 +113,7 @@ def _labels(
     if config.labels is None:
         return ["no labels: the run ends after tiling"]
     try:
-        labels = read_labels(config.labels, sources, load_pseudonymiser(workspace.root))
+        labels = read_labels(config.labels, sources, load_pseudonymiser(workspace.root), planes_of)
     except DataError as error:
         # What stops a run first stays the first reason.
         values.setdefault("stops", str(error))
