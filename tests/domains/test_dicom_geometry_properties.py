@@ -17,7 +17,7 @@ from vitpipe.domains.dicom.repair import NOT_REPAIRED, Placed, plan_repair
 from vitpipe.domains.dicom.repaired import RepairedRaster, unrepaired
 from vitpipe.records import Grid, Source, Window
 
-ROWS, COLS = 9, 7
+ROWS, COLS = 12, 10
 FIELD, OFFSET = np.array([3.0, -2.0, 1.5]), 100.0
 
 
@@ -51,16 +51,16 @@ class FieldRaster:
 
 
 angle = st.floats(-3, 3)
-shift = st.floats(-0.4, 0.4)
-step = st.one_of(st.just(2.0), st.floats(1.2, 3.9), st.just(30.0), st.just(0.0))
+shift = st.one_of(st.just(0.0), st.floats(-0.3, 0.3))
+step = st.one_of(st.just(2.0), st.just(2.0), st.floats(1.2, 3.9), st.just(30.0), st.just(0.0))
 
 
 @settings(max_examples=150, deadline=None)
 @given(
     angles=st.tuples(angle, angle, angle),
-    steps=st.lists(step, min_size=1, max_size=12),
+    steps=st.lists(step, min_size=1, max_size=8),
     shear=st.tuples(shift, shift),
-    spacing=st.tuples(st.floats(0.3, 1.5), st.floats(0.3, 1.5)),
+    spacing=st.tuples(st.floats(0.5, 1.5), st.floats(0.5, 1.5)),
     shuffle=st.randoms(use_true_random=False),
 )
 def test_a_repair_reproduces_a_linear_field(
@@ -113,6 +113,7 @@ def test_a_repair_reproduces_a_linear_field(
     assert seen > 0
 
 
+extreme = st.one_of(st.floats(1e-7, 2.0), st.floats(min_value=5e-324, max_value=1e300))
 number = st.one_of(st.floats(-300, 300), st.floats(allow_nan=False, allow_infinity=False), st.just(0.0))
 
 
@@ -120,7 +121,7 @@ number = st.one_of(st.floats(-300, 300), st.floats(allow_nan=False, allow_infini
 @given(
     positions=st.lists(st.tuples(number, number, number), min_size=1, max_size=8),
     angles=st.tuples(angle, angle, angle),
-    spacing=st.one_of(st.none(), st.tuples(*[st.floats(min_value=5e-324, max_value=1e300)] * 2)),
+    spacing=st.one_of(st.none(), st.tuples(extreme, extreme)),
 )
 @pytest.mark.filterwarnings("error")
 def test_no_positions_break_it(
