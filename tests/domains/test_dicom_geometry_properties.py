@@ -86,6 +86,12 @@ def test_a_repair_reproduces_a_linear_field(
         assert repair is None
         return
     if repair is None:
+        grown = [
+            length + 1 + abs(heights[-1] * part) / each
+            for length, part, each in zip((ROWS, COLS), shear[::-1], spacing, strict=True)
+        ]
+        bridged = min(steps) > 0 and max(steps) <= 2 * float(np.median(steps))
+        assert not bridged or (grown[0] + 1) * (grown[1] + 1) > 4 * ROWS * COLS
         return
     assert sorted({*repair.kept, *repair.copies, *repair.outside}) == list(range(len(positions)))
     if repair.plan is None:
