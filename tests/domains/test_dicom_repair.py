@@ -206,9 +206,10 @@ def test_the_last_frame_is_kept_where_a_gap_is_a_little_short(tmp_path: Path) ->
     assert check_field(source) == 1.0
 
 
-def test_tilt_and_unequal_steps_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sideways", [0.2, -0.2])
+def test_tilt_and_unequal_steps_together(tmp_path: Path, sideways: float) -> None:
     heights = np.array([0, 2.5, 5.3, 7.5, 10.1, 12.5])
-    write(tmp_path, [(0.2 * height, 0.4 * height, height) for height in heights])
+    write(tmp_path, [(sideways * height, 0.4 * height, height) for height in heights])
     source, _ = repaired(tmp_path)
     assert set(source.notes) == {"IRREGULAR", "TILT", "REPAIRED"}
     assert_orthogonal(source)
