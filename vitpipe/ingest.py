@@ -18,10 +18,12 @@ from vitpipe.atomic import write_parquet
 from vitpipe.config import PipelineConfig
 from vitpipe.domains.known import domain_of
 from vitpipe.errors import DataError, TooManyRejected
+from vitpipe.fetch import fetch, read_failures
 from vitpipe.fileindex import (
     batches,
     index_files,
     list_files,
+    list_paths,
     merge_index,
     missing_from,
     plan_batches,
@@ -50,20 +52,27 @@ _JSON_COLUMNS = ("files", "grid", "channels", "attributes", "keys", "notes", "re
 
 
 def ingest(config: PipelineConfig, workspace: Workspace) -> StageSummary:
-    """Index all files and build the catalog, in one go.
+    """Fetch what lies on a server, index all files and build the catalog, in one go.
 
     Raises:
-        ConfigError: the path is missing.
+        ConfigError: the path is missing, or the server cannot be used.
         DataError: see :func:`build_catalog`.
         TransientError: the storage does not answer.
     """
     started = time.perf_counter()
     workspace.prepare()
+    fetched = fetch(config, workspace)
+    config = config.on_disk()
     for batch in plan_batches(config, workspace):
         index_files(config, workspace, batch)
     summary = build_catalog(config, workspace)
     return StageSummary(
-        summary.stage, summary.done, summary.skipped, summary.rejected, time.perf_counter() - started, summary.notes
+        summary.stage,
+        summary.done,
+        summary.skipped,
+        summary.rejected,
+        time.perf_counter() - started,
+        fetched.notes + summary.notes,
     )
 
 
@@ -82,13 +91,14 @@ def build_catalog(config: PipelineConfig, workspace: Workspace) -> StageSummary:
         TransientError: the storage does not answer.
     """
     started = time.perf_counter()
-    paths = list_files(config)
+    paths = list_paths(config)
     context = scan_context(config, workspace)
     index = merge_index(workspace, keep=paths)
     if late := missing_from(index, paths, reader_key(context)):
         index_files(config, workspace, late)
         index = merge_index(workspace, keep=paths)
     records, rejected = split_index(index)
+    rejected += read_failures(config, workspace)
     sources: list[Source] = []
     for item in domain_of(config.source.kind).assemble(records, context):
         if isinstance(item, Source):
@@ -228,7 +238,11 @@ def _summarise(
     notes = []
     junk = [item for item in rejected if item.junk]
     if junk:
-        notes.append(f"{len(junk)} file(s) are of another kind and are left out, such as {junk[0].uri}")
+        # No path: notes go to Prefect and into reports, and a file's name may be a patient's.
+        codes = ", ".join(f"{code} {count}" for code, count in count_codes(junk).items())
+        notes.append(
+            f"{len(junk)} file(s) are of another kind and are left out ({codes}); quarantine.parquet names them"
+        )
     if gone := sorted(before - now):
         shown = ", ".join(gone[:_EXAMPLES])
         notes.append(f"{len(gone)} source(s) of the last catalog are gone or changed, such as {shown}")

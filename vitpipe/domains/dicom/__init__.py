@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vitpipe.domains.base import ScanContext
+from vitpipe.domains.dicom.directory import read_directory
 from vitpipe.domains.dicom.files import JUNK_CODES, read_file
+from vitpipe.domains.dicom.indexing import HeaderIndex
 from vitpipe.domains.dicom.instance import read_instance
 from vitpipe.domains.dicom.quiet import quiet
 from vitpipe.domains.dicom.raster import DicomRaster
 from vitpipe.domains.dicom.repaired import RepairedRaster, unrepaired
+from vitpipe.domains.dicom.scan import InDoubt
 from vitpipe.domains.dicom.sources import assemble
 from vitpipe.errors import UnreadableSource
 from vitpipe.records import FileRecord, Json, Rejected, Source
@@ -22,7 +25,7 @@ class Dicom:
 
     Codes of rejected files: ``ZERO_BYTES NOT_DICOM DICOMDIR MALFORMED_HEADER UNREADABLE_FILE NO_PIXELS PIXELS_MISSING
     NOT_AN_IMAGE LOCALIZER TRUNCATED UNSUPPORTED UNDECODABLE OTHER_MODALITY CONFLICTING_SOP DUPLICATE OUTSIDE_RUN``;
-    at a read ``CHANGED``.
+    ``MISSING_FILE`` where a DICOMDIR names a file that is not there; at a read ``CHANGED``.
 
     Notes of sources: ``NO_GEOMETRY SINGLE_FRAME GAP IRREGULAR DUPLICATE_POSITION TILT TEMPORAL_STACK MIXED_KIND
     MIXED_SHAPE MIXED_ORIENTATION MIXED_SPACING MIXED_STACK LOCALIZER REPAIRED NOT_REPAIRED NO_SPACING
@@ -33,15 +36,32 @@ class Dicom:
 
     name = "dicom"
 
+    def __init__(self) -> None:
+        self._headers: HeaderIndex | None = None
+
+    def listed_in(self, path: Path) -> list[Path] | None:
+        """Give the files that a DICOMDIR names; None where the file is none.
+
+        Raises:
+            DataError: the DICOMDIR is damaged, or names files outside of its folder.
+        """
+        return read_directory(path)
+
     def index(self, path: Path, context: ScanContext) -> Mapping[str, Json] | Rejected:
         """Read one file's header; identifiers leave as pseudonyms.
 
         Raises:
             TransientError: the store does not answer.
         """
+        headers = self._headers
+        if headers is None or headers.pseudonym is not context.pseudonym:
+            headers = self._headers = HeaderIndex(context.pseudonym)
         try:
-            with quiet():
-                return read_instance(read_file(path), context.pseudonym).to_json()
+            try:
+                return headers.index(path)
+            except InDoubt:
+                with quiet():
+                    return read_instance(read_file(path), context.pseudonym).to_json()
         except UnreadableSource as error:
             return Rejected(str(path), error.code, error.reason, junk=error.code in JUNK_CODES)
 

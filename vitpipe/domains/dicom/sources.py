@@ -289,8 +289,8 @@ def _keys(members: Sequence[Member], context: ScanContext) -> dict[str, tuple[st
 
 
 def _relative(path: str, root: Path) -> str:
-    """Give a path relative to the root; the bare name where the root is the file itself."""
+    """Give a path relative to the root; to its folder where the root is a file: this one, or a DICOMDIR."""
     place = Path(path)
-    if place == root:
-        return place.name
+    if not place.is_relative_to(root) or place == root:
+        root = root.parent
     return place.relative_to(root).as_posix() if place.is_relative_to(root) else place.as_posix()
