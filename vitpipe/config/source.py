@@ -6,7 +6,7 @@ import ipaddress
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from vitpipe.config.base import Recipe
 
@@ -31,6 +31,12 @@ class DicomSource(Recipe):
         description="strict: what is odd about positions is told by code. repair: copies are dropped, tilt and unequal "
         "steps resampled away, and each repair is reported.",
     )
+
+    @model_serializer(mode="wrap")
+    def _without_what_changes_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        """Leave a key that came later out of every dump, thus of every digest, where it means what was done before."""
+        values: dict[str, JsonValue] = dump(self)
+        return {key: value for key, value in values.items() if (key, value) != ("geometry", "strict")}
 
 
 IDENTIFYING_KEYS: Final = ("PatientID", "AccessionNumber", "StudyInstanceUID")
