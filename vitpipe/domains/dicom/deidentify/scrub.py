@@ -19,6 +19,7 @@ from vitpipe.domains.dicom.deidentify import values
 from vitpipe.domains.dicom.deidentify.identity import (
     Patient,
     is_time,
+    is_uid,
     replace_uid,
     shift_date,
     shift_datetime,
@@ -155,7 +156,9 @@ class Scrubber:
     def _keep(self, dataset: Dataset, element: DataElement) -> None:
         if element.VR == "AS":
             element.value = [values.cap_age(value) for value in values.texts(element)]
-        elif not values.fits_shape(element):
+        elif element.VR == "UI" and not all(map(is_uid, values.texts(element))):
+            self._replace_uids(element)
+        elif not (values.fits_shape(element) and _fits_time(element)):
             del dataset[element.tag]
 
     def _clean(self, element: DataElement, subject: Subject) -> Action | None:
@@ -200,6 +203,15 @@ class Scrubber:
         if Option.RETAIN_FULL_DATES in self._options:
             return True
         return Option.RETAIN_DATES in self._options and self._clean(element, subject) is not None
+
+
+def _fits_time(element: DataElement) -> bool:
+    """Tell whether dates and times are such; true for other values."""
+    move = {"DA": shift_date, "DT": shift_datetime}.get(element.VR)
+    found = [value for value in values.texts(element) if value]
+    if move is not None:
+        return all(move(value, 0) for value in found)
+    return element.VR != "TM" or all(map(is_time, found))
 
 
 def _keep_words(element: DataElement) -> bool:

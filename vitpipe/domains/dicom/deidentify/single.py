@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pydicom import Dataset, dcmread
+from pydicom import dcmread
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
-from pydicom.uid import UID
 
 from vitpipe import __version__
 from vitpipe.atomic import write_file
 from vitpipe.digest import digest_file
-from vitpipe.domains.dicom.deidentify.identity import read_patient, replace_uid
+from vitpipe.domains.dicom.deidentify.identity import read_patient
 from vitpipe.domains.dicom.deidentify.judge import Keep, Mask, PixelJudge, Rectangle, Reject
 from vitpipe.domains.dicom.deidentify.objects import check_object
 from vitpipe.domains.dicom.deidentify.options import Option, state_method
@@ -126,12 +125,14 @@ class Deidentifier:
         # Before the patient's own ID is gone.
         subject = Subject(read_patient(dataset, self._pseudonym), sop_class)
         implicit, little = dataset.original_encoding
-        dataset.file_meta = self._meta(item, dataset, sop_class)
+        dataset.file_meta = _new_meta(item)
         dataset.preamble = b"\0" * 128
         if pixels is not None and (rectangles or has_overlay_in_pixels(dataset)):
             replace_pixels(dataset, pixels, rectangles)
             implicit, little = False, True
         self._scrubber.scrub(dataset, subject)
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
         if "PatientID" not in dataset:
             dataset.PatientID = subject.patient.alias
         if cleaned:
@@ -140,16 +141,13 @@ class Deidentifier:
         dataset.set_original_encoding(implicit, little)
         return dataset, bool(rectangles)
 
-    def _meta(self, item: DicomFile, dataset: Dataset, sop_class: str) -> FileMetaDataset:
-        """Make the file meta group anew: who sent the file, and private information, do not go on."""
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID = UID(sop_class)
-        instance = text(dataset, "SOPInstanceUID") or ""
-        retained = Option.RETAIN_UIDS in self._options
-        meta.MediaStorageSOPInstanceUID = UID(instance if retained else replace_uid(instance, self._pseudonym))
-        meta.TransferSyntaxUID = item.transfer_syntax
-        meta.ImplementationVersionName = f"VITPIPE {__version__}"[:16]
-        return meta
+
+def _new_meta(item: DicomFile) -> FileMetaDataset:
+    """Make the file meta group anew: who sent the file, and private information, do not go on."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = item.transfer_syntax
+    meta.ImplementationVersionName = f"VITPIPE {__version__}"[:16]
+    return meta
 
 
 def _read_whole(path: Path) -> FileDataset:
