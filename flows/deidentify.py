@@ -7,8 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
-from vitpipe.domains.dicom.deidentify.judge import PixelJudge, StatedJudge
+from vitpipe.domains.dicom.burnedin import Ocr, make_judge
+from vitpipe.domains.dicom.deidentify.judge import PixelJudge
 from vitpipe.domains.dicom.deidentify.options import options_from
 from vitpipe.domains.dicom.deidentify.tree import Recipe, deidentify_tree
 from vitpipe.errors import ConfigError
@@ -51,9 +53,10 @@ def _key(key_file: Path | None, target: Path) -> Pseudonymiser:
 
 
 def _judge(name: str) -> PixelJudge:
-    if name == "none":
-        return StatedJudge()
-    raise ConfigError(f"--ocr {name} is not known; known is none")
+    for known in get_args(Ocr):
+        if name == known:
+            return make_judge(known)
+    raise ConfigError(f"--ocr {name} is not known; known are {', '.join(get_args(Ocr))}")
 
 
 @contextlib.contextmanager

@@ -121,6 +121,17 @@ def test_manual_approval_waits(world: World) -> None:
     assert f"vitpipe promote {NAME} 1" in waiting.reason
 
 
+def test_a_version_says_who_it_is(world: World) -> None:
+    world.register(1)
+    found = world.registry.identify(f"models:/{NAME}@champion")
+    package = open_package(world.root / "runs" / "run-1" / "model")
+    assert (found.title, found.sha256) == (f"{NAME}/1", package.sha256)
+    assert found.facts["run_id"] == "run-1"
+    assert found.facts["manifest_digest"] == package.description["digests"]["manifest"]
+    assert found.facts["package_digest"] == package.digest
+    assert len(found.facts["mlflow_run_id"]) == 32
+
+
 def test_a_champion_of_other_channels_is_not_compared(world: World, tmp_path: Path) -> None:
     world.register(1)
     folder = make_run(world.root, world.manifest, seed=2)
