@@ -274,6 +274,43 @@ def test_a_structure_set_comes_through(tmp_path: Path) -> None:
     assert "PixelData" not in found
 
 
+def test_a_name_in_the_place_of_a_term_is_found_by_the_names_of_the_file(tmp_path: Path) -> None:
+    names = {"PatientName": "Quorth^Zyx", "OperatorsName": "Smithers^W", "PatientID": "A77123"}
+    terms = {
+        "BodyPartExamined": "QUORTH",
+        "ConvolutionKernel": "B30 Smithers",
+        "ImageType": ["ORIGINAL", "PRIMARY", "A77123"],
+    }
+    dataset = instance(0, ProtocolName="chest", SequenceName="zyxin", Manufacturer="Smithers", **names, **terms)
+    item = Dataset()
+    item.SequenceName, item.PatientName = "SE Fraulein", "Fraulein^X"
+    dataset.SharedFunctionalGroupsSequence = [item]
+    path = save(dataset, tmp_path / "in.dcm")
+    found = write(path, tmp_path / "out", "retain-device", "clean-descriptors")
+    assert (found.BodyPartExamined, found.ConvolutionKernel, found.ImageType) == ("ANON", "ANONYMIZED", "ANON")
+    # Other words stay, and so does a maker who shares the name.
+    assert (found.ProtocolName, found.SequenceName, found.Manufacturer) == ("chest", "zyxin", "Smithers")
+    assert found.SharedFunctionalGroupsSequence[0].SequenceName == "ANONYMIZED"
+    anatomy = instance(1, PatientName="Chest^Phantom", BodyPartExamined="CHEST")
+    assert write(save(anatomy, tmp_path / "1.dcm"), tmp_path / "out").BodyPartExamined == "CHEST"
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"])
+def test_numbers_whose_vr_depends_on_others_stay(tmp_path: Path, syntax: str) -> None:
+    lut = Dataset()
+    lut.LUTDescriptor, lut.LUTData, lut.ModalityLUTType = [2, 0, 16], [1, 2], "HU"
+    lut["LUTDescriptor"].VR, lut["LUTData"].VR = "US", "US"
+    numbers = {"SmallestImagePixelValue": 3, "PixelPaddingValue": 7, "RescaleSlope": None, "RescaleIntercept": None}
+    dataset = instance(0, ModalityLUTSequence=[lut], **numbers)
+    for keyword in ("SmallestImagePixelValue", "PixelPaddingValue"):
+        dataset[keyword].VR = "US"
+    found = write(save(dataset, tmp_path / "in.dcm", syntax), tmp_path / "out")
+    assert (found.SmallestImagePixelValue, found.PixelPaddingValue) == (3, 7)
+    kept = found.ModalityLUTSequence[0]
+    assert (kept.LUTDescriptor, kept.ModalityLUTType) == ([2, 0, 16], "HU")
+    assert kept.LUTData in ([1, 2], b"\1\0\2\0")
+
+
 def test_twice_is_as_good_as_once(tmp_path: Path) -> None:
     first = write(save(instance(0), tmp_path / "in.dcm"), tmp_path / "out")
     (path,) = (tmp_path / "out").rglob("*.dcm")

@@ -20,6 +20,7 @@ from vitpipe.domains.dicom.deidentify.objects import check_object
 from vitpipe.domains.dicom.deidentify.options import Option, state_method
 from vitpipe.domains.dicom.deidentify.pixels import FilePixels, has_overlay_in_pixels, replace_pixels
 from vitpipe.domains.dicom.deidentify.scrub import Scrubber, Subject
+from vitpipe.domains.dicom.deidentify.traces import traces_of
 from vitpipe.domains.dicom.fields import text
 from vitpipe.domains.dicom.files import PARSE_ERRORS, DicomFile, read_file
 from vitpipe.domains.dicom.quiet import quiet
@@ -122,8 +123,8 @@ class Deidentifier:
             cleaned = isinstance(verdict, Mask) or (isinstance(verdict, Keep) and verdict.inspected)
         dataset = _read_whole(item.path)
         sop_class = text(dataset, "SOPClassUID") or ""
-        # Before the patient's own ID is gone.
-        subject = Subject(read_patient(dataset, self._pseudonym), sop_class)
+        # Before names and identifiers are gone.
+        subject = Subject(read_patient(dataset, self._pseudonym), sop_class, traces_of(dataset))
         implicit, little = dataset.original_encoding
         dataset.file_meta = _new_meta(item)
         dataset.preamble = b"\0" * 128
