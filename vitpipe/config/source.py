@@ -31,6 +31,12 @@ class DicomSource(Recipe):
         description="strict: what is odd about positions is told by code. repair: copies are dropped, tilt and unequal "
         "steps resampled away, and each repair is reported.",
     )
+    burned_in: Literal["keep", "reject"] = Field(
+        "keep",
+        title="Text in pixels",
+        description="keep: what states that text is burned in is marked. reject: files whose headers make names in the "
+        "pixels likely are left out; `vitpipe deidentify` masks what can be masked.",
+    )
 
     @model_serializer(mode="wrap")
     def _without_what_changes_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
