@@ -172,6 +172,36 @@ def predict(
 
 
 @app.command()
+def deidentify(
+    source: Annotated[Path, typer.Argument(help="Folder of DICOM files; it is only read.")],
+    target: Annotated[Path, typer.Argument(help="Folder for the de-identified files.")],
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            help="Option of the confidentiality profile (PS3.15 E.3), may be given several times: retain-dates (moved),"
+            " retain-full-dates, retain-device, retain-institution, retain-characteristics, retain-uids,"
+            " retain-safe-private, clean-descriptors.",
+        ),
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option("--key-file", help="File with the key, made if there is none; else VITPIPE_KEY.")
+    ] = None,
+    ocr: Annotated[
+        str,
+        typer.Option("--ocr", help="Text in the pixels: none (the header decides), or mask or reject what OCR finds."),
+    ] = "none",
+    as_json: AsJson = False,
+) -> None:
+    """Take the patients' identities out of DICOM files (PS3.15 Basic Application Level Confidentiality Profile)."""
+    from flows.deidentify import deidentify as run_tree
+    from flows.terminal import print_stage
+
+    with reporting(as_json=as_json):
+        print_stage(run_tree(source, target, option or [], key_file, ocr), as_json=as_json)
+
+
+@app.command()
 def receive(  # noqa: PLR0913 - a parameter an option
     *,
     to: Annotated[Path, typer.Option("--to", help="Folder that studies go to.")],

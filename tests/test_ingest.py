@@ -42,6 +42,9 @@ class TextDomain:
         self.opened: list[str] = []
         self.fails_at = ""
 
+    def listed_in(self, path: Path) -> None:  # noqa: ARG002
+        return None
+
     def index(self, path: Path, context: ScanContext) -> Mapping[str, Json] | Rejected:  # noqa: ARG002
         self.opened.append(path.name)
         if path.name == self.fails_at:
@@ -314,6 +317,34 @@ def test_what_was_looked_at_before_a_failure_is_kept(place: Place, domain: TextD
     build_catalog(config, workspace)
     assert len(read_catalog(workspace)) == 5
     assert list((workspace.root / "index").iterdir()) == []
+
+
+def test_only_what_is_new_or_changed_is_planned_and_no_header_is_read_for_it(
+    place: Place, domain: TextDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _, workspace = place
+    for name in "abcd":
+        write(root, f"{name}.src")
+    (root / "link.src").symlink_to(root / "later")
+    lenient = make_config(root, workspace.root, max_reject_share=0.5)
+    ingest(lenient, workspace)
+    asked: list[object] = []
+    read = pd.read_parquet
+    monkeypatch.setattr(
+        fileindex.pd,
+        "read_parquet",
+        lambda *args, **options: asked.append(options["columns"]) or read(*args, **options),
+    )
+    # A link that leads nowhere has no cheap key: it is looked at each time.
+    assert plan_batches(lenient, workspace) == [[root / "link.src"]]
+    assert asked == [["path", "size", "mtime_ns"]]
+    (root / "later").write_text("{}")
+    write(root, "b.src", changed=1)
+    write(root, "e.src")
+    planned = [path.name for batch in plan_batches(lenient, workspace) for path in batch]
+    assert planned == ["b.src", "e.src", "later", "link.src"]
+    monkeypatch.setenv("VITPIPE_KEY", "another key: all headers are read again")
+    assert len([path for batch in plan_batches(lenient, workspace) for path in batch]) == 7
 
 
 def test_the_catalog_indexes_files_that_came_late(place: Place, domain: TextDomain) -> None:

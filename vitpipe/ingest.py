@@ -23,6 +23,7 @@ from vitpipe.fileindex import (
     batches,
     index_files,
     list_files,
+    list_paths,
     merge_index,
     missing_from,
     plan_batches,
@@ -90,7 +91,7 @@ def build_catalog(config: PipelineConfig, workspace: Workspace) -> StageSummary:
         TransientError: the storage does not answer.
     """
     started = time.perf_counter()
-    paths = list_files(config)
+    paths = list_paths(config)
     context = scan_context(config, workspace)
     index = merge_index(workspace, keep=paths)
     if late := missing_from(index, paths, reader_key(context)):

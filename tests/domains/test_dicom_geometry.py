@@ -42,17 +42,16 @@ def name_of(root: Path, number: int) -> str:
 def test_a_regular_series_is_measured(tmp_path: Path) -> None:
     series(tmp_path)
     report = only(tmp_path).geometry
-    assert report["codes"] == []
-    assert report["step_mm"] == report["usual_step_mm"] == 2.5
-    assert report["max_error_mm"] == pytest.approx(0, abs=1e-9)
-    assert report["worst"] == {}
+    # What is zero or empty is not kept: a catalog has a report a row.
+    assert report == {"codes": [], "step_mm": 2.5, "usual_step_mm": 2.5}
 
 
 def test_gaps_are_listed_with_places_and_neighbours(tmp_path: Path) -> None:
     series(tmp_path, [0, 1, 4, 5, 7])
     report = only(tmp_path).geometry
     assert report["codes"] == ["GAP"]
-    assert (report["step_mm"], report["usual_step_mm"], report["missing_frames"]) == (0.0, 2.5, 3)
+    assert "step_mm" not in report
+    assert (report["usual_step_mm"], report["missing_frames"]) == (2.5, 3)
     assert report["gaps"] == [
         {
             "after": name_of(tmp_path, after),
@@ -94,7 +93,7 @@ def test_tilt_is_signed(tmp_path: Path, degrees: float) -> None:
     report = only(tmp_path).geometry
     assert report["codes"] == ["TILT"]
     assert report["tilt_degrees"] == pytest.approx(degrees, abs=1e-4)
-    assert report["max_error_mm"] < 1e-5
+    assert report.get("max_error_mm", 0.0) < 1e-5
 
 
 def test_lists_are_bounded() -> None:
@@ -281,6 +280,20 @@ def test_the_order_of_indices_holds_where_positions_do_not_say(tmp_path: Path) -
     source = only(tmp_path)
     assert source.reader["frames"] == [1, 2, 0]
     assert set(source.notes) == {"DUPLICATE_POSITION", "TEMPORAL_STACK"}
+
+
+def test_a_time_a_frame_splits_no_stack(tmp_path: Path) -> None:
+    save(stacks("time", [(place, place) for place in range(4)]), tmp_path / "enhanced")
+    source = only(tmp_path)
+    assert source.notes == ()
+    assert source.grid.frames == 4
+
+
+def test_a_stack_without_spacing_says_so(tmp_path: Path) -> None:
+    series(tmp_path, PixelSpacing=None)
+    source = only(tmp_path)
+    assert source.notes == ("NO_SPACING",)
+    assert (source.grid.affine, source.grid.spacing_mm, source.geometry["step_mm"]) == (None, None, 2.5)
 
 
 def test_names_of_frames_name_their_frame(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pydicom.uid import JPEGBaseline8Bit
 from vitpipe.config import PipelineConfig
 from vitpipe.domains.dicom import Dicom
 from vitpipe.domains.dicom.repaired import RepairedRaster
+from vitpipe.errors import UnreadableSource
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
 from vitpipe.records import Rejected, Source, Window
 from vitpipe.workspace import Workspace
@@ -107,8 +108,17 @@ def test_strict_keeps_the_shear_and_another_identity(tmp_path: Path) -> None:
     source, _ = repaired(tmp_path)
     assert strict.source_id != source.source_id
     assert strict.group_id == source.group_id
-    assert strict.geometry["repairs"] == []
+    assert "repairs" not in strict.geometry
     assert check_field(strict) == 1.0
+
+
+def test_a_tilted_frame_that_moved_is_noticed_when_it_is_read(tmp_path: Path) -> None:
+    write(tmp_path, [(0, 0.9 * place, 2.5 * place) for place in range(5)])
+    source, _ = repaired(tmp_path)
+    save(linear(3, (0, 2.8, 7.5)), tmp_path / "03")
+    read(source, 2)
+    with pytest.raises(UnreadableSource, match=r"frame 3 lies 0.100 mm"):
+        read(source, 3)
 
 
 def test_a_tilted_head_stands_upright_again(tmp_path: Path) -> None:
@@ -164,6 +174,7 @@ def test_unequal_steps_are_resampled_to_the_median(tmp_path: Path) -> None:
     assert source.grid.frames == 7
     assert check_field(source) == 1.0
     assert source.dtype == "float32"
+    assert [Path(path).name for path in source.keys["path"]] == [f"{place:02d}" for place in range(7)]
     assert source.geometry["repairs"] == [
         "resampled 7 frame(s) with steps of 2.400 to 2.600 mm to 7 at the median step of 2.500 mm"
     ]

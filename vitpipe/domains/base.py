@@ -36,7 +36,7 @@ class RenderedHeader(dict[str, Json]):
     """What `index` found, with the JSON text that :func:`render` gives of it: a reader of many files may have it cheap.
 
     Args:
-        value: the header; not changed afterwards.
+        value: the header.
         text: its text.
     """
 
@@ -95,6 +95,13 @@ class Domain(Protocol):
     @property
     def name(self) -> str:
         """The `kind` of the configuration."""
+
+    def listed_in(self, path: Path) -> Sequence[Path] | None:
+        """Give the files that a file names as the data, as a DICOMDIR does; None where it is data itself.
+
+        Raises:
+            DataError: it names files, but cannot be used.
+        """
 
     def index(self, path: Path, context: ScanContext) -> Mapping[str, Json] | Rejected:
         """Read one file's header, no pixels. The result is kept as long as path, size and mtime stay the same.

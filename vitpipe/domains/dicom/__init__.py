@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vitpipe.domains.base import ScanContext
+from vitpipe.domains.dicom.directory import read_directory
 from vitpipe.domains.dicom.files import JUNK_CODES, read_file
 from vitpipe.domains.dicom.indexing import HeaderIndex
 from vitpipe.domains.dicom.instance import read_instance
@@ -24,18 +25,27 @@ class Dicom:
 
     Codes of rejected files: ``ZERO_BYTES NOT_DICOM DICOMDIR MALFORMED_HEADER UNREADABLE_FILE NO_PIXELS PIXELS_MISSING
     NOT_AN_IMAGE LOCALIZER TRUNCATED UNSUPPORTED UNDECODABLE OTHER_MODALITY CONFLICTING_SOP DUPLICATE OUTSIDE_RUN``;
-    at a read ``CHANGED``.
+    ``MISSING_FILE`` where a DICOMDIR names a file that is not there; at a read ``CHANGED``.
 
     Notes of sources: ``NO_GEOMETRY SINGLE_FRAME GAP IRREGULAR DUPLICATE_POSITION TILT TEMPORAL_STACK MIXED_KIND
-    MIXED_SHAPE MIXED_ORIENTATION MIXED_SPACING MIXED_STACK LOCALIZER REPAIRED NOT_REPAIRED NO_PATIENT_ID
-    NO_FOR_UID DETECTOR_SPACING CALIBRATED_SPACING BAD_ORIENTATION BAD_SPACING BURNED_IN_ANNOTATION LOSSY``.
-    What is measured of them stands in `Source.geometry`, see :class:`vitpipe.domains.dicom.report.GeometryReport`.
+    MIXED_SHAPE MIXED_ORIENTATION MIXED_SPACING MIXED_STACK LOCALIZER REPAIRED NOT_REPAIRED NO_SPACING
+    NO_PATIENT_ID NO_FOR_UID DETECTOR_SPACING CALIBRATED_SPACING BAD_ORIENTATION BAD_SPACING BURNED_IN_ANNOTATION
+    LOSSY``. What is measured of them stands in `Source.geometry`, see
+    :class:`vitpipe.domains.dicom.report.GeometryReport`.
     """
 
     name = "dicom"
 
     def __init__(self) -> None:
         self._headers: HeaderIndex | None = None
+
+    def listed_in(self, path: Path) -> list[Path] | None:
+        """Give the files that a DICOMDIR names; None where the file is none.
+
+        Raises:
+            DataError: the DICOMDIR is damaged, or names files outside of its folder.
+        """
+        return read_directory(path)
 
     def index(self, path: Path, context: ScanContext) -> Mapping[str, Json] | Rejected:
         """Read one file's header; identifiers leave as pseudonyms.

@@ -88,7 +88,7 @@ class DicomFile:
     pixels: PixelPlace | None
 
 
-class _Stream(io.BufferedReader):
+class BoundedStream(io.BufferedReader):
     """Reads no further than the file goes: a damaged length would make a buffer of gigabytes."""
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -106,7 +106,7 @@ def read_file(path: Path) -> DicomFile:
         TransientError: the store does not answer.
     """
     try:
-        with quiet(), _Stream(io.FileIO(path)) as stream:
+        with quiet(), BoundedStream(io.FileIO(path)) as stream:
             return _read_stream(path, stream)
     except PARSE_ERRORS as error:
         raise UnreadableSource(

@@ -21,8 +21,10 @@ _STACK_FIELDS: Final = (
     ("CTImageFrameTypeSequence", "FrameType"),
     ("PETFrameTypeSequence", "FrameType"),
 )
-_TIME_FIELDS: Final = (
-    ("FrameContentSequence", "TemporalPositionIndex"),
+_TIME_FIELDS: Final = (("FrameContentSequence", "TemporalPositionIndex"),)
+# Another stack only where positions repeat: some makers count them up frame by frame.
+_MOMENT_FIELDS: Final = (
+    ("FrameContentSequence", "FrameAcquisitionNumber"),
     ("TemporalPositionSequence", "TemporalPositionTimeOffset"),
 )
 # Dimensions along which a volume extends: InStackPositionNumber, ImagePositionPatient, ImagePositionVolume.
@@ -38,7 +40,7 @@ class FrameKinds:
     times: tuple[int, ...] = ()
     """Frames of one temporal position have one number."""
     indices: tuple[tuple[int, ...], ...] = ()
-    """Values of the dimension indices that are not spatial, then the acquisition number."""
+    """Values of the dimension indices that are not spatial, then numbers of acquisition and time offset."""
     ranks: tuple[int, ...] = ()
     """Place of each frame in the order of its dimension indices; empty where that is the order of the file."""
 
@@ -54,10 +56,11 @@ def read_frame_kinds(dataset: Dataset, frames: int) -> FrameKinds:
     pointers = [_pointer(item) for item in children(dataset, "DimensionIndexSequence")]
     values = [_index_values(group) for group in groups]
     whole = bool(pointers) and all(len(item) == len(pointers) for item in values)
-    acquisitions = [_integer(group, "FrameContentSequence", "FrameAcquisitionNumber") for group in groups]
     other = [place for place, pointer in enumerate(pointers) if pointer not in _SPATIAL] if whole else []
+    moments = [_numbered([_key(group, (field,)) for group in groups]) for field in _MOMENT_FIELDS]
     indices = [
-        (*(values[frame][place] for place in other), acquisition) for frame, acquisition in enumerate(acquisitions)
+        (*(values[frame][place] for place in other), *(column[frame] for column in moments if column))
+        for frame in range(frames)
     ]
     order = sorted(range(frames), key=lambda frame: (values[frame], frame)) if whole else list(range(frames))
     ranks = [0] * frames
@@ -122,10 +125,3 @@ def _index_values(group: Dataset) -> tuple[int, ...]:
         except PARSE_ERRORS:
             return ()
     return ()
-
-
-def _integer(group: Dataset, sequence: str, keyword: str) -> int:
-    for item in children(group, sequence):
-        found = number(item, keyword)
-        return int(found) if found is not None else 0
-    return 0

@@ -36,7 +36,7 @@ class Stack:
     affine: tuple[float, ...] | None
     """16 numbers, (col, row, frame, 1) to LPS millimetres; None where no affine meets every position."""
     report: GeometryReport
-    """Codes ``GAP IRREGULAR DUPLICATE_POSITION TILT SINGLE_FRAME NO_GEOMETRY MIXED_ORIENTATION``."""
+    """Codes ``GAP IRREGULAR DUPLICATE_POSITION TILT SINGLE_FRAME NO_GEOMETRY NO_SPACING MIXED_ORIENTATION``."""
 
     @property
     def step_mm(self) -> float:
@@ -158,7 +158,7 @@ def _grid(
         irregular=tuple(irregular[:MOST_LISTED]),
     )
     if fault is not None or spacing_mm is None:
-        return None, report
+        return None, report if spacing_mm else report.with_codes(frozenset({"NO_SPACING"}))
     return tuple(float(item) for item in affine.ravel()), report
 
 

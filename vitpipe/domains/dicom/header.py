@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, Protocol, TypeAlias
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -39,6 +39,7 @@ FIXED: Final = (
 """All that `instance.read_fixed` reads."""
 
 Value: TypeAlias = str | int | float | list[str] | list[float] | None
+Reader: TypeAlias = Callable[[bytes], Value]
 
 
 def tag_of(keyword: str) -> int:
@@ -64,10 +65,9 @@ class Places(Protocol):
     """Where the values of a header lie."""
 
     def value(self, tag: int) -> bytes:
-        """Give the bytes of a value of the data set; empty where it is there without one.
+        """Give the bytes of a value of the data set; none where the element is empty or absent.
 
         Raises:
-            KeyError: there is no such element.
             InDoubt: it has another VR than the dictionary says.
         """
 
@@ -80,13 +80,14 @@ class Header:
 
     Args:
         places: where its values lie.
-        allowed: the keywords that may be asked for: what was made of a view may be kept for as long as these values
-            stay the same.
+        view: what may be asked for: what was made of a view may be kept for as long as these values stay the same.
     """
 
-    def __init__(self, places: Places, allowed: Collection[str]) -> None:
+    __slots__ = ("_places", "_view")
+
+    def __init__(self, places: Places, view: Mapping[str, tuple[int, Reader]]) -> None:
         self._places = places
-        self._allowed = allowed
+        self._view = view
 
     def __contains__(self, keyword: str) -> bool:
         return self._places.has(tag_of(keyword))
@@ -97,18 +98,18 @@ class Header:
         Raises:
             InDoubt: the value is not plain, or nothing here reads this element.
         """
-        tag = tag_of(keyword)
-        try:
-            value = self._places.value(tag)
-        except KeyError:
+        known = self._view.get(keyword)
+        if known is None:
+            if keyword in self:
+                raise InDoubt
             return None
-        if keyword not in self._allowed:
-            raise InDoubt
+        tag, reader = known
+        value = self._places.value(tag)
         if not value:
             return None
         if len(value) > _LARGEST_VALUE:
             raise InDoubt
-        return _READERS[VR_OF[tag]](value)
+        return reader(value)
 
 
 def _strings(value: bytes) -> str | list[str]:
@@ -158,7 +159,7 @@ def _doubles(value: bytes) -> float | list[float]:
     return found[0] if len(found) == 1 else list(found)
 
 
-_READERS: Final[dict[str, Callable[[bytes], Value]]] = {
+_READERS: Final[dict[str, Reader]] = {
     **dict.fromkeys(("AS", "CS", "DA", "DT", "TM"), _strings),
     **dict.fromkeys(("LO", "SH"), _texts),
     "UI": _identifier,
@@ -167,3 +168,8 @@ _READERS: Final[dict[str, Callable[[bytes], Value]]] = {
     "US": _unsigned_short,
     "FD": _doubles,
 }
+
+
+def view_of(keywords: Collection[str]) -> dict[str, tuple[int, Reader]]:
+    """Give the view of a header that shows these values alone."""
+    return {keyword: (tag_of(keyword), _READERS[VR_OF[tag_of(keyword)]]) for keyword in keywords}

@@ -15,7 +15,7 @@ from pydicom import Dataset
 
 from vitpipe.domains.base import RenderedHeader, render
 from vitpipe.domains.dicom.files import PIXEL_KEYWORDS, DicomFile, PixelPlace
-from vitpipe.domains.dicom.header import FIXED, MOVING, PIXELS, Header
+from vitpipe.domains.dicom.header import FIXED, MOVING, PIXELS, Header, view_of
 from vitpipe.domains.dicom.instance import Moving, compose, pixels_json, read_fixed, read_moving, read_pixels
 from vitpipe.domains.dicom.pixelformat import PixelFormat
 from vitpipe.domains.dicom.pixels import check_length
@@ -24,6 +24,9 @@ from vitpipe.domains.dicom.skeleton import Found, Key, Skeleton, layout_of, leng
 from vitpipe.pseudonym import Pseudonymiser
 from vitpipe.records import Json
 
+_MOVING: Final = view_of(MOVING)
+_PIXELS: Final = view_of(PIXELS)
+_FIXED: Final = view_of(FIXED)
 _HEAD_BYTES: Final = 8 << 10
 _LONGEST_HEAD: Final = 1 << 20
 _ROOM: Final = 512
@@ -96,7 +99,7 @@ class HeaderIndex:
         form = layout.formats.get((found.pixel_length, *found.pixels))
         if form is None:
             form = self._format(path, layout, found, place)
-        item = DicomFile(path, _as_dataset(Header(found, MOVING)), found.skeleton.transfer_syntax, place)
+        item = DicomFile(path, _as_dataset(Header(found, _MOVING)), found.skeleton.transfer_syntax, place)
         check_length(item, form.described)
         shared = layout.shared.get((form.described.frames, *found.fixed))
         if shared is None:
@@ -121,7 +124,7 @@ class HeaderIndex:
                 except HeadTooShort:
                     if len(data) >= min(size, _LONGEST_HEAD):
                         raise
-                    more = os.pread(handle, 4 * len(data), len(data))
+                    more = os.pread(handle, min(4 * len(data), _LONGEST_HEAD - len(data)), len(data))
                     if not more:
                         raise
                     data += more
@@ -175,7 +178,7 @@ class HeaderIndex:
         )
 
     def _format(self, path: Path, layout: _Layout, found: Found, place: PixelPlace) -> _Format:
-        item = DicomFile(path, _as_dataset(Header(found, PIXELS)), found.skeleton.transfer_syntax, place)
+        item = DicomFile(path, _as_dataset(Header(found, _PIXELS)), found.skeleton.transfer_syntax, place)
         described = read_pixels(item)
         value = pixels_json(described)
         form = _Format(described, value, render(value))
@@ -184,7 +187,7 @@ class HeaderIndex:
 
     def _shared(self, layout: _Layout, found: Found, form: _Format) -> _Shared:
         frames = form.described.frames
-        fixed = read_fixed(_as_dataset(Header(found, FIXED)), self._name, frames)
+        fixed = read_fixed(_as_dataset(Header(found, _FIXED)), self._name, frames)
         whole = compose(str(found.skeleton.transfer_syntax), form.described, fixed, _NOTHING).to_json()
         geometry = cast("dict[str, Json]", whole["geometry"])
         # No value holds a null character: that is how the gaps are found in the text.
@@ -231,13 +234,7 @@ def _write(shared: _Shared, form: _Format, moving: Moving) -> RenderedHeader:
     vectors = ",".join(f"[{','.join(map(repr, position))}]" for position in moving.positions)
     uid = "null" if moving.instance_uid is None else f'"{moving.instance_uid}"'
     named = ",".join(f'"{moment}"' for moment in moving.moments)
-    return RenderedHeader(
-        {
-            **shared.value,
-            "geometry": {**shared.geometry, "positions": positions},
-            "instance_uid": moving.instance_uid,
-            "moments": moments,
-            "pixels": form.value,
-        },
-        f"{first}[{vectors}]{second}{uid}{third}[{named}]{fourth}{form.text}{last}",
-    )
+    header = RenderedHeader(shared.value, f"{first}[{vectors}]{second}{uid}{third}[{named}]{fourth}{form.text}{last}")
+    header["geometry"] = {**shared.geometry, "positions": positions}
+    header["instance_uid"], header["moments"], header["pixels"] = moving.instance_uid, moments, form.value
+    return header

@@ -263,6 +263,8 @@ def _plan_resampling(run: Placed, stack: Stack) -> _Resampling | None:
         "rows": run.rows,
         "cols": run.cols,
         "frames": len(run.names),
+        # With its shear, so that the places of frames are checked once more when they are read.
+        "affine": list(stack.affine) if stack.affine else None,
         "shifts_px": [[float(value) for value in shift] for shift in shifts] if shifts.any() else [],
         "samples": [[place, weight] for place, weight in samples],
     }

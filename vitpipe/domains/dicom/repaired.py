@@ -19,7 +19,8 @@ def unrepaired(source: Source) -> Source:
     """Give the source as its files hold it: the frames that the plan of its repair counts."""
     plan: Any = source.reader["repair"]
     reader = {name: value for name, value in source.reader.items() if name != "repair"}
-    grid = Grid(plan["frames"], plan["rows"], plan["cols"])
+    affine = tuple(plan["affine"]) if plan["affine"] else None
+    grid = Grid(plan["frames"], plan["rows"], plan["cols"], affine=affine)
     return dataclasses.replace(source, grid=grid, dtype=plan["dtype"], reader=reader)
 
 

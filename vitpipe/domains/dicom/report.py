@@ -66,9 +66,20 @@ class GeometryReport:
         return dataclasses.replace(self, codes=tuple(sorted({*self.codes, *codes})))
 
     def to_json(self) -> dict[str, Json]:
-        """Give the JSON form: all fields, and under `worst` an amount and a sentence for each code that has one."""
-        value: dict[str, Json] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return value | {"worst": {code: [amount, words] for code, (amount, words) in self._worst().items()}}
+        """Give the JSON form: the codes, and of the other fields those that are not zero or empty.
+
+        Under `worst` stand an amount and a clause for each code that has one. Catalogs have a report a row.
+        """
+        rounded = dataclasses.replace(
+            self,
+            step_mm=round(self.step_mm, 9),
+            usual_step_mm=round(self.usual_step_mm, 9),
+            tilt_degrees=round(self.tilt_degrees, 6),
+            max_error_mm=round(self.max_error_mm, 6),
+        )
+        value: dict[str, Json] = json.loads(json.dumps(dataclasses.asdict(rounded)))
+        value["worst"] = {code: [amount, words] for code, (amount, words) in self._worst().items()}
+        return {name: item for name, item in value.items() if item or name == "codes"}
 
     def _worst(self) -> dict[str, tuple[float, str]]:
         """Give for each code how bad it is (comparable between sources) and a clause that says so."""

@@ -61,7 +61,10 @@ class Found:
 
     def value(self, tag: int) -> bytes:
         """Give the bytes of a value; see the protocol."""
-        segment, first, last = self.skeleton.values[tag]
+        found = self.skeleton.values.get(tag)
+        if found is None:
+            return b""
+        segment, first, last = found
         if segment < 0:
             raise InDoubt
         if last < 0:
@@ -107,7 +110,7 @@ class Skeleton:
         size = last.start - begin
         mask, fixed, pixels = bytearray(size), bytearray(size), bytearray(size)
         mask[: elements[0].head - begin] = b"\xff" * (elements[0].head - begin)
-        length_bytes = 4 if self.implicit or last.start - last.head == 12 else 2
+        length_bytes = 2 if last.vr and last.start - last.head == 8 else 4
         for element in elements[:-1]:
             first, end = element.start - begin, element.end - begin
             mask[element.head - begin : first] = b"\xff" * (element.start - element.head)

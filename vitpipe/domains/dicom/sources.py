@@ -19,7 +19,7 @@ from vitpipe.domains.dicom.pixelformat import physical_dtype
 from vitpipe.domains.dicom.repair import NOT_REPAIRED, REPAIRABLE, Placed, Repair, pixel_digest, plan_repair
 from vitpipe.domains.dicom.repaired import repaired_dtype
 from vitpipe.domains.dicom.report import GeometryReport
-from vitpipe.domains.dicom.stacks import Frame, Group, Member, split_series
+from vitpipe.domains.dicom.stacks import Frame, Group, Member, in_one_file, split_series
 from vitpipe.records import Attribute, FileRecord, Grid, Json, Rejected, Source
 
 NO_STEP_MM: Final = 0.0
@@ -119,14 +119,10 @@ def _arrange_group(frames: Sequence[Frame]) -> Stack:
         [item.tie for item in frames],
         [item.name for item in frames],
     )
-    if "DUPLICATE_POSITION" in stack.notes and _in_one_file(frames):
+    if "DUPLICATE_POSITION" in stack.notes and in_one_file(frames):
         by_tie = sorted(range(len(frames)), key=lambda frame: frames[frame].tie)
         return dataclasses.replace(stack, order=tuple(by_tie))
     return stack
-
-
-def _in_one_file(frames: Sequence[Frame]) -> bool:
-    return len(frames) > 1 and frames[0].member is frames[1].member
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +153,7 @@ def _assembled(group: Group, context: ScanContext) -> Iterator[Source | Rejected
     wanted = isinstance(recipe, DicomSource) and recipe.geometry == "repair" and not REPAIRABLE.isdisjoint(notes)
     repair = _repair(frames, report) if wanted else None
     if repair is not None:
-        if not _in_one_file(frames):
+        if not in_one_file(frames):
             yield from _left_out(frames, repair)
         kept = tuple(frames[place] for place in repair.kept)
         shown = tuple(kept[place] for place in repair.nearest)
@@ -206,7 +202,7 @@ def _left_out(frames: Sequence[Frame], repair: Repair) -> Iterator[Rejected]:
 
 def _source(made: _Assembly, context: ScanContext) -> Source:
     frames = made.frames
-    members = (frames[0].member,) if _in_one_file(frames) else tuple(item.member for item in frames)
+    members = (frames[0].member,) if in_one_file(frames) else tuple(item.member for item in frames)
     instances = [member.instance for member in members]
     first = instances[0]
     notes = made.notes | {note for item in instances for note in (*item.notes, *item.geometry.notes)}
@@ -293,8 +289,8 @@ def _keys(members: Sequence[Member], context: ScanContext) -> dict[str, tuple[st
 
 
 def _relative(path: str, root: Path) -> str:
-    """Give a path relative to the root; the bare name where the root is the file itself."""
+    """Give a path relative to the root; to its folder where the root is a file: this one, or a DICOMDIR."""
     place = Path(path)
-    if place == root:
-        return place.name
+    if not place.is_relative_to(root) or place == root:
+        root = root.parent
     return place.relative_to(root).as_posix() if place.is_relative_to(root) else place.as_posix()

@@ -115,6 +115,11 @@ class Group:
     notes: frozenset[str]
 
 
+def in_one_file(frames: Sequence[Frame]) -> bool:
+    """Tell whether several frames are those of one multi-frame file."""
+    return len(frames) > 1 and frames[0].member is frames[1].member
+
+
 def split_series(members: Sequence[Member]) -> Iterator[Group]:
     """Split a series into stacks: single-frame instances with places together, any other file by itself.
 
@@ -189,7 +194,7 @@ def _extent_mm(frames: Sequence[Frame]) -> float:
 
 def _is_film(frames: Sequence[Frame]) -> bool:
     """Tell a multi-frame file that shows one place at several times: its frames are no stack, but belong together."""
-    return len(frames) > 1 and frames[0].member is frames[1].member and len({item.time for item in frames}) > 1
+    return in_one_file(frames) and len({item.time for item in frames}) > 1 and _extent_mm(frames) < SAME_POSITION_MM
 
 
 def _kind(item: Frame) -> Hashable:
@@ -232,12 +237,12 @@ def _by_distance(frames: list[Frame], value: Callable[[Frame], Vector], toleranc
 
 
 def _by_time(frames: list[Frame]) -> list[list[Frame]]:
-    """Split by temporal position; a multi-frame file that shows one place at several times stays whole."""
+    """Split by temporal position; a film of one place stays whole, and a stack where each frame has its own time."""
     parts = _by_key(frames, lambda item: item.time)
-    in_one_file = len(frames) > 1 and frames[0].member is frames[1].member
-    if in_one_file and len(parts) == len(frames) and _extent_mm(frames) < SAME_POSITION_MM:
-        return [frames]
-    return parts
+    if len(parts) < len(frames):
+        return parts
+    places = along_normal([item.position for item in frames], frames[0].orientation)
+    return [frames] if in_one_file(frames) or not has_duplicates(places) else parts
 
 
 def _by_moment(frames: list[Frame]) -> list[list[Frame]]:
@@ -247,7 +252,7 @@ def _by_moment(frames: list[Frame]) -> list[list[Frame]]:
         return [frames]
     where = {(item.member.record.path, item.frame): place for item, place in zip(frames, places, strict=True)}
     most = _most_at_one_place(places)
-    if most == len(frames) and frames[0].member is frames[1].member:
+    if most == len(frames) and in_one_file(frames):
         return [frames]
     for index in range(len(frames[0].moments)):
         parts = _by_key(frames, lambda item, at=index: item.moments[at])  # type: ignore[misc]
