@@ -49,6 +49,7 @@ def make_tiles(sources: list[Source], *, per_frame: int = 2) -> pd.DataFrame:
             "col": col,
             "height": 8,
             "width": 8,
+            "box_mm": None,
             "valid_fraction": 1.0,
             "pixel_digest": f"{source.source_id}{frame}{col}",
         }

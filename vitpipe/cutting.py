@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,8 +13,16 @@ from numpy.typing import NDArray
 from vitpipe.config import TileRecipe
 from vitpipe.domains.base import Raster
 from vitpipe.errors import UnreadableSource
-from vitpipe.records import Grid, Window
-from vitpipe.resample import ResampledRaster, RowBuffer, at_resolution, resolution_axes, whole_axes
+from vitpipe.records import Grid, Window, box_mm
+from vitpipe.resample import (
+    ResampledRaster,
+    RowBuffer,
+    prepare,
+    prepared_grid,
+    tile_channels,
+    whole_axes,
+    with_neighbours,
+)
 
 _BLOCK_BYTES: Final = 32 << 20
 
@@ -30,6 +38,8 @@ class Block:
     windows: list[Window]
     """What each tile covers, in the raster at the recipe's spacing; the whole frame for ``cut: whole``."""
     groups: list[str]
+    boxes_mm: list[list[float] | None]
+    """What each tile covers in the patient, see `vitpipe.records.box_mm`."""
     valid_fraction: NDArray[np.float64]
     """Share of the tile's pixels that is valid."""
 
@@ -74,11 +84,14 @@ def planned_windows(grid: Grid, recipe: TileRecipe, *, uri: str) -> int:
     """Count the windows of a source, from its grid as it lies in the file.
 
     Raises:
-        UnreadableSource: the recipe states a spacing and the grid has none.
+        UnreadableSource: the recipe states a spacing and the grid has none, or it needs a stack and there is none.
     """
-    axes = resolution_axes(grid, recipe, uri=uri)
-    height, width = (axis.size for axis in axes) if axes else (grid.height, grid.width)
-    return window_count(Grid(grid.frames, height, width), recipe)
+    return window_count(prepared_grid(grid, recipe, uri=uri), recipe)
+
+
+def tile_values(recipe: TileRecipe, channels: Sequence[str]) -> int:
+    """Count the values of one tile of a source with these channels."""
+    return len(tile_channels(recipe, channels)) * recipe.size**2
 
 
 def cut(raster: Raster, recipe: TileRecipe, *, source_id: str) -> Iterator[Block]:
@@ -97,9 +110,10 @@ def cut(raster: Raster, recipe: TileRecipe, *, source_id: str) -> Iterator[Block
 
     Raises:
         UnreadableSource: the pixels cannot be decoded; ``NO_SPACING`` or ``NO_GSD``: it does not say how large they
-            are; ``TOO_SMALL``: it is smaller than a tile and the recipe drops edges.
+            are; ``NO_REGULAR_STACK``: the recipe goes along a stack, and it is none; ``TOO_SMALL``: it is smaller than
+            a tile and the recipe drops edges.
     """
-    base = at_resolution(raster, recipe, uri=source_id)
+    base = prepare(raster, recipe, uri=source_id)
     if window_count(base.grid, recipe) == 0:
         reason = (
             f"{base.grid.height} x {base.grid.width} pixels are smaller than a tile of {recipe.size}, and "
@@ -107,7 +121,8 @@ def cut(raster: Raster, recipe: TileRecipe, *, source_id: str) -> Iterator[Block
         )
         raise UnreadableSource("TOO_SMALL", reason, source_id)
     whole = recipe.cut == "whole"
-    cutter = _Cutter(ResampledRaster(base, *whole_axes(base.grid, recipe.size)) if whole else base, recipe)
+    shown = ResampledRaster(base, *whole_axes(base.grid, recipe.size)) if whole else base
+    cutter = _Cutter(with_neighbours(shown, recipe), recipe)
     for frame in range(base.grid.frames):
         for row in cutter.row_origins:
             for piece in cutter.pieces():
@@ -123,7 +138,8 @@ def cut(raster: Raster, recipe: TileRecipe, *, source_id: str) -> Iterator[Block
                     covered = [
                         Window(frame, row, col, recipe.size, recipe.size) for col in np.array(piece)[kept].tolist()
                     ]
-                yield Block(tiles, valid, covered, base.groups(covered), fraction)
+                boxes = [box_mm(base.grid, window) for window in covered]
+                yield Block(tiles, valid, covered, base.groups(covered), boxes, fraction)
 
 
 class _Cutter:

@@ -75,7 +75,8 @@ def resolve_paths(config: PipelineConfig, base: Path) -> PipelineConfig:
         return str((base / Path(text).expanduser()).resolve())
 
     changes: dict[str, object] = {
-        "source": config.source.model_copy(update={"path": absolute(config.source.path)}),
+        # Without a path, fetched studies go into the workspace.
+        "source": config.source.model_copy(update={"path": config.source.path and absolute(config.source.path)}),
         "workspace": absolute(config.workspace),
     }
     if isinstance(config.labels, TableLabels | RegionLabelRecipe):

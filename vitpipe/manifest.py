@@ -18,12 +18,13 @@ import numpy as np
 import pandas as pd
 
 from vitpipe.atomic import write_json, write_parquet
-from vitpipe.config import PipelineConfig
+from vitpipe.config import PipelineConfig, TileRecipe
 from vitpipe.digest import digest_bytes
 from vitpipe.errors import ContractError, DataError, LabelError, SplitError
 from vitpipe.ingest import read_catalog
 from vitpipe.labels.base import ATTRIBUTE_PREFIX, CLASS_SEPARATOR, LabelSet
-from vitpipe.records import WHOLE_SOURCE, Source, Split
+from vitpipe.records import BOX_COLUMN, WHOLE_SOURCE, Source, Split, Window, box_mm
+from vitpipe.resample import prepared_grid
 from vitpipe.splits import check_leaks, content_order, update_splits
 from vitpipe.store import TileStore
 from vitpipe.tile_labels import label_tiles
@@ -33,7 +34,8 @@ from vitpipe.workspace import Workspace
 TABLE_FILE: Final = "manifest.parquet"
 RECORD_FILE: Final = "manifest.json"
 _COLUMNS: Final = (
-    "tile_id", "source_id", "group_id", "frame", "row", "col", "height", "width", "valid_fraction", "label", "split",
+    "tile_id", "source_id", "group_id", "frame", "row", "col", "height", "width", BOX_COLUMN, "valid_fraction",
+    "label", "split",
     "shard_id", "shard_row", "pixel_digest",
 )  # fmt: skip
 _EXAMPLES: Final = 5
@@ -46,7 +48,7 @@ class Manifest:
 
     table: pd.DataFrame
     """A row a labelled tile, sorted by `tile_id`: `tile_id, source_id, group_id, frame, row, col, height, width,
-    valid_fraction, label, split, shard_id, shard_row, pixel_digest, attr_<name>...`."""
+    box_mm, valid_fraction, label, split, shard_id, shard_row, pixel_digest, attr_<name>...`."""
     classes: tuple[str, ...]
     """Sorted; the order of a model's outputs."""
     multi_label: bool
@@ -82,7 +84,7 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
     tiles = tiles[tiles["source_id"].isin({source.source_id for source in sources})]
     if tiles.empty:
         raise DataError(f"no tiles of the sources in the catalog are in {folder}; run `vitpipe tile` first")
-    tiles = _with_groups_of_today(tiles, sources)
+    tiles = _with_boxes(_with_groups_of_today(tiles, sources), sources, config.tiles)
     if not (path := workspace.labels(labels.digest)).exists():
         write_parquet(path, labels.rows)
 
@@ -153,6 +155,23 @@ def _with_groups_of_today(tiles: pd.DataFrame, sources: Sequence[Source]) -> pd.
     groups = {source.source_id: source.group_id for source in sources if source.grid.transform is None}
     current = tiles["source_id"].map({name: group for name, group in groups.items() if one_group.get(name, False)})
     return tiles.assign(group_id=current.where(current.notna(), tiles["group_id"]))
+
+
+def _with_boxes(tiles: pd.DataFrame, sources: Sequence[Source], recipe: TileRecipe) -> pd.DataFrame:
+    """Work out the boxes in the patient that tiles from before they were stored lack."""
+    placed = {source.source_id: source for source in sources if source.grid.affine is not None}
+    lacking = tiles[BOX_COLUMN].isna() & tiles["source_id"].isin(list(placed))
+    if not lacking.any():
+        return tiles
+    rows = tiles.loc[lacking, ["source_id", *Window._fields]]
+    grids = {
+        name: prepared_grid(placed[name].grid, recipe, uri=placed[name].uri) for name in rows["source_id"].unique()
+    }
+    boxes = tiles[BOX_COLUMN].copy()
+    boxes[lacking] = pd.Series(
+        [box_mm(grids[name], Window(*places)) for name, *places in rows.itertuples(index=False)], index=rows.index
+    )
+    return tiles.assign(**{BOX_COLUMN: boxes})
 
 
 def _groups_torn_by_labels(table: pd.DataFrame) -> list[str]:

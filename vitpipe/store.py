@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from vitpipe.atomic import PARTIAL_PREFIX
 from vitpipe.errors import ContractError
-from vitpipe.records import Json
+from vitpipe.records import BOX_COLUMN, Json
 
 TILES_FILE: Final = "tiles.npy"
 VALID_FILE: Final = "valid.npy"
@@ -32,8 +32,11 @@ TABLE_FILE: Final = "tiles.parquet"
 REJECTED_FILE: Final = "rejected.parquet"
 _COLUMN_DTYPES: Final = {
     "tile_id": "str", "source_id": "str", "group_id": "str", "frame": "int64", "row": "int64", "col": "int64",
-    "height": "int64", "width": "int64", "valid_fraction": "float64", "pixel_digest": "str",
+    "height": "int64", "width": "int64", BOX_COLUMN: "object", "valid_fraction": "float64", "pixel_digest": "str",
 }  # fmt: skip
+_PLAIN: Final = {BOX_COLUMN: None}
+"""Columns that came later, with what holds where they are not given or not stored."""
+_BOX_TYPE: Final = pa.list_(pa.float64())
 _METADATA_KEY: Final = b"vitpipe"
 _CONTRACT_VERSION: Final = 1
 _HEADER_BYTES: Final = 192
@@ -119,6 +122,8 @@ class ShardWriter:
     def append(self, tiles: NDArray[Any], valid: NDArray[np.bool_], rows: Mapping[str, Iterable[object]]) -> None:
         """Append tiles (N, C, H, W), their masks (N, H, W) and their table rows by column, in the same order.
 
+        ``box_mm`` may be left out of the rows.
+
         Raises:
             ContractError: the tiles do not have the shard's dtype or shape.
         """
@@ -130,7 +135,7 @@ class ShardWriter:
         _write_all(self._tiles, np.ascontiguousarray(tiles))
         _write_all(self._valid, np.packbits(valid, axis=-1))
         for name, values in self._columns.items():
-            values.extend(rows[name])
+            values.extend(rows[name] if name in rows or name not in _PLAIN else [_PLAIN[name]] * len(tiles))
         self._count += len(tiles)
 
     def close(self, *, dropped: int, bare: tuple[str, ...] = ()) -> None:
@@ -171,6 +176,9 @@ class ShardWriter:
 def write_table(path: Path, table: pd.DataFrame, contract: ShardContract) -> None:
     """Write a shard's table with its contract in the key-value metadata."""
     arrow = pa.Table.from_pandas(table, preserve_index=False)
+    # One type whether or not a shard has boxes: without any, arrow would see nulls alone.
+    place = arrow.schema.get_field_index(BOX_COLUMN)
+    arrow = arrow.set_column(place, pa.field(BOX_COLUMN, _BOX_TYPE), arrow.column(place).cast(_BOX_TYPE))
     metadata = dict(arrow.schema.metadata or {}) | {
         _METADATA_KEY: json.dumps(contract.to_json(), sort_keys=True).encode()
     }
@@ -254,6 +262,8 @@ class TileStore:
         for shard in committed_shards(self.folder):
             self._check_common(shard)
             table = pd.read_parquet(shard / TABLE_FILE)
+            for name in set(_PLAIN) - set(table):
+                table[name] = _PLAIN[name]
             tables.append(table.assign(shard_id=shard.name, shard_row=np.arange(len(table), dtype=np.int64)))
         if not tables:
             columns = _COLUMN_DTYPES | {"shard_id": "str", "shard_row": "int64"}

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from vitpipe.atomic import sweep_partials, workspace_errors, write_folder, write_json, write_parquet
 from vitpipe.config import PipelineConfig, TileRecipe
-from vitpipe.cutting import Block, cut, origins, planned_windows, window_count, windows
+from vitpipe.cutting import Block, cut, origins, planned_windows, tile_values, window_count, windows
 from vitpipe.digest import digest, digest_of_digests
 from vitpipe.domains.known import domain_of
 from vitpipe.errors import ContractError, DataError, TooManyRejected, TransientError, UnreadableSource
-from vitpipe.records import Json, Rejected, Source, StageSummary, Window, count_codes
+from vitpipe.records import BOX_COLUMN, Json, Rejected, Source, StageSummary, Window, count_codes
+from vitpipe.resample import tile_channels
 from vitpipe.store import REJECTED_FILE, TABLE_FILE, ShardContract, ShardWriter, committed_shards, read_contract
 from vitpipe.workspace import Workspace
 
@@ -40,8 +41,9 @@ TILING_VERSION: Final = 1
 _PLAN_FILE: Final = "plan.parquet"
 _RECIPE_FILE: Final = "recipe.json"
 _REJECTED_COLUMNS: Final = ("source_id", "uri", "code", "reason", "junk")
-_UNCHANGED_BY: Final = frozenset({"path", "max_reject_share", "modality"})
-"""Options of a source that choose among sources or limit a run; every other one is taken to change the pixels."""
+_UNCHANGED_BY: Final = frozenset({"path", "max_reject_share", "modality", "geometry"})
+"""Options of a source that choose among sources, limit a run or show in the source's identity; every other one is taken
+to change the pixels."""
 
 
 def tile_digest(config: PipelineConfig) -> str:
@@ -130,7 +132,7 @@ def _estimated_bytes(source: Source, recipe: TileRecipe) -> int:
         count = planned_windows(source.grid, recipe, uri=source.uri)
     except UnreadableSource:  # It is rejected with this reason when it is opened.
         count = window_count(source.grid, recipe)
-    return count * len(source.channels) * recipe.size**2 * np.dtype(source.dtype).itemsize
+    return count * tile_values(recipe, source.channels) * np.dtype(source.dtype).itemsize
 
 
 def _recipe_record(config: PipelineConfig) -> dict[str, Json]:
@@ -255,7 +257,8 @@ def check_tiling(
 def _drop_notes(recipe: TileRecipe, folder: Path, known: dict[str, Source]) -> tuple[str, ...]:
     contracts = [read_contract(shard) for shard in committed_shards(folder)]
     dropped, made = sum(item.dropped for item in contracts), sum(item.tiles for item in contracts)
-    bare = [known[source_id].uri for item in contracts for source_id in item.bare if source_id in known]
+    # By their ids: notes go to Prefect and into reports, and a file's name may be a patient's.
+    bare = [source_id for item in contracts for source_id in item.bare if source_id in known]
     notes = []
     if dropped:
         notes.append(
@@ -263,14 +266,17 @@ def _drop_notes(recipe: TileRecipe, folder: Path, known: dict[str, Source]) -> t
             f"{recipe.min_valid_fraction:g} of their pixels are valid"
         )
     if bare:
-        notes.append(f"{len(bare)} sources gave no tile at all, such as {bare[0]}: too few of their pixels are valid")
+        notes.append(
+            f"{len(bare)} sources gave no tile at all, such as source_id {bare[0]} of the catalog: too few of their "
+            "pixels are valid"
+        )
     return tuple(notes)
 
 
 def _write_shard(path: Path, sources: Sequence[Source], recipe: TileRecipe) -> list[Rejected]:
     """Cut sources into the shard at `path`; give those that could not be read."""
     first = sources[0]
-    contract = ShardContract(first.channels, first.units, first.dtype, recipe.size)
+    contract = ShardContract(tile_channels(recipe, first.channels), first.units, first.dtype, recipe.size)
     rejected: dict[str, Rejected] = {}
     bare: list[str] = []
     dropped = 0
@@ -306,6 +312,7 @@ def _append(writer: ShardWriter, source: Source, recipe: TileRecipe) -> int:
             "source_id": [source.source_id] * len(places),
             "group_id": block.groups,
             **{name: [getattr(item, name) for item in block.windows] for name in Window._fields},
+            BOX_COLUMN: block.boxes_mm,
             "valid_fraction": block.valid_fraction,
             "pixel_digest": pixel_digests(block.tiles, block.valid),
         }

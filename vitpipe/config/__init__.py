@@ -28,15 +28,28 @@ from vitpipe.config.learning import (
     Weights,
 )
 from vitpipe.config.pipeline import PipelineConfig
-from vitpipe.config.source import DataPath, DicomSource, GeotiffSource, ImagesSource, RejectShare, SourceRecipe
+from vitpipe.config.source import (
+    IDENTIFYING_KEYS,
+    DataPath,
+    DicomSource,
+    DicomwebQuery,
+    DicomwebSource,
+    GeotiffSource,
+    ImagesSource,
+    RejectShare,
+    SourceRecipe,
+)
 from vitpipe.config.tiles import SplitRecipe, TileRecipe
 
 __all__ = [
+    "IDENTIFYING_KEYS",
     "AugmentRecipe",
     "DataPath",
     "DicomRtstructLabels",
     "DicomSegLabels",
     "DicomSource",
+    "DicomwebQuery",
+    "DicomwebSource",
     "EvaluateRecipe",
     "FileWeights",
     "FolderLabels",

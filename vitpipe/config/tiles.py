@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from vitpipe.config.base import Recipe
+
+_SINCE_FIRST: Final = {"neighbours": 0}
+"""Keys that came later, with the value that means what was done before: left out of every dump, and so of every digest,
+so that tiles and runs from before stay valid."""
 
 
 class TileRecipe(Recipe):
@@ -27,12 +31,29 @@ class TileRecipe(Recipe):
     min_valid_fraction: float = Field(0.5, ge=0, le=1, title="Least valid share of a tile")
     spacing_mm: float | None = Field(None, gt=0, title="Spacing (mm)", description="Resample to it first (DICOM).")
     gsd_m: float | None = Field(None, gt=0, title="Ground sampling distance (m)", description="Resample to it first.")
+    neighbours: int = Field(
+        0,
+        ge=0,
+        le=16,
+        title="Neighbours (frames)",
+        description="2.5-D: this many frames before and after each as channels (DICOM stacks of one regular step).",
+    )
     shard_mib: int = Field(128, ge=1, le=4096, title="Shard size (MiB)", description="Tiles written by one task.")
 
     @property
     def step(self) -> int:
         """The stride, or the size where none is given."""
         return self.stride or self.size
+
+    @property
+    def along_stack(self) -> tuple[str, ...]:
+        """The keys that are set and go along the frames, for which these must be a regular stack."""
+        return tuple(name for name, plain in _SINCE_FIRST.items() if getattr(self, name) != plain)
+
+    @model_serializer(mode="wrap")
+    def _without_what_changes_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        values: dict[str, JsonValue] = dump(self)
+        return {key: value for key, value in values.items() if key not in _SINCE_FIRST or value != _SINCE_FIRST[key]}
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:

@@ -8,7 +8,7 @@ from typing import Final
 from vitpipe.domains.base import Domain
 from vitpipe.errors import ConfigError
 from vitpipe.pseudonym import Pseudonymiser
-from vitpipe.records import Plane, Source
+from vitpipe.records import Findings, Plane, Source
 
 
 def _dicom() -> Domain:
@@ -31,6 +31,21 @@ def _images() -> Domain:
 
 # Each domain loads its libraries when it is first asked for, not when another one is used.
 DOMAINS: Final[dict[str, Callable[[], Domain]]] = {"dicom": _dicom, "geotiff": _geotiff, "images": _images}
+
+
+def _dicom_decoders() -> Findings:
+    from vitpipe.domains.dicom.support import decoder_findings
+
+    return decoder_findings()
+
+
+# What a kind of data has to say of this machine, such as which codecs work here.
+_FINDINGS: Final[dict[str, Callable[[], Findings]]] = {"dicom": _dicom_decoders}
+
+
+def machine_findings(kind: str) -> Findings:
+    """Say what this machine can read of a kind of data, for `vitpipe check`; nothing where all of it can be read."""
+    return _FINDINGS[kind]() if kind in _FINDINGS else Findings(())
 
 
 def domain_of(kind: str) -> Domain:

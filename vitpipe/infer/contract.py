@@ -14,6 +14,7 @@ from vitpipe.config import SourceRecipe, TileRecipe
 from vitpipe.errors import ContractError
 from vitpipe.learn.preprocessing import Preprocessing
 from vitpipe.records import Source
+from vitpipe.resample import tile_channels
 
 OTHER_CHANNELS = "OTHER_CHANNELS"
 OTHER_UNITS = "OTHER_UNITS"
@@ -69,9 +70,10 @@ class ModelContract:
 
     def misfit(self, source: Source) -> tuple[str, str] | None:
         """Say why a source is not what the model was made for: a code and a sentence; None where it is."""
-        if tuple(source.channels) != self.channels:
+        channels = tile_channels(self.tiles, source.channels)
+        if channels != self.channels:
             return OTHER_CHANNELS, (
-                f"it has {len(source.channels)} channels ({', '.join(source.channels)}), the model takes "
+                f"it has {len(channels)} channels ({', '.join(channels)}), the model takes "
                 f"{len(self.channels)} ({', '.join(self.channels)}); give it sources with these, in this order"
             )
         if source.units != self.units:

@@ -16,22 +16,27 @@ from vitpipe.records import Attribute
 _OLDEST_AGE = 90.0
 """Ages of 90 and more are identifying: HIPAA's safe harbour lumps them."""
 _TEXT_LIMIT = 64
+_SEVERAL = (list, MultiValue)
 _DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
 
 
 def text(dataset: Dataset, keyword: str) -> str | None:
     """Give a value as stripped text; several values joined by ``/``; None where absent or empty."""
     value = value_of(dataset, keyword)
-    if isinstance(value, MultiValue | list):
-        value = "/".join(str(item) for item in value)
-    stripped = "" if value is None else str(value).strip(" \x00")
-    return stripped or None
+    # Most values are plain texts; to ask whether one is a `MultiValue` costs more than all the rest.
+    if type(value) is not str:
+        if value is None:
+            return None
+        value = "/".join(str(item) for item in value) if isinstance(value, _SEVERAL) else str(value)
+    return value.strip(" \x00") or None
 
 
 def numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
     """Give exactly `count` finite numbers, or None."""
     value = value_of(dataset, keyword)
-    values = list(value) if isinstance(value, MultiValue | list) else [value]
+    if value is None:
+        return None
+    values = list(value) if isinstance(value, _SEVERAL) else [value]
     if len(values) != count:
         return None
     try:

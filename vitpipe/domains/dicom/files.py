@@ -49,7 +49,7 @@ PARSE_ERRORS: Final = (
 )
 """What pydicom raises on bytes that do not make sense."""
 
-_PIXEL_KEYWORDS: Final = {
+PIXEL_KEYWORDS: Final = {
     0x7FE00008: "FloatPixelData",
     0x7FE00009: "DoubleFloatPixelData",
     0x7FE00010: "PixelData",
@@ -88,7 +88,7 @@ class DicomFile:
     pixels: PixelPlace | None
 
 
-class _Stream(io.BufferedReader):
+class BoundedStream(io.BufferedReader):
     """Reads no further than the file goes: a damaged length would make a buffer of gigabytes."""
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -106,7 +106,7 @@ def read_file(path: Path) -> DicomFile:
         TransientError: the store does not answer.
     """
     try:
-        with quiet(), _Stream(io.FileIO(path)) as stream:
+        with quiet(), BoundedStream(io.FileIO(path)) as stream:
             return _read_stream(path, stream)
     except PARSE_ERRORS as error:
         raise UnreadableSource(
@@ -188,7 +188,7 @@ def _place(stream: BinaryIO, dataset: Dataset) -> PixelPlace | None:
     if len(start) < 8:
         return None
     group, element = struct.unpack(f"{order}HH", start[:4])
-    keyword = _PIXEL_KEYWORDS.get(group << 16 | element)
+    keyword = PIXEL_KEYWORDS.get(group << 16 | element)
     if keyword is None:
         return None
     if implicit:
@@ -203,7 +203,7 @@ def _place(stream: BinaryIO, dataset: Dataset) -> PixelPlace | None:
 def _place_in_deflated(path: Path) -> PixelPlace | None:
     """Inflate the data set and find the pixels in it: a deflated file has no other way in."""
     whole = dcmread(path, force=True)
-    for keyword in _PIXEL_KEYWORDS.values():
+    for keyword in PIXEL_KEYWORDS.values():
         if keyword in whole:
             value = bytes(whole[keyword].value)
             return PixelPlace(keyword, whole[keyword].VR, 0, len(value), value, len(value))

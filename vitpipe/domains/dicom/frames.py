@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydicom import Dataset
@@ -13,6 +15,7 @@ from vitpipe.domains.dicom.fields import number, text
 from vitpipe.domains.dicom.files import read_file
 from vitpipe.domains.dicom.instance import Geometry, Vector, read_geometry
 from vitpipe.domains.dicom.quiet import quiet
+from vitpipe.domains.dicom.repaired import unrepaired
 from vitpipe.domains.dicom.sources import arrange_frames
 from vitpipe.errors import UnreadableSource
 from vitpipe.pseudonym import Pseudonymiser
@@ -35,12 +38,22 @@ class Frame:
 def read_frames(source: Source) -> tuple[Frame, ...]:
     """Read the headers of a source, and give its frames in its order.
 
+    The frames of a repaired source are made of two of the files: each is given as the nearer one, at the place where
+    the repair has put it.
+
     Raises:
         UnreadableSource: a file is gone or broken, or holds another number of frames than the source says.
     """
+    if is_repaired(source):
+        return _of_repair(source)
     if len(source.files) == 1:
         return _of_one_file(source)
     return tuple(_of_file(path) for path in source.files)
+
+
+def is_repaired(source: Source) -> bool:
+    """Tell whether the frames of a source are made of those of its files, and lie elsewhere."""
+    return "repair" in source.reader
 
 
 def planes_of(source: Source, pseudonym: Pseudonymiser) -> tuple[Plane, ...]:
@@ -90,13 +103,33 @@ def _on_affine(
 
 def _of_one_file(source: Source) -> tuple[Frame, ...]:
     path, frames = source.files[0], source.grid.frames
+    chosen: Any = source.reader.get("frames", ())
     header = _header(path)
     stated = int(number(header, "NumberOfFrames") or 1)
-    if stated != frames:
+    if stated <= max(chosen) if chosen else stated != frames:
         raise UnreadableSource("CHANGED", f"it held {frames} frame(s), now {stated}; ingest again", path)
-    geometry = read_geometry(header, frames)
-    order = arrange_frames(geometry.positions, geometry.orientations, geometry.spacing_mm, frames).order
-    return tuple(_frame(header, geometry, index, frames) for index in order)
+    geometry = read_geometry(header, stated)
+    order = tuple(chosen) or arrange_frames(geometry, stated).order
+    return tuple(_frame(header, geometry, index, stated) for index in order)
+
+
+def _of_repair(source: Source) -> tuple[Frame, ...]:
+    found = read_frames(unrepaired(source))
+    plan: Any = source.reader["repair"]
+    assert source.grid.affine is not None
+    assert source.grid.spacing_mm is not None
+    affine = np.asarray(source.grid.affine).reshape(4, 4)
+    _, between_rows, between_cols = source.grid.spacing_mm
+    orientation = (*(affine[:3, 0] / between_cols).tolist(), *(affine[:3, 1] / between_rows).tolist())
+    return tuple(
+        dataclasses.replace(
+            found[place + round(weight)],
+            position=tuple((affine[:3, 3] + frame * affine[:3, 2]).tolist()),
+            orientation=orientation,
+            spacing_mm=(between_rows, between_cols),
+        )
+        for frame, (place, weight) in enumerate(plan["samples"])
+    )
 
 
 def _of_file(path: str) -> Frame:

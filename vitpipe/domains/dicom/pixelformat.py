@@ -68,6 +68,11 @@ class PixelFormat:
         return np.dtype(f"{'i' if self.signed else 'u'}{size}")
 
     @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Of one decoded frame: (rows, cols), or (rows, cols, samples) where there are several."""
+        return (self.rows, self.cols) if self.samples == 1 else (self.rows, self.cols, self.samples)
+
+    @property
     def frame_bits(self) -> int:
         """Bits of one frame as it is stored uncompressed."""
         samples = 2 if self.photometric == "YBR_FULL_422" else self.samples

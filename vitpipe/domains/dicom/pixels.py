@@ -8,11 +8,9 @@ damaged JPEG it ends the process (`terminate called after throwing gdcm::Excepti
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -22,33 +20,13 @@ from pydicom.pixels.processing import convert_color_space
 from pydicom.pixels.utils import expand_ybr422
 from pydicom.uid import UID
 
-from vitpipe.domains.dicom.codestream import has_end, names_colours, rle_planes, stated_shape
+from vitpipe.domains.dicom.codecs import JPEG_LOSSY, NATIVE, RLE, CutStream, decode_runs, decode_stream
 from vitpipe.domains.dicom.fields import value_of
 from vitpipe.domains.dicom.files import PARSE_ERRORS, DicomFile, PixelPlace, read_file
 from vitpipe.domains.dicom.pixelformat import PixelFormat, read_format
 from vitpipe.domains.dicom.quiet import quiet
+from vitpipe.domains.dicom.support import support
 from vitpipe.errors import UnreadableSource
-
-NATIVE: Final = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"})
-_JPEG_8: Final = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"})
-_RLE: Final = "1.2.840.10008.1.2.5"
-
-# The High-Throughput syntaxes go to OpenJPEG too: OpenJPH's lossy inverse differs from it by rounding.
-_CODECS: Final[dict[str, Callable[[bytes], NDArray[np.generic]]]] = {
-    "1.2.840.10008.1.2.4.50": imagecodecs.jpeg8_decode,
-    "1.2.840.10008.1.2.4.51": imagecodecs.jpeg8_decode,
-    "1.2.840.10008.1.2.4.57": imagecodecs.jpegsof3_decode,
-    "1.2.840.10008.1.2.4.70": imagecodecs.jpegsof3_decode,
-    "1.2.840.10008.1.2.4.80": imagecodecs.jpegls_decode,
-    "1.2.840.10008.1.2.4.81": imagecodecs.jpegls_decode,
-    "1.2.840.10008.1.2.4.90": imagecodecs.jpeg2k_decode,
-    "1.2.840.10008.1.2.4.91": imagecodecs.jpeg2k_decode,
-    "1.2.840.10008.1.2.4.201": imagecodecs.jpeg2k_decode,
-    "1.2.840.10008.1.2.4.202": imagecodecs.jpeg2k_decode,
-    "1.2.840.10008.1.2.4.203": imagecodecs.jpeg2k_decode,
-}
-DECODABLE: Final = frozenset({*NATIVE, *_CODECS, _RLE})
-"""Transfer syntaxes that are read."""
 
 # imagecodecs' errors derive from RuntimeError; pydicom raises that and the parse errors.
 _DECODE_ERRORS: Final = (*PARSE_ERRORS, RuntimeError)
@@ -68,11 +46,10 @@ def check_decodable(item: DicomFile) -> None:
             f"the pixels are compressed, but the file states {_named(syntax)}; set its TransferSyntaxUID",
             str(item.path),
         )
-    if syntax not in DECODABLE:
+    found = support(str(syntax))
+    if not found.decoder:
         raise UnreadableSource(
-            "UNDECODABLE",
-            f"its transfer syntax {_named(syntax)} is not read; transcode it, for example to JPEG 2000 lossless",
-            str(item.path),
+            "UNDECODABLE", f"its transfer syntax {_named(syntax)} is not read; {found.remedy}", str(item.path)
         )
 
 
@@ -169,7 +146,7 @@ class FrameDecoder:
         stream.seek(self._place.offset)
         data = get_frame(stream, frame, number_of_frames=self._format.frames, extended_offsets=self._offsets())
         try:
-            decoded = self._shaped(self._by_codec(data))
+            decoded = self._by_codec(data)
         except _DECODE_ERRORS:
             return self._by_pylibjpeg(data)
         return self._colours(self._unused_bits(decoded))
@@ -221,46 +198,15 @@ class FrameDecoder:
         return values.reshape(described.rows, described.cols, described.samples)
 
     def _by_codec(self, data: bytes) -> NDArray[np.generic]:
-        if self._item.transfer_syntax == _RLE:
-            return self._by_runs(data)
-        if not has_end(data):
+        syntax = str(self._item.transfer_syntax)
+        try:
+            if syntax == RLE:
+                return self._planes(decode_runs(data, self._format).ravel(), by_plane=True)
+            return decode_stream(syntax, data, self._format)
+        except CutStream:
             raise UnreadableSource(
-                "TRUNCATED", "a frame ends before its end marker; copy the file again", str(self._item.path)
-            )
-        if stated_shape(data) != (self._format.rows, self._format.cols, self._format.samples):
-            raise ValueError
-        if self._item.transfer_syntax in _JPEG_8 and self._format.photometric == "RGB" and not names_colours(data):
-            # libjpeg guesses YCbCr where the stream says nothing; the header does say.
-            return imagecodecs.jpeg8_decode(data, colorspace="RGB", outcolorspace="RGB")
-        return _CODECS[self._item.transfer_syntax](data)
-
-    def _by_runs(self, data: bytes) -> NDArray[np.generic]:
-        """Decode RLE segment by segment: the whole-frame decoders end the process on a damaged one."""
-        dtype, pixels = self._format.stored_dtype, self._format.rows * self._format.cols
-        segments = rle_planes(data)
-        if self._format.bits_allocated == 1 or len(segments) != self._format.samples * dtype.itemsize:
-            raise ValueError
-        planes = np.empty((self._format.samples, dtype.itemsize, pixels), np.uint8)
-        for place, segment in enumerate(segments):
-            # Padding may follow the pixels of a segment, never precede them.
-            unpacked = np.frombuffer(imagecodecs.packbits_decode(segment), np.uint8)[:pixels]
-            planes[divmod(place, dtype.itemsize)] = unpacked
-        values = np.ascontiguousarray(planes.transpose(0, 2, 1)).view(dtype.newbyteorder(">")).astype(dtype)
-        # RLE keeps the samples plane by plane: PlanarConfiguration has no say (PS3.5 annex G).
-        return self._planes(values.ravel(), by_plane=True)
-
-    def _shaped(self, decoded: NDArray[np.generic]) -> NDArray[np.generic]:
-        """Check the codec's shape and give it the header's dtype: the stream may state another sign or fewer bits."""
-        described = self._format
-        wanted = (described.rows, described.cols, described.samples)[: 2 if described.samples == 1 else 3]
-        if decoded.shape != wanted:
-            raise ValueError
-        dtype = described.stored_dtype
-        if decoded.dtype.itemsize == dtype.itemsize:
-            return np.ascontiguousarray(decoded).view(dtype)
-        if decoded.dtype.itemsize > dtype.itemsize:
-            raise ValueError
-        return decoded.astype(dtype)
+                "TRUNCATED", "a frame ends before its end; copy the file again", str(self._item.path)
+            ) from None
 
     def _unused_bits(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
         """Extend the sign from the highest stored bit and clear the bits above it (overlays), PS3.5 8.1.1."""
@@ -275,7 +221,7 @@ class FrameDecoder:
 
     def _colours(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
         """Convert YBR to RGB where the codec has not: JPEG and JPEG 2000's own transforms are undone by them."""
-        if self._format.photometric in ("YBR_FULL", "YBR_FULL_422") and self._item.transfer_syntax not in _JPEG_8:
+        if self._format.photometric in ("YBR_FULL", "YBR_FULL_422") and self._item.transfer_syntax not in JPEG_LOSSY:
             converted: NDArray[np.generic] = convert_color_space(np.ascontiguousarray(values), "YBR_FULL", "RGB")
             return converted
         return values

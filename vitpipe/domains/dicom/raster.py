@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import Dataset
 
 from vitpipe.domains.dicom.files import read_file
+from vitpipe.domains.dicom.geometry import check_positions
 from vitpipe.domains.dicom.instance import read_geometry
 from vitpipe.domains.dicom.pixelformat import PixelFormat, read_format
 from vitpipe.domains.dicom.pixels import FrameDecoder, check_length
@@ -31,6 +34,8 @@ class DicomRaster:
         self._dtype = np.dtype(source.dtype)
         self._in_one_file = len(source.files) == 1
         self._file: int | None = None
+        chosen: Any = source.reader.get("frames", ())
+        self._chosen: tuple[int, ...] = tuple(chosen)
         self._order: tuple[int, ...] = ()
         self._decoder: FrameDecoder | None = None
         self._transform: Transform | None = None
@@ -114,17 +119,31 @@ class DicomRaster:
         described = read_format(item)
         self._check(described, path)
         check_length(item, described)
-        if self._in_one_file:
-            geometry = read_geometry(item.dataset, described.frames)
-            self._order = arrange_frames(
-                geometry.positions, geometry.orientations, geometry.spacing_mm, described.frames
-            ).order
+        self._place_frames(item.dataset, described.frames, path)
         self._decoder = FrameDecoder(item, described)
         self._transform = Transform(item.dataset, described, str(path), self._dtype)
 
+    def _place_frames(self, dataset: Dataset, frames: int, path: Path) -> None:
+        """Give the frames their order, and check that they lie where the affine of the source says."""
+        affine = self._source.grid.affine
+        if not self._in_one_file and affine is None:
+            return
+        geometry = read_geometry(dataset, frames)
+        if self._in_one_file:
+            self._order = self._chosen or arrange_frames(geometry, frames).order
+        if affine is not None:
+            positions = geometry.positions
+            if self._in_one_file and positions:
+                positions = tuple(positions[frame] for frame in self._order)
+            first = 0 if self._in_one_file else self._source.files.index(str(path))
+            check_positions(affine, positions, first, str(path))
+
     def _check(self, described: PixelFormat, path: Path) -> None:
         grid = self._source.grid
-        wanted = (grid.frames if self._in_one_file else 1, grid.height, grid.width, self._source.channels)
+        frames = grid.frames if self._in_one_file else 1
+        if self._chosen and max(self._chosen) < described.frames:
+            frames = described.frames
+        wanted = (frames, grid.height, grid.width, self._source.channels)
         found = (described.frames, described.rows, described.cols, described.channels)
         if wanted != found:
             raise UnreadableSource(

@@ -7,7 +7,8 @@ from typing import Final
 
 from pydicom import Dataset
 
-from vitpipe.domains.dicom.frames import Frame, read_frames
+from vitpipe.domains.dicom.fields import number
+from vitpipe.domains.dicom.frames import Frame, is_repaired, read_frames
 from vitpipe.errors import UnreadableSource
 from vitpipe.records import Source
 
@@ -40,7 +41,7 @@ class Originals:
     def reference(self, frame: int) -> tuple[str, str, list[int] | None]:
         """Give class, instance and frame numbers (from one; None where the instance has one frame) of a frame."""
         found = self.frames[frame]
-        several = len(self.headers) == 1 and len(self.frames) > 1
+        several = (number(found.header, "NumberOfFrames") or 1) > 1
         return (
             str(found.header.SOPClassUID),
             str(found.header.SOPInstanceUID),
@@ -56,6 +57,13 @@ def read_originals(source: Source, texts: tuple[str, ...]) -> Originals:
     Raises:
         UnreadableSource: a file cannot be read any more, or (``NO_DICOM_RESULT``) it has no UID to refer to.
     """
+    if is_repaired(source):
+        raise UnreadableSource(
+            NO_RESULT,
+            "its frames were repaired, so its tiles lie on no frame of the files; train and predict with `geometry: "
+            "strict` to file results, or use the tables",
+            source.uri,
+        )
     frames = read_frames(source)
     originals = list({id(frame.header): frame.header for frame in frames}.values())
     for path, header in zip(source.files, originals, strict=True):

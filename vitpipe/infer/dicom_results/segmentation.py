@@ -68,7 +68,8 @@ def build_segmentation(
     sources = originals.headers
     if len(sources) == 1 and grid.frames > 1:
         # highdicom takes the frames of a multi-frame image in the order of the file.
-        in_file = np.empty_like(probabilities)
+        # The source may be one of several stacks of the file.
+        in_file = np.zeros((int(sources[0].NumberOfFrames), *probabilities.shape[1:]), np.float32)
         for place, frame in enumerate(originals.frames):
             in_file[frame.number] = probabilities[place]
         probabilities = in_file

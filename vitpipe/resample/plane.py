@@ -142,7 +142,7 @@ class ResampledRaster:
     def __init__(self, raster: Raster, rows: Axis, cols: Axis) -> None:
         self._raster = raster
         self._rows, self._cols = rows, cols
-        self.grid = _moved_grid(raster.grid, rows, cols)
+        self.grid = moved_grid(raster.grid, rows, cols)
         self.channels = raster.channels
         self.dtype = raster.dtype
         self.block_rows = 1
@@ -324,7 +324,7 @@ def _metres_per_radian(latitude: float) -> tuple[float, float]:
     return math.degrees(north), math.degrees(east)
 
 
-def _moved_grid(grid: Grid, rows: Axis, cols: Axis) -> Grid:
+def moved_grid(grid: Grid, rows: Axis, cols: Axis) -> Grid:
     """Give the output grid: the same corner, other pixels."""
     spacing, transform, affine = grid.spacing_mm, grid.transform, grid.affine
     if spacing is not None:
