@@ -157,7 +157,7 @@ def test_a_missing_path_is_named_with_its_key(place: Callable[[str], Path], kind
         ("model.weights.sha", 1, "model.weights.sha: unknown key; known keys here: source"),
         ("source.kind", "geotif", "source.kind: unknown 'geotif'; did you mean `geotiff`?"),
         ("source.kind", "zarr", "source.kind: unknown 'zarr'; known: dicom, dicomweb, geotiff, images"),
-        ("source.kind", None, "source.kind: missing; write one of: dicom, geotiff, images"),
+        ("source.kind", None, "source.kind: missing; write one of: dicom, dicomweb, geotiff, images"),
         ("source", None, "source: missing; it must be given"),
         ("model.weights", "random", "model.weights: expected keys below it, found 'random'; its kinds are: file,"),
         ("tiles.size", "big", "tiles.size: must be a valid integer (found 'big')"),

@@ -17,6 +17,10 @@ RejectShare = Annotated[
 ]
 
 
+_SINCE_FIRST: Final[dict[str, JsonValue]] = {"geometry": "strict", "burned_in": "keep"}
+"""Keys of DICOM sources that came later, with the value that means what was done before."""
+
+
 class DicomSource(Recipe):
     """A tree of DICOM files; names and extensions do not matter."""
 
@@ -42,7 +46,7 @@ class DicomSource(Recipe):
     def _without_what_changes_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
         """Leave a key that came later out of every dump, thus of every digest, where it means what was done before."""
         values: dict[str, JsonValue] = dump(self)
-        return {key: value for key, value in values.items() if (key, value) != ("geometry", "strict")}
+        return {key: value for key, value in values.items() if key not in _SINCE_FIRST or value != _SINCE_FIRST[key]}
 
 
 IDENTIFYING_KEYS: Final = ("PatientID", "AccessionNumber", "StudyInstanceUID")
