@@ -14,10 +14,12 @@ import pytest
 from tests.domains.dicom_cases import COLS, ROWS, SERIES, STUDY, instance, save
 from tests.infer.infer_cases import make_package
 from tests.infer.result_cases import CLASSES, IDENTITY, Written, make_predictor, predict_and_write, write_series
-from vitpipe.errors import ConfigError
+from vitpipe.errors import ConfigError, DataError
 from vitpipe.infer.dicom_results import identity, require_dicom_results
+from vitpipe.infer.dicom_results.whence import read_identity
 from vitpipe.infer.predictor import Predictor
 from vitpipe.infer.versions import ModelIdentity
+from vitpipe.results import whence
 
 highdicom = pytest.importorskip("highdicom", reason="needs the extra dicom-results")
 
@@ -191,3 +193,30 @@ def test_a_missing_extra_is_named(predictor: Predictor, monkeypatch: pytest.Monk
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(ConfigError, match=r"vitpipe\[dicom-results\]"):
         require_dicom_results(predictor.contract)
+
+
+@pytest.mark.parametrize("kind", ["report", "segmentation"])
+def test_a_result_says_whence_it_is(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    file = request.getfixturevalue(kind).files[0]
+    assert read_identity(file) == IDENTITY
+    findings = whence(str(file), str(tmp_path))
+    assert findings.values["manifest_digest"] == "ef" * 8
+    assert "version: 3" in findings.lines
+    assert str(findings.values["registry"]).startswith("not asked")
+    assert "CANARY" not in str(findings)
+
+
+def test_what_is_not_ours_or_was_changed_is_refused(report: Written, series: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="was not written by vitpipe"):
+        read_identity(next(series.iterdir()))
+    with pytest.raises(DataError, match="cannot be read as DICOM"):
+        read_identity(Path(__file__))
+    with pytest.raises(DataError, match="No such file"):
+        read_identity(tmp_path / "none")
+    changed = pydicom.dcmread(report.files[0])
+    for item in changed.ContributingEquipmentSequence:
+        if item.Manufacturer == "vitpipe":
+            item.ContributionDescription = item.ContributionDescription.replace("version=3", "version=4")
+    changed.save_as(tmp_path / "changed.dcm")
+    with pytest.raises(DataError, match="names two models"):
+        read_identity(tmp_path / "changed.dcm")

@@ -93,7 +93,7 @@ CODECS: Final[dict[str, Codec]] = {
     "1.2.840.10008.1.2.4.202": Codec("OpenJPH", _high_throughput),
     "1.2.840.10008.1.2.4.203": Codec("OpenJPEG", _jpeg_2000),
 }
-READ: Final = frozenset({*NATIVE, *CODECS, RLE})
+READ: Final = frozenset({*NATIVE, *CODECS, RLE, ENCAPSULATED, DEFLATED_FRAMES})
 """Transfer syntaxes that are read where the libraries are whole; `vitpipe.domains.dicom.support` tries them here."""
 
 

@@ -159,7 +159,8 @@ class _Run:
             del self._by_output[known.output]
 
     def _write(self, path: Path, source: str, state: str) -> _Line:
-        output = self._deidentifier.output_of(path)
+        examined = self._deidentifier.examine(path)
+        output = examined.output
         content = self._pseudonym("content", digest_file(path))
         first = self._by_output.get(output)
         if first is not None and first.source != source and (self._target / output).is_file():
@@ -170,8 +171,8 @@ class _Run:
                 "another file has the same SOPInstanceUID and other bytes; the first of them was written",
                 str(path),
             )
-        written = self._deidentifier.write(path, self._target)
-        return _Line(source, state, content, written.output)
+        self._deidentifier.write_examined(examined, self._target)
+        return _Line(source, state, content, output)
 
 
 def _check_folders(source: Path, target: Path) -> None:
