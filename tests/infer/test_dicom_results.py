@@ -158,6 +158,18 @@ def test_dciodvfy_finds_no_error(predictor: Predictor, series: Path, tmp_path: P
             assert [line for line in lines if line.startswith("Error")] == []
 
 
+def test_empty_codes_of_the_images_are_not_handed_on(predictor: Predictor, tmp_path: Path) -> None:
+    empty, whole = pydicom.Dataset(), pydicom.Dataset()
+    empty.CodeValue, empty.CodeMeaning = "1", ""
+    whole.CodeValue, whole.CodingSchemeDesignator, whole.CodeMeaning = "2", "99X", "chest"
+    whole.CodingSchemeVersion = ""
+    data = write_series(tmp_path / "d", ProcedureCodeSequence=[empty, whole])
+    found = pydicom.dcmread(predict_and_write(predictor, data, tmp_path, "seg").files[0])
+    (code,) = found.ProcedureCodeSequence
+    assert code.CodeValue == "2"
+    assert "CodingSchemeVersion" not in code
+
+
 def test_class_names_beyond_the_character_set_make_the_object_utf8(series: Path, tmp_path: Path) -> None:
     named = write_series(tmp_path / "s", PatientName="Buc^Jérôme", SpecificCharacterSet="ISO_IR 100")
     make_package(
