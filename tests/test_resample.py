@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import vitpipe.resample as room
+import vitpipe.resample.plane as room
 from tests.tiling_cases import MemoryRaster, noise
 from vitpipe.config import TileRecipe
 from vitpipe.errors import UnreadableSource

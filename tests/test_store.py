@@ -46,6 +46,7 @@ def rows_of(name: str, indices: range, valid: np.ndarray) -> dict[str, list[obje
         "source_id": [name] * len(indices),
         "group_id": [f"group-{name}"] * len(indices),
         "col": list(indices),
+        "box_mm": [None if index % 3 else [index + 0.5] * 12 for index in indices],
         "valid_fraction": list(valid.mean(axis=(1, 2))),
         "pixel_digest": ["x"] * len(indices),
     }

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitpipe.config import FileWeights, ModelRecipe, PipelineConfig
-from vitpipe.cutting import window_count
-from vitpipe.errors import ConfigError, DataError, TooManyRejected
+from vitpipe.cutting import planned_windows, tile_values
+from vitpipe.domains.known import machine_findings, planes_of
+from vitpipe.errors import ConfigError, DataError, TooManyRejected, UnreadableSource
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
 from vitpipe.labels import read_labels
 from vitpipe.labels.base import LabelSet
 from vitpipe.pseudonym import load_pseudonymiser
 from vitpipe.records import Findings, Json, Source
+from vitpipe.resample import tile_channels
 from vitpipe.workspace import Workspace
 
 _CPU_FLOPS_PER_CORE = 5e10
@@ -29,11 +31,13 @@ def check_pipeline(config: PipelineConfig) -> Findings:
         ConfigError, DataError: what would stop the run, other than too many rejects, which are listed.
     """
     workspace = Workspace(Path(config.workspace))
-    lines: list[str] = []
-    values: dict[str, Json] = {}
+    given, config = config, config.on_disk()
+    machine = machine_findings(config.source.kind)
+    lines: list[str] = [*machine.lines]
+    values: dict[str, Json] = {**machine.values}
     with workspace.lock():
         try:
-            ingest(config, workspace)
+            ingest(given, workspace)
         except TooManyRejected as error:
             lines.append(f"STOPS: {error}")
             values["stops"] = str(error)
@@ -80,14 +84,22 @@ def _sources(sources: Sequence[Source], values: dict[str, Json]) -> list[str]:
 
 def _tiles(config: PipelineConfig, sources: Sequence[Source], values: dict[str, Json]) -> list[str]:
     recipe = config.tiles
-    count = sum(window_count(source.grid, recipe) for source in sources)
-    size_bytes = sum(
-        window_count(source.grid, recipe) * len(source.channels) * recipe.size**2 * _item_size(source.dtype)
-        for source in sources
-    )
+    count = size_bytes = 0
+    refused: dict[str, list[str]] = {}
+    for source in sources:
+        try:
+            windows = planned_windows(source.grid, recipe, uri=source.uri)
+        except UnreadableSource as error:
+            refused.setdefault(error.code, []).append(f"{Path(source.uri).name}: {error.reason}")
+            continue
+        count += windows
+        size_bytes += windows * tile_values(recipe, source.channels) * _item_size(source.dtype)
     values |= {"tiles": count, "tile_bytes": size_bytes}
-    about = " before resampling" if recipe.spacing_mm or recipe.gsd_m else ""
-    return [f"at most {count} tiles of {recipe.size} px{about}, {size_bytes / 2**20:.0f} MiB on disk"]
+    size = f"{recipe.depth} x {recipe.size} x {recipe.size}" if recipe.depth else f"{recipe.size}"
+    lines = [f"at most {count} tiles of {size} px, {size_bytes / 2**20:.0f} MiB on disk"]
+    for code, reasons in sorted(refused.items()):
+        lines.append(f"REJECTED when tiles are cut: {len(reasons)} x {code}, such as {reasons[0]}")
+    return lines
 
 
 def _item_size(dtype: str) -> int:
@@ -102,7 +114,7 @@ def _labels(
     if config.labels is None:
         return ["no labels: the run ends after tiling"]
     try:
-        labels = read_labels(config.labels, sources, load_pseudonymiser(workspace.root))
+        labels = read_labels(config.labels, sources, load_pseudonymiser(workspace.root), planes_of)
     except DataError as error:
         # What stops a run first stays the first reason.
         values.setdefault("stops", str(error))
@@ -142,7 +154,9 @@ def _model(config: PipelineConfig, sources: Sequence[Source], values: dict[str, 
     weights = config.model.weights
     if isinstance(weights, FileWeights) and not Path(weights.path).is_file():
         raise ConfigError(f"model.weights: no file {weights.path}; correct `model.weights.path`")
-    parameters, tokens, width, depth = _measure(config.model, config, len(sources[0].channels))
+    parameters, tokens, width, depth = _measure(
+        config.model, config, len(tile_channels(config.tiles, sources[0].channels))
+    )
     # Multiply-adds of a transformer block on N tokens of width D: 12 N D^2 in its matrices, 2 N^2 D in attention.
     dense, attention = 12 * tokens * width**2, 2 * tokens**2 * width
     tiles = values["tiles"]
@@ -171,9 +185,9 @@ def _measure(recipe: ModelRecipe, config: PipelineConfig, channels: int) -> tupl
     from vitpipe.learn.architecture import build, overrides_of
 
     with torch.device("meta"):
-        model, _ = build(recipe, overrides_of(recipe, channels, recipe.num_classes or 2, config.tiles.size))
+        tiles = config.tiles
+        model, _ = build(recipe, overrides_of(recipe, channels, recipe.num_classes or 2, tiles.size, tiles.depth))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    embed = getattr(model, "patch_embed", None)
-    patches = int(getattr(embed, "num_patches", 0))
+    patches = int(getattr(getattr(model, "patch_embed", model), "num_patches", 0))
     tokens = patches + int(getattr(model, "num_prefix_tokens", 0))
     return parameters, tokens, int(getattr(model, "embed_dim", 0)), len(getattr(model, "blocks", ()))

@@ -30,7 +30,7 @@ from vitpipe.pseudonym import load_pseudonymiser
 from vitpipe.records import FileRecord, Rejected, StageSummary
 from vitpipe.workspace import Workspace
 
-INDEX_VERSION: Final = 1
+INDEX_VERSION: Final = 2
 """Raise it when the meaning of a row changes: every header is then read again."""
 
 MOST_BATCHES: Final = 300
@@ -43,7 +43,7 @@ _PIECES = "index"
 _ROW_GROUP = 20_000
 _COLUMNS: Final = ("path", "size", "mtime_ns", "reader", "digest", "header", "code", "reason", "junk")
 # Options of the source recipe that decide what is done with an indexed file, never what is found in it.
-_NOT_READ_BY_INDEX: Final = {"path", "max_reject_share"}
+_NOT_READ_BY_INDEX: Final = {"path", "max_reject_share", "geometry"}
 _GONE: Final = -1
 """Size of a file that was listed but cannot be looked at."""
 _NEVER_LOOKED_AT: Final = (_GONE, 0, "", "", "")

@@ -37,13 +37,19 @@ class Level(enum.StrEnum):
 
 
 class Window(NamedTuple):
-    """A pixel rectangle of one frame. It may reach past the right and bottom edge: that part is not valid."""
+    """A pixel rectangle of one frame, or of some frames. It may reach past the edge: that part is not valid."""
 
     frame: int
     row: int
     col: int
     height: int
     width: int
+    depth: int = 1
+    """Frames that it covers, from `frame` on; a raster reads one."""
+
+
+BOX_COLUMN = "box_mm"
+"""Column of tables of tiles, see :func:`box_mm`; missing where the source has no place in a patient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,32 @@ class Grid:
         """Read what :meth:`to_json` wrote."""
         values = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
         return cls(**values)  # type: ignore[arg-type]
+
+
+def box_mm(grid: Grid, window: Window) -> list[float] | None:
+    """Give the box of a window in the patient: 12 numbers, LPS, millimetres.
+
+    The first three are the outer corner of the first pixel (half a pixel before its centre, PS3.3 C.7.6.2.1.1); then
+    come three edge vectors: along increasing rows, along increasing columns, along increasing frames. The other seven
+    corners are sums of these; a tilted stack has a slanted box. What reaches past the edge of the grid belongs to it.
+
+    Args:
+        grid: the grid that the window counts in.
+        window: the rectangle.
+
+    Returns:
+        None where the grid has no affine: a photograph, a scene, a stack without a regular step.
+    """
+    if grid.affine is None:
+        return None
+    columns = [grid.affine[axis::4][:3] for axis in range(4)]
+    along_col, along_row, along_frame, first = columns
+    origin = [
+        at + right * (window.col - 0.5) + down * (window.row - 0.5) + through * (window.frame - 0.5)
+        for at, right, down, through in zip(first, along_col, along_row, along_frame, strict=True)
+    ]
+    edges = ((along_row, window.height), (along_col, window.width), (along_frame, window.depth))
+    return [float(value) for value in (*origin, *(step * count for axis, count in edges for step in axis))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +163,32 @@ class Source:
     """Stable codes of what is odd but not wrong, such as ``NO_GEOMETRY``."""
     reader: Mapping[str, Json] = field(default_factory=dict)
     """What the domain's `open` needs beyond the files, such as the bands chosen."""
+    geometry: Mapping[str, Json] = field(default_factory=dict)
+    """What was measured of the places of frames; `worst` holds for a code how bad it is: a number to compare, a clause
+    to show."""
 
     def __post_init__(self) -> None:
         """Refuse a source that no later room could name."""
         if not self.source_id or not self.group_id or not self.files or not self.channels:
             raise ValueError(f"a source needs source_id, group_id, files and channels: {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """Where one frame of a source lies in the patient, LPS millimetres."""
+
+    instance_uid: str | None
+    """Pseudonym of the instance that holds the frame."""
+    number: int
+    """Of the frame within its instance."""
+    frame_of_reference: str | None
+    """Pseudonym."""
+    position: tuple[float, ...] | None
+    """Centre of the first pixel; None where the file says no place."""
+    orientation: tuple[float, ...] | None
+    """Cosines of a row's direction, then of a column's."""
+    spacing_mm: tuple[float, ...] | None
+    """Between rows, between columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +213,7 @@ class StageSummary:
     """Code to count."""
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
-    """Sentences for the user."""
+    """Sentences for the user. Prefect and the report keep them: no path, since a file's name may be a patient's."""
 
     def __add__(self, other: StageSummary) -> StageSummary:
         """Merge two summaries of one stage."""

@@ -19,12 +19,21 @@ from numpy.typing import NDArray
 
 from vitpipe.atomic import sweep_partials, workspace_errors, write_folder, write_json, write_parquet
 from vitpipe.config import PipelineConfig, TileRecipe
-from vitpipe.cutting import Block, cut, origins, planned_windows, window_count, windows
+from vitpipe.cutting import Block, cut, origins, planned_windows, tile_values, window_count, windows
 from vitpipe.digest import digest, digest_of_digests
 from vitpipe.domains.known import domain_of
 from vitpipe.errors import ContractError, DataError, TooManyRejected, TransientError, UnreadableSource
-from vitpipe.records import Json, Rejected, Source, StageSummary, Window, count_codes
-from vitpipe.store import REJECTED_FILE, TABLE_FILE, ShardContract, ShardWriter, committed_shards, read_contract
+from vitpipe.records import BOX_COLUMN, Json, Rejected, Source, StageSummary, Window, count_codes
+from vitpipe.resample import preparation, tile_channels
+from vitpipe.store import (
+    PREPARATION_COLUMN,
+    REJECTED_FILE,
+    TABLE_FILE,
+    ShardContract,
+    ShardWriter,
+    committed_shards,
+    read_contract,
+)
 from vitpipe.workspace import Workspace
 
 __all__ = [
@@ -40,8 +49,9 @@ TILING_VERSION: Final = 1
 _PLAN_FILE: Final = "plan.parquet"
 _RECIPE_FILE: Final = "recipe.json"
 _REJECTED_COLUMNS: Final = ("source_id", "uri", "code", "reason", "junk")
-_UNCHANGED_BY: Final = frozenset({"path", "max_reject_share", "modality"})
-"""Options of a source that choose among sources or limit a run; every other one is taken to change the pixels."""
+_UNCHANGED_BY: Final = frozenset({"path", "max_reject_share", "modality", "geometry", "burned_in"})
+"""Options of a source that choose among sources, limit a run or show in the source's identity; every other one is taken
+to change the pixels."""
 
 
 def tile_digest(config: PipelineConfig) -> str:
@@ -130,7 +140,7 @@ def _estimated_bytes(source: Source, recipe: TileRecipe) -> int:
         count = planned_windows(source.grid, recipe, uri=source.uri)
     except UnreadableSource:  # It is rejected with this reason when it is opened.
         count = window_count(source.grid, recipe)
-    return count * len(source.channels) * recipe.size**2 * np.dtype(source.dtype).itemsize
+    return count * tile_values(recipe, source.channels) * np.dtype(source.dtype).itemsize
 
 
 def _recipe_record(config: PipelineConfig) -> dict[str, Json]:
@@ -138,8 +148,11 @@ def _recipe_record(config: PipelineConfig) -> dict[str, Json]:
     recipe: dict[str, Json] = config.tiles.model_dump(mode="json", exclude={"shard_mib"})
     if config.tiles.cut == "whole":
         del recipe["stride"], recipe["edge"]
+        recipe.pop("stride_depth", None)
     else:
         recipe["stride"] = config.tiles.step
+        if config.tiles.depth is not None:
+            recipe["stride_depth"] = config.tiles.step_depth
     options: dict[str, Json] = config.source.model_dump(mode="json", exclude=set(_UNCHANGED_BY))
     return {"tiles": recipe, "source": options, "tiling_version": TILING_VERSION}
 
@@ -255,7 +268,8 @@ def check_tiling(
 def _drop_notes(recipe: TileRecipe, folder: Path, known: dict[str, Source]) -> tuple[str, ...]:
     contracts = [read_contract(shard) for shard in committed_shards(folder)]
     dropped, made = sum(item.dropped for item in contracts), sum(item.tiles for item in contracts)
-    bare = [known[source_id].uri for item in contracts for source_id in item.bare if source_id in known]
+    # By their ids: notes go to Prefect and into reports, and a file's name may be a patient's.
+    bare = [source_id for item in contracts for source_id in item.bare if source_id in known]
     notes = []
     if dropped:
         notes.append(
@@ -263,14 +277,17 @@ def _drop_notes(recipe: TileRecipe, folder: Path, known: dict[str, Source]) -> t
             f"{recipe.min_valid_fraction:g} of their pixels are valid"
         )
     if bare:
-        notes.append(f"{len(bare)} sources gave no tile at all, such as {bare[0]}: too few of their pixels are valid")
+        notes.append(
+            f"{len(bare)} sources gave no tile at all, such as source_id {bare[0]} of the catalog: too few of their "
+            "pixels are valid"
+        )
     return tuple(notes)
 
 
 def _write_shard(path: Path, sources: Sequence[Source], recipe: TileRecipe) -> list[Rejected]:
     """Cut sources into the shard at `path`; give those that could not be read."""
     first = sources[0]
-    contract = ShardContract(first.channels, first.units, first.dtype, recipe.size)
+    contract = ShardContract(tile_channels(recipe, first.channels), first.units, first.dtype, recipe.size, recipe.depth)
     rejected: dict[str, Rejected] = {}
     bare: list[str] = []
     dropped = 0
@@ -299,13 +316,17 @@ def _write_shard(path: Path, sources: Sequence[Source], recipe: TileRecipe) -> l
 
 def _append(writer: ShardWriter, source: Source, recipe: TileRecipe) -> int:
     """Append a source's tiles; returns how many windows it has."""
+    done = None
     for block in _blocks(source, recipe):
+        done = preparation(source.grid, recipe, uri=source.uri) if done is None else done
         places = [(window.frame, window.row, window.col) for window in block.windows]
         rows: dict[str, Iterable[object]] = {
             "tile_id": [f"{source.source_id}:{frame}:{row}:{col}" for frame, row, col in places],
             "source_id": [source.source_id] * len(places),
             "group_id": block.groups,
             **{name: [getattr(item, name) for item in block.windows] for name in Window._fields},
+            BOX_COLUMN: block.boxes_mm,
+            PREPARATION_COLUMN: [done] * len(places),
             "valid_fraction": block.valid_fraction,
             "pixel_digest": pixel_digests(block.tiles, block.valid),
         }
@@ -331,10 +352,10 @@ def pixel_digests(tiles: NDArray[Any], valid: NDArray[np.bool_]) -> list[str]:
     Equal digests in two groups are a leak; flat tiles (water, air, nodata) are alike without being the same thing.
     SHA-256 cut to 64 bits: with the instructions of today's processors twice as fast as BLAKE2b.
     """
-    thin = (slice(None), slice(None), slice(None, None, 16), slice(None, None, 16))
-    sample, inside = tiles[thin], valid[:, np.newaxis, ::16, ::16]
-    reference = sample[:, :, :1, :1]
-    suspects = ((sample == reference) | ~inside).all(axis=(1, 2, 3)) | ~valid[:, 0, 0]
+    sample, inside = tiles[..., ::16, ::16], valid[:, np.newaxis, ..., ::16, ::16]
+    reference = sample.reshape(*sample.shape[:2], -1)[:, :, 0].reshape(*sample.shape[:2], *[1] * (sample.ndim - 2))
+    suspects = ((sample == reference) | ~inside).all(axis=tuple(range(1, sample.ndim)))
+    suspects |= ~valid.reshape(len(valid), -1)[:, 0]
     return [
         "" if suspect and _is_flat(tile, mask) else hashlib.sha256(tile).hexdigest()[:16]
         for tile, mask, suspect in zip(tiles, valid, suspects, strict=True)

@@ -15,12 +15,14 @@ from vitpipe.evaluate.statistics import Floats
 from vitpipe.evaluate.subgroups import ATTRIBUTE_PREFIX
 from vitpipe.evaluate.units import LABEL_SEPARATOR, probability_columns, truth_matrix
 from vitpipe.manifest import Manifest
-from vitpipe.records import Split
+from vitpipe.records import BOX_COLUMN, Split
 
 LOGITS_FILE = "logits.parquet"
 JUDGED_SPLITS = (Split.VAL, Split.CALIBRATION, Split.TEST)
 _KEYS = ("tile_id", "source_id", "group_id", "split", "label")
-_RESERVED = frozenset((*_KEYS, "predicted", "conformal_set", "abstain", "frame", "row", "col", "height", "width"))
+_RESERVED = frozenset(
+    (*_KEYS, "predicted", "conformal_set", "abstain", "frame", "row", "col", "height", "width", BOX_COLUMN)
+)
 
 
 def read_logits(run_folder: Path, manifest: Manifest) -> pd.DataFrame:
@@ -78,8 +80,8 @@ def predictions_of(table: pd.DataFrame, calibration: Calibration) -> pd.DataFram
     """Read logits by a calibration.
 
     Returns:
-        tile_id, source_id, group_id, split, label, predicted, p_<class>, conformal_set, abstain, then the `attr_`
-        columns; in the order of `table`.
+        tile_id, source_id, group_id, split, label, predicted, p_<class>, conformal_set, abstain, box_mm (see
+        `vitpipe.records.box_mm`), then the `attr_` columns; in the order of `table`.
     """
     classes = calibration.classes
     probabilities = calibration.probabilities(table[logit_columns(classes)].to_numpy(dtype=np.float64))
@@ -89,6 +91,8 @@ def predictions_of(table: pd.DataFrame, calibration: Calibration) -> pd.DataFram
         columns[name] = probabilities[:, index]
     columns["conformal_set"] = joined_names(calibration.prediction_sets(probabilities), classes)
     columns["abstain"] = calibration.abstain(probabilities)
+    if BOX_COLUMN in table:  # The manifest of a run from before has none.
+        columns[BOX_COLUMN] = table[BOX_COLUMN].to_numpy()
     for name in table.columns:
         if str(name).startswith(ATTRIBUTE_PREFIX):
             columns[str(name)] = table[name].to_numpy()

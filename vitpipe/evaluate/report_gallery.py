@@ -49,7 +49,11 @@ def gallery(
     cards = []
     for number, values in enumerate(chosen.to_dict("records")):
         row = {str(name): value for name, value in values.items()}
-        picture = thumbnail(tiles[number][bands], valid[number], window)
+        pixels, inside = tiles[number][bands], valid[number]
+        if inside.ndim == 3:
+            # Of a volume the middle slice is shown.
+            pixels, inside = pixels[:, len(inside) // 2], inside[len(inside) // 2]
+        picture = thumbnail(pixels, inside, window)
         cards.append((bool(row["hit"]), _card(row, picture, classes)))
     parts = []
     for hit, title in ((False, "Surest errors"), (True, "Hits")):
@@ -74,7 +78,13 @@ def choose(test: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
 
 
 def shown_channels(channels: Sequence[str]) -> list[int]:
-    """Choose what to show: red, green and blue where there are such, else the first three, else the first in grey."""
+    """Choose what to show: red, green and blue where there are such, else the first three, else the first in grey.
+
+    Of tiles with neighbouring frames as channels (``intensity-1, intensity, intensity+1``) it is the centre.
+    """
+    centre = [number for number, name in enumerate(channels) if f"{name}+1" in channels]
+    if centre:
+        return centre if len(centre) == 3 else centre[:1]
     names = [name.lower() for name in channels]
     for colours in _COLOURS:
         if all(name in names for name in colours):

@@ -6,13 +6,16 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from vitpipe.config import DicomSource
 from vitpipe.domains.base import ScanContext
+from vitpipe.domains.dicom.burnedin.door import refuse_text_in_pixels
 from vitpipe.domains.dicom.directory import read_directory
 from vitpipe.domains.dicom.files import JUNK_CODES, read_file
 from vitpipe.domains.dicom.indexing import HeaderIndex
 from vitpipe.domains.dicom.instance import read_instance
 from vitpipe.domains.dicom.quiet import quiet
 from vitpipe.domains.dicom.raster import DicomRaster
+from vitpipe.domains.dicom.repaired import RepairedRaster, unrepaired
 from vitpipe.domains.dicom.scan import InDoubt
 from vitpipe.domains.dicom.sources import assemble
 from vitpipe.errors import UnreadableSource
@@ -23,12 +26,15 @@ class Dicom:
     """Reads trees of DICOM files; see :class:`vitpipe.domains.base.Domain`.
 
     Codes of rejected files: ``ZERO_BYTES NOT_DICOM DICOMDIR MALFORMED_HEADER UNREADABLE_FILE NO_PIXELS PIXELS_MISSING
-    NOT_AN_IMAGE LOCALIZER TRUNCATED UNSUPPORTED UNDECODABLE OTHER_MODALITY CONFLICTING_SOP DUPLICATE``;
-    ``MISSING_FILE`` where a DICOMDIR names a file that is not there; at a read ``CHANGED``.
+    NOT_AN_IMAGE LOCALIZER TRUNCATED UNSUPPORTED UNDECODABLE OTHER_MODALITY CONFLICTING_SOP DUPLICATE OUTSIDE_RUN``;
+    ``MISSING_FILE`` where a DICOMDIR names a file that is not there; at a read ``CHANGED``; with ``burned_in: reject``
+    those of :mod:`vitpipe.domains.dicom.burnedin.door`.
 
     Notes of sources: ``NO_GEOMETRY SINGLE_FRAME GAP IRREGULAR DUPLICATE_POSITION TILT TEMPORAL_STACK MIXED_KIND
-    MIXED_SHAPE MIXED_ORIENTATION MIXED_SPACING MIXED_STACK NO_PATIENT_ID NO_FOR_UID DETECTOR_SPACING BAD_ORIENTATION
-    BAD_SPACING BURNED_IN_ANNOTATION LOSSY``.
+    MIXED_SHAPE MIXED_ORIENTATION MIXED_SPACING MIXED_STACK LOCALIZER REPAIRED NOT_REPAIRED NO_SPACING
+    NO_PATIENT_ID NO_FOR_UID DETECTOR_SPACING CALIBRATED_SPACING BAD_ORIENTATION BAD_SPACING BURNED_IN_ANNOTATION
+    LOSSY``. What is measured of them stands in `Source.geometry`, see
+    :class:`vitpipe.domains.dicom.report.GeometryReport`.
     """
 
     name = "dicom"
@@ -55,10 +61,13 @@ class Dicom:
             headers = self._headers = HeaderIndex(context.pseudonym)
         try:
             try:
-                return headers.index(path)
+                record: Mapping[str, Json] = headers.index(path)
             except InDoubt:
                 with quiet():
-                    return read_instance(read_file(path), context.pseudonym).to_json()
+                    record = read_instance(read_file(path), context.pseudonym).to_json()
+            if isinstance(context.recipe, DicomSource) and context.recipe.burned_in == "reject":
+                refuse_text_in_pixels(read_file(path))
+            return record
         except UnreadableSource as error:
             return Rejected(str(path), error.code, error.reason, junk=error.code in JUNK_CODES)
 
@@ -67,7 +76,7 @@ class Dicom:
         return assemble(records, context)
 
     @contextlib.contextmanager
-    def open(self, source: Source) -> Iterator[DicomRaster]:
+    def open(self, source: Source) -> Iterator[DicomRaster | RepairedRaster]:
         """Open a source; its files are read as their frames are asked for.
 
         Raises:
@@ -76,4 +85,7 @@ class Dicom:
         for path in source.files:
             if not Path(path).is_file():
                 raise UnreadableSource("UNREADABLE_FILE", "the file is gone; ingest again", path)
-        yield DicomRaster(source)
+        if "repair" in source.reader:
+            yield RepairedRaster(DicomRaster(unrepaired(source)), source)
+        else:
+            yield DicomRaster(source)

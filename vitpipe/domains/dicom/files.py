@@ -109,7 +109,8 @@ def read_file(path: Path) -> DicomFile:
         TransientError: the store does not answer.
     """
     try:
-        with quiet(), BoundedStream(io.FileIO(path)) as stream:
+        # By a text: pydicom opens the file again for a large value, and takes a path for an open file.
+        with quiet(), BoundedStream(io.FileIO(str(path))) as stream:
             return _read_stream(path, stream)
     except PARSE_ERRORS as error:
         raise UnreadableSource(
