@@ -33,7 +33,7 @@ def check_pipeline(config: PipelineConfig) -> Findings:
     workspace = Workspace(Path(config.workspace))
     given, config = config, config.on_disk()
     machine = machine_findings(config.source.kind)
-    lines: list[str] = [*machine.lines]
+    lines: list[str] = []
     values: dict[str, Json] = {**machine.values}
     with workspace.lock():
         try:
@@ -49,6 +49,7 @@ def check_pipeline(config: PipelineConfig) -> Findings:
             lines += _labels(config, sources, workspace, values)
     if config.model is not None and sources:
         lines += _model(config, sources, values)
+    lines += machine.lines
     return Findings(lines=tuple(lines), values=values)
 
 
