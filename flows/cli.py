@@ -172,6 +172,29 @@ def predict(
 
 
 @app.command()
+def whence(
+    file: Annotated[Path, typer.Argument(help="A structured report or segmentation of predict --dicom.")],
+    workspace: WorkspaceOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which registered model, run and data a DICOM result is from."""
+    from flows.settings import apply_environment
+    from vitpipe import results
+
+    with reporting(as_json=as_json):
+        if workspace is None and not os.environ.get("MLFLOW_TRACKING_URI"):
+            workspace = Path("workspace")
+        if workspace is not None and workspace.is_dir():
+            apply_environment(workspace)
+        findings = results.whence(str(file), str(workspace) if workspace else None)
+    if as_json:
+        print_json(findings.to_json())
+        return
+    for line in findings.lines:
+        typer.echo(line)
+
+
+@app.command()
 def deidentify(
     source: Annotated[Path, typer.Argument(help="Folder of DICOM files; it is only read.")],
     target: Annotated[Path, typer.Argument(help="Folder for the de-identified files.")],
@@ -213,14 +236,16 @@ def receive(  # noqa: PLR0913 - a parameter an option
     ] = 60.0,
     allow: Annotated[list[str] | None, typer.Option("--allow", help="AE title that may send; all if none.")] = None,
     config: Annotated[Path | None, typer.Option("--run", help="Pipeline that ingests complete studies.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Receive studies by C-STORE until interrupted, and ingest them when they are complete."""
     from flows.receive import receive as listen
+    from flows.terminal import print_stage
     from vitpipe.receive import ReceiverOptions
 
-    with reporting(as_json=False):
+    with reporting(as_json=as_json):
         options = ReceiverOptions(to.resolve(), host, port, aet, quiet_seconds, tuple(allow or ()))
-        listen(options, config, lambda line: typer.echo(line, err=True))
+        print_stage(listen(options, config, lambda line: typer.echo(line, err=True)), as_json=as_json)
 
 
 @app.command()

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -188,6 +189,22 @@ def test_only_those_who_are_allowed_may_send(tmp_path: Path) -> None:
             pass
 
 
+def test_an_open_association_may_end_before_the_receiver_does(tmp_path: Path) -> None:
+    found = Listening(tmp_path / "received")
+    paths = [write_instance(tmp_path / "made", 0, 0, number) for number in range(2)]
+    entity = pynetdicom.AE()
+    entity.add_requested_context(CTImageStorage)
+    with found.receiver:
+        association = entity.associate("127.0.0.1", found.receiver.port)
+        assert association.send_c_store(paths[0]).Status == STORED
+        ending = threading.Timer(0.5, lambda: (association.send_c_store(paths[1]), association.release()))
+        ending.start()
+    ending.join()
+    # Both are there, and no thread of the receiver is left.
+    assert len(received(found.folder)) == 2
+    assert not [thread for thread in threading.enumerate() if thread.name == "quiet studies"]
+
+
 def test_a_data_set_without_uids_is_refused(tmp_path: Path) -> None:
     inbox = Inbox(tmp_path / "received", KEY)
     assert inbox.take(b"\0" * 128 + b"DICM" + b"no data set") == CANNOT_UNDERSTAND
@@ -240,8 +257,9 @@ def test_the_command_ends_cleanly_and_ingests_in_a_child(tmp_path: Path) -> None
     folder, config, told = tmp_path / "received", tmp_path / "pipeline.yaml", tmp_path / "told"
     config.write_text(json.dumps({"name": "t", "source": {"kind": "dicom", "path": "received"}}))
     options = ["--to", str(folder), "--port", "0", "--quiet-seconds", "0.5", "--run", str(config)]
-    with told.open("w") as stderr:
-        process = subprocess.Popen([sys.executable, "-m", "flows.cli", "receive", *options], cwd=ROOT, stderr=stderr)
+    command = [sys.executable, "-m", "flows.cli", "receive", *options, "--json"]
+    with told.open("w") as stderr, (tmp_path / "json").open("w") as stdout:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=stdout, stderr=stderr)
     try:
         wait_for(lambda: "listens on" in told.read_text(), 60)
         port = int(re.findall(r":(\d+),", told.read_text())[0])
@@ -256,6 +274,8 @@ def test_the_command_ends_cleanly_and_ingests_in_a_child(tmp_path: Path) -> None
         code = process.wait(30)
     assert code == 0
     assert told.read_text().endswith("ending\n")
+    summary = json.loads((tmp_path / "json").read_text())
+    assert (summary["stage"], summary["done"], summary["rejected"]) == ("receive", 1, {})
     assert not [canary for canary in CANARIES if canary in told.read_text()]
 
 
