@@ -118,3 +118,17 @@ def _write(path: Path, target: Path) -> Any:
     except UnreadableSource as error:
         return f"{error.code} {error.reason}"
     return (target / written.output).read_bytes()
+
+
+def test_sequences_nested_deeper_than_python_goes_end_in_our_error_or_go(tmp_path: Path) -> None:
+    path = save(instance(0, PatientComments=CANARY), tmp_path / "in.dcm")
+    whole = path.read_bytes()
+    # Items of undefined length within each other, in ViewCodeSequence (0054,0220), before the pixels.
+    start = whole.index(b"\xe0\x7f\x10\x00OW")
+    opening = b"\x54\x00\x20\x02SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    closing = b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
+    for depth in (40, 5000):
+        path.write_bytes(whole[:start] + opening * depth + closing * depth + whole[start:])
+        result = _write(path, tmp_path / "out")
+        assert isinstance(result, bytes) == (depth == 40)
+        assert CANARY.encode() not in (result if isinstance(result, bytes) else result.encode())

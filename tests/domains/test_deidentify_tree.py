@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +75,33 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     }
     assert not list(target.rglob(".partial-*"))
     assert deidentify_tree(source, target, recipe()).skipped == len(paths)
+
+
+def test_kill_9_at_any_time_leaves_what_the_next_run_completes(tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    series(source, range(150))
+    command = [sys.executable, "-m", "flows.cli", "deidentify", str(source), str(target)]
+    # As the recipe here: the same key, the header alone decides on pixels.
+    environment = os.environ | {"VITPIPE_KEY": "test key"}
+    for files in (1, 80):
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        while process.poll() is None and sum(1 for _ in target.rglob("*.dcm")) < files:
+            time.sleep(0.02)
+        process.kill()
+        process.communicate()
+    assert 80 <= sum(1 for _ in target.rglob("*.dcm")) <= 150
+    summary = deidentify_tree(source, target, recipe())
+    assert summary.done + summary.skipped == 150
+    assert not list(target.rglob(".partial-*"))
+    deidentify_tree(source, tmp_path / "whole", recipe())
+    trees = [
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*.dcm")}
+        for root in (target, tmp_path / "whole")
+    ]
+    assert trees[0] == trees[1]
+    assert len(trees[0]) == 150
 
 
 def test_copies_and_conflicts_are_told_apart(tmp_path: Path) -> None:
