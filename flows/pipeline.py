@@ -35,18 +35,23 @@ def run_name() -> str:
     return f"{flow_run.flow_name} {name}" if name else str(flow_run.flow_name)
 
 
-def begin(config: PipelineConfig) -> None:
+def begin(config: PipelineConfig) -> PipelineConfig:
     """Let our log lines through, and refuse relative paths: a worker runs in another folder than who triggers it.
+
+    Returns:
+        The pipeline as every stage but the fetch sees it: its source lies on the disk.
 
     Raises:
         ConfigError: a path is relative.
     """
     configure_logging()
-    for key, path in (("source.path", config.source.path), ("workspace", config.workspace)):
+    local = config.on_disk()
+    for key, path in (("source.path", local.source.path), ("workspace", config.workspace)):
         if not Path(path).is_absolute():
             raise ConfigError(
                 f"{key}: {path!r} is relative; a flow needs an absolute path (the command line makes them so)"
             )
+    return local
 
 
 @flow(name="pipeline", flow_run_name=run_name, task_runner=runner())
@@ -63,10 +68,10 @@ def pipeline(config: PipelineConfig) -> stages.PipelineResult:
 
 def run_chain(config: PipelineConfig) -> stages.PipelineResult:
     """Run all stages, inside a flow."""
-    begin(config)
+    given, config = config, begin(config)
     with Workspace(Path(config.workspace)).lock():
         config = stages.pin_weights(config)
-        summaries = [run_ingest(config), run_tile(config)]
+        summaries = [*run_ingest(given), run_tile(config)]
         if config.labels is None:
             return stages.unlabelled_result(config, summaries)
         prepared = tasks.prepare_run(config)
@@ -83,15 +88,26 @@ def run_chain(config: PipelineConfig) -> stages.PipelineResult:
     return stages.pipeline_result(config, summaries, evaluated, registered)
 
 
-def run_ingest(config: PipelineConfig) -> StageSummary:
-    """Index batches of files side by side, then assemble the catalog; the workspace lock is held."""
+def run_ingest(config: PipelineConfig) -> list[StageSummary]:
+    """Fetch what lies on a server, index batches of files side by side, then assemble the catalog.
+
+    The workspace lock is held.
+
+    Returns:
+        The summary of the fetch, if there is one, and that of the ingest.
+    """
+    summaries = []
+    if (local := config.on_disk()) is not config:
+        summaries.append(tasks.fetch(config))
+        publish_summary(config.name, summaries[0])
+        config = local
     batches = stages.plan_batches(config)
     futures = tasks.index_batch.map(unmapped(config), batches, list(range(len(batches))))
     indexed = sum(futures.result(), start=StageSummary("index"))
     summary = tasks.build_catalog(config)
     summary = dataclasses.replace(summary, seconds=summary.seconds + indexed.seconds)
     publish_summary(config.name, summary)
-    return summary
+    return [*summaries, summary]
 
 
 def run_tile(config: PipelineConfig) -> StageSummary:

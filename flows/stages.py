@@ -24,7 +24,7 @@ def ingest(config: PipelineConfig) -> StageSummary:
     """
     begin(config)
     with Workspace(Path(config.workspace)).lock():
-        return run_ingest(config)
+        return run_ingest(config)[-1]
 
 
 @flow(name="tile", flow_run_name=run_name, task_runner=runner())
@@ -34,7 +34,7 @@ def tile(config: PipelineConfig) -> StageSummary:
     Args:
         config: The pipeline.
     """
-    begin(config)
+    config = begin(config)
     with Workspace(Path(config.workspace)).lock():
         return run_tile(config)
 
@@ -46,7 +46,7 @@ def train(config: PipelineConfig) -> StageSummary:
     Args:
         config: The pipeline.
     """
-    begin(config)
+    config = begin(config)
     with Workspace(Path(config.workspace)).lock():
         config = stages.pin_weights(config)
         prepared = tasks.prepare_run(config)
@@ -63,7 +63,7 @@ def evaluate(config: PipelineConfig) -> stages.EvaluatedRun:
     Args:
         config: The pipeline.
     """
-    begin(config)
+    config = begin(config)
     with Workspace(Path(config.workspace)).lock():
         config = stages.pin_weights(config)
         evaluated = tasks.evaluate(config, tasks.prepare_run(config).run_id)
@@ -79,7 +79,7 @@ def register(config: PipelineConfig) -> stages.RegisteredRun:
     Args:
         config: The pipeline.
     """
-    begin(config)
+    config = begin(config)
     with Workspace(Path(config.workspace)).lock():
         config = stages.pin_weights(config)
         registered = tasks.register(config, tasks.prepare_run(config).run_id)

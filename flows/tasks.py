@@ -8,6 +8,7 @@ random ending.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from prefect import task
@@ -16,10 +17,12 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
 
 from flows.progress import ProgressReporter
-from vitpipe import stages
+from vitpipe import results, stages
 from vitpipe.config import PipelineConfig
 from vitpipe.errors import TransientError
+from vitpipe.fetch import fetch as fetch_studies
 from vitpipe.records import StageSummary
+from vitpipe.workspace import Workspace
 
 RETRIES = 3
 BACKOFF = exponential_backoff(backoff_factor=5)
@@ -28,6 +31,20 @@ BACKOFF = exponential_backoff(backoff_factor=5)
 def is_transient(_task: Any, _task_run: TaskRun, state: State[Any]) -> bool:  # noqa: ANN401 - Prefect's own signature
     """Retry what may pass by itself, nothing else: data that are wrong stay wrong."""
     return isinstance(state.result(raise_on_failure=False), TransientError)
+
+
+@task(
+    name="fetch studies",
+    task_run_name="fetch studies",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=BACKOFF,
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_transient,
+)
+def fetch(config: PipelineConfig) -> StageSummary:
+    """Bring the folder of a DICOMweb source up to date; a fetch that was cut off goes on where it was."""
+    return fetch_studies(config, Workspace(Path(config.workspace)))
 
 
 @task(
@@ -142,6 +159,8 @@ def register(config: PipelineConfig, run_id: str) -> stages.RegisteredRun:
     retry_jitter_factor=0.5,
     retry_condition_fn=is_transient,
 )
-def predict(model_uri: str, source: str, out: str, workspace: str | None) -> StageSummary:
+def predict(
+    model_uri: str, source: str, out: str, workspace: str | None, dicom: results.ResultKind | None = None
+) -> StageSummary:
     """Run a registered model on files."""
-    return stages.predict(model_uri, source, out, workspace)
+    return results.predict(model_uri, source, out, workspace, dicom=dicom)

@@ -156,8 +156,8 @@ def test_a_missing_path_is_named_with_its_key(place: Callable[[str], Path], kind
         ("sorce", {}, "sorce: unknown key; did you mean `source`?"),
         ("model.weights.sha", 1, "model.weights.sha: unknown key; known keys here: source"),
         ("source.kind", "geotif", "source.kind: unknown 'geotif'; did you mean `geotiff`?"),
-        ("source.kind", "zarr", "source.kind: unknown 'zarr'; known: dicom, geotiff, images"),
-        ("source.kind", None, "source.kind: missing; write one of: dicom, geotiff, images"),
+        ("source.kind", "zarr", "source.kind: unknown 'zarr'; known: dicom, dicomweb, geotiff, images"),
+        ("source.kind", None, "source.kind: missing; write one of: dicom, dicomweb, geotiff, images"),
         ("source", None, "source: missing; it must be given"),
         ("model.weights", "random", "model.weights: expected keys below it, found 'random'; its kinds are: file,"),
         ("tiles.size", "big", "tiles.size: must be a valid integer (found 'big')"),
@@ -290,9 +290,8 @@ def test_a_text_file_named_dcm_is_said_and_left_out(place: Callable[[str], Path]
     text.write_text("these are notes\n" * 20)
     ingest = chain(pipeline)[0]
     assert ingest.done == COUNT
-    assert any(
-        "1 file(s) are of another kind and are left out" in note and "notes.dcm" in note for note in ingest.notes
-    )
+    assert any("1 file(s) are of another kind and are left out" in note for note in ingest.notes)
+    assert not any("notes.dcm" in note for note in ingest.notes)
     assert set(quarantine(pipeline)) == {"notes.dcm"}
     if kind == "dicom":
         assert quarantine(pipeline)["notes.dcm"][1] == "not a DICOM file: it holds text, although its name ends in .dcm"
@@ -376,7 +375,7 @@ def test_nan_pixels_count_for_nothing(place: Callable[[str], Path]) -> None:
     assert any(
         note.startswith("10 of 108 windows were dropped: fewer than `tiles.min_valid_fraction`") for note in notes
     )
-    assert any(note.startswith("1 sources gave no tile at all, such as ") and "s000.tif" in note for note in notes)
+    assert any(note.startswith("1 sources gave no tile at all, such as source_id ") for note in notes)
     (shard,) = Workspace(pipeline.parent / "workspace").tiles(tile_digest(load_config(pipeline))).glob("*/tiles.npy")
     assert np.isfinite(np.load(shard)).all()
 

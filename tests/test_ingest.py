@@ -42,6 +42,9 @@ class TextDomain:
         self.opened: list[str] = []
         self.fails_at = ""
 
+    def listed_in(self, path: Path) -> None:  # noqa: ARG002
+        return None
+
     def index(self, path: Path, context: ScanContext) -> Mapping[str, Json] | Rejected:  # noqa: ARG002
         self.opened.append(path.name)
         if path.name == self.fails_at:
@@ -210,7 +213,7 @@ def test_every_file_ends_in_a_source_or_in_the_quarantine(place: Place, domain: 
     assert summary.done == 2
     assert summary.rejected == {"BAD_SERIES": 1, "CANNOT_OPEN": 1, "DUPLICATE": 1, "EMPTY": 1}
     assert summary.notes == (
-        f"1 file(s) are of another kind and are left out, such as {root / 'readme.txt'}",
+        "1 file(s) are of another kind and are left out (NOT_SOURCE 1); quarantine.parquet names them",
         "1 source(s) are marked ODD",
     )
 
@@ -278,7 +281,7 @@ def test_another_way_of_reading_reads_headers_again_but_digests_nothing(
     ingest(config, workspace)
     digested: list[Path] = []
     monkeypatch.setattr(fileindex, "digest_file", lambda path: digested.append(path) or digest_file(path))
-    for variable, value in (("INDEX_VERSION", 2), ("__version__", "9.9")):
+    for variable, value in (("INDEX_VERSION", 99), ("__version__", "9.9")):
         domain.opened.clear()
         monkeypatch.setattr(fileindex, variable, value)
         ingest(config, workspace)
@@ -314,6 +317,34 @@ def test_what_was_looked_at_before_a_failure_is_kept(place: Place, domain: TextD
     build_catalog(config, workspace)
     assert len(read_catalog(workspace)) == 5
     assert list((workspace.root / "index").iterdir()) == []
+
+
+def test_only_what_is_new_or_changed_is_planned_and_no_header_is_read_for_it(
+    place: Place, domain: TextDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _, workspace = place
+    for name in "abcd":
+        write(root, f"{name}.src")
+    (root / "link.src").symlink_to(root / "later")
+    lenient = make_config(root, workspace.root, max_reject_share=0.5)
+    ingest(lenient, workspace)
+    asked: list[object] = []
+    read = pd.read_parquet
+    monkeypatch.setattr(
+        fileindex.pd,
+        "read_parquet",
+        lambda *args, **options: asked.append(options["columns"]) or read(*args, **options),
+    )
+    # A link that leads nowhere has no cheap key: it is looked at each time.
+    assert plan_batches(lenient, workspace) == [[root / "link.src"]]
+    assert asked == [["path", "size", "mtime_ns"]]
+    (root / "later").write_text("{}")
+    write(root, "b.src", changed=1)
+    write(root, "e.src")
+    planned = [path.name for batch in plan_batches(lenient, workspace) for path in batch]
+    assert planned == ["b.src", "e.src", "later", "link.src"]
+    monkeypatch.setenv("VITPIPE_KEY", "another key: all headers are read again")
+    assert len([path for batch in plan_batches(lenient, workspace) for path in batch]) == 7
 
 
 def test_the_catalog_indexes_files_that_came_late(place: Place, domain: TextDomain) -> None:

@@ -382,7 +382,7 @@ def test_dropped_windows_and_bare_sources_are_said(
     summary = tile(config_of(tmp_path), workspace, sources)
     assert summary.done == 2
     assert summary.notes[0].startswith("5 of 8 windows were dropped")
-    assert summary.notes[1].startswith("1 sources gave no tile at all, such as /data/bbbb")
+    assert summary.notes[1].startswith("1 sources gave no tile at all, such as source_id bbbb")
 
 
 def test_a_transient_error_passes_and_leaves_nothing(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vitpipe.config import FileWeights, ModelRecipe, PipelineConfig
 from vitpipe.cutting import planned_windows, tile_values
+from vitpipe.domains.known import machine_findings, planes_of
 from vitpipe.errors import ConfigError, DataError, TooManyRejected, UnreadableSource
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
 from vitpipe.labels import read_labels
@@ -30,11 +31,13 @@ def check_pipeline(config: PipelineConfig) -> Findings:
         ConfigError, DataError: what would stop the run, other than too many rejects, which are listed.
     """
     workspace = Workspace(Path(config.workspace))
-    lines: list[str] = []
-    values: dict[str, Json] = {}
+    given, config = config, config.on_disk()
+    machine = machine_findings(config.source.kind)
+    lines: list[str] = [*machine.lines]
+    values: dict[str, Json] = {**machine.values}
     with workspace.lock():
         try:
-            ingest(config, workspace)
+            ingest(given, workspace)
         except TooManyRejected as error:
             lines.append(f"STOPS: {error}")
             values["stops"] = str(error)
@@ -111,7 +114,7 @@ def _labels(
     if config.labels is None:
         return ["no labels: the run ends after tiling"]
     try:
-        labels = read_labels(config.labels, sources, load_pseudonymiser(workspace.root))
+        labels = read_labels(config.labels, sources, load_pseudonymiser(workspace.root), planes_of)
     except DataError as error:
         # What stops a run first stays the first reason.
         values.setdefault("stops", str(error))

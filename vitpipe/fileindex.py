@@ -12,6 +12,7 @@ import json
 import os
 import stat
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -22,14 +23,14 @@ from vitpipe import __version__
 from vitpipe.atomic import sweep_partials, write_file
 from vitpipe.config import PipelineConfig
 from vitpipe.digest import digest, digest_bytes, digest_file
-from vitpipe.domains.base import Domain, ScanContext
+from vitpipe.domains.base import Domain, ScanContext, render
 from vitpipe.domains.known import domain_of
 from vitpipe.errors import ConfigError, TransientError
 from vitpipe.pseudonym import load_pseudonymiser
-from vitpipe.records import FileRecord, Rejected, StageSummary, count_codes
+from vitpipe.records import FileRecord, Rejected, StageSummary
 from vitpipe.workspace import Workspace
 
-INDEX_VERSION: Final = 1
+INDEX_VERSION: Final = 2
 """Raise it when the meaning of a row changes: every header is then read again."""
 
 MOST_BATCHES: Final = 300
@@ -42,11 +43,14 @@ _PIECES = "index"
 _ROW_GROUP = 20_000
 _COLUMNS: Final = ("path", "size", "mtime_ns", "reader", "digest", "header", "code", "reason", "junk")
 # Options of the source recipe that decide what is done with an indexed file, never what is found in it.
-_NOT_READ_BY_INDEX: Final = {"path", "max_reject_share"}
+_NOT_READ_BY_INDEX: Final = {"path", "max_reject_share", "geometry"}
 _GONE: Final = -1
 """Size of a file that was listed but cannot be looked at."""
+_NEVER_LOOKED_AT: Final = (_GONE, 0, "", "", "")
 
 Row = tuple[str, int, int, str, str, str, str, str, bool]
+CheapKey = tuple[str, int, int]
+"""Path as the index writes it, size, mtime in nanoseconds."""
 
 
 # -------------------------------------------------------------------------------------------------------------- listing
@@ -56,14 +60,22 @@ def list_files(config: PipelineConfig) -> list[Path]:
     """List the files of the source, sorted by path.
 
     Left out: names that begin with a dot, the workspace, anything that is no file (sockets, pipes). Links to folders
-    are followed, each folder once. A link that leads nowhere is listed: its rejection says so.
+    are followed, each folder once. A link that leads nowhere is listed: its rejection says so. Where the path is a file
+    that names others, as a DICOMDIR does, these are listed.
 
     Raises:
         ConfigError: the path is missing or is the workspace itself, or a folder cannot be read.
+        DataError: a file that names others cannot be used.
     """
+    return [Path(path) for path in list_paths(config)]
+
+
+def list_paths(config: PipelineConfig) -> list[str]:
+    """List the files as texts: see :func:`list_files`."""
     root = Path(config.source.path)
     if root.is_file():
-        return [root]
+        named = domain_of(config.source.kind).listed_in(root)
+        return [str(root)] if named is None else sorted(map(str, named))
     if not root.is_dir():
         raise ConfigError(f"no such file or folder: {root}; check `source.path` (it is relative to the pipeline file)")
     workspace = _identity(Path(config.workspace))
@@ -75,7 +87,7 @@ def list_files(config: PipelineConfig) -> list[Path]:
     linked = _walk(str(root), seen, found)
     while linked:
         linked = [deeper for folder in sorted(linked) for deeper in _walk(folder, seen, found)]
-    return [Path(path) for path in sorted(found)]
+    return sorted(found)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -134,16 +146,36 @@ def batches(paths: Sequence[Path], most: int = MOST_BATCHES) -> list[list[Path]]
 
 
 def plan_batches(config: PipelineConfig, workspace: Workspace) -> list[list[Path]]:
-    """List the files in batches, one task each; what a killed run left is taken into the index first, or swept.
+    """List the files that are new or changed in batches, one task each.
 
-    Call it while holding the workspace.
+    What a killed run left is taken into the index first, or swept. A file whose cheap key stands in the index, read in
+    the current way, is in no batch. Call it while holding the workspace.
 
     Raises:
         ConfigError: the path is missing.
+        DataError: see :func:`list_files`.
     """
     sweep_partials(workspace.root)
-    merge_index(workspace)
-    return batches(list_files(config))
+    if _pieces(workspace):
+        merge_index(workspace)
+    known = _known_keys(workspace, reader_key(scan_context(config, workspace)))
+    paths = list_paths(config)
+    return batches([Path(path) for path, key in zip(paths, _cheap_keys(paths), strict=True) if key not in known])
+
+
+def _known_keys(workspace: Workspace, reader: str) -> set[CheapKey]:
+    """Give the cheap keys of the files that need not be looked at."""
+    if not workspace.index.is_file():
+        return set()
+    # No header is read: they are nearly all of the table.
+    table = pd.read_parquet(workspace.index, columns=["path", "size", "mtime_ns"], filters=[("reader", "==", reader)])
+    # What could not be looked at may be there now.
+    return {key for key in zip(*(table[name].tolist() for name in table), strict=True) if key[1] != _GONE}
+
+
+def _cheap_keys(paths: Sequence[str]) -> Iterator[CheapKey]:
+    for path, text in zip(paths, _texts(paths), strict=True):
+        yield text, *_look(path)
 
 
 # ------------------------------------------------------------------------------------------------------------- indexing
@@ -181,42 +213,45 @@ def index_files(config: PipelineConfig, workspace: Workspace, paths: Sequence[Pa
     started = time.perf_counter()
     domain, context = domain_of(config.source.kind), scan_context(config, workspace)
     reader = reader_key(context)
-    texts = [_text(path) for path in paths]
+    texts = _texts([str(path) for path in paths])
     piece = workspace.root / _PIECES / f"{digest_bytes(chr(10).join(texts).encode())}.parquet"
     known = _known_rows(workspace, piece, texts)
     rows: list[Row] = []
-    looked = 0
+    codes: list[str] = []
     try:
         for path, text in zip(paths, texts, strict=True):
             size, mtime_ns = _look(path)
-            row = known.get(text)
-            same_bytes = row is not None and row[1:3] == (size, mtime_ns) and size != _GONE
-            if row is None or not same_bytes or row[3] != reader:
-                found = _look_inside(path, domain, context, known_digest=row[4] if row and same_bytes else "")
-                row = (text, size, mtime_ns, reader, *found)
-                looked += 1
-            rows.append(row)
+            size_before, mtime_before, reader_before, content, code = known.get(text, _NEVER_LOOKED_AT)
+            same_bytes = (size_before, mtime_before) == (size, mtime_ns) and size != _GONE
+            if not same_bytes or reader_before != reader:
+                found = _look_inside(path, domain, context, known_digest=content if same_bytes else "")
+                rows.append((text, size, mtime_ns, reader, *found))
+                code = found[2]
+            codes.append(code)
     finally:
-        if looked:
-            write_index(piece, pd.DataFrame(rows, columns=list(_COLUMNS)))
-    rejected = [Rejected(row[0], row[6], row[7], junk=row[8]) for row in rows if row[6]]
+        if rows:
+            _write_piece(piece, rows)
     return StageSummary(
         stage="index",
-        done=looked,
-        skipped=len(rows) - looked,
-        rejected=count_codes(rejected),
+        done=len(rows),
+        skipped=len(codes) - len(rows),
+        rejected=dict(sorted(Counter(code for code in codes if code).items())),
         seconds=time.perf_counter() - started,
     )
 
 
-def _text(path: Path) -> str:
-    """Give the path as UTF-8 text; bytes of another encoding are escaped."""
-    return str(path).encode("utf-8", errors="backslashreplace").decode("utf-8")
-
-
-def _look(path: Path) -> tuple[int, int]:
+def _texts(paths: Sequence[str]) -> list[str]:
+    """Give the paths as UTF-8 texts; bytes of another encoding are escaped."""
     try:
-        status = path.stat()
+        "".join(paths).encode("utf-8")
+    except UnicodeEncodeError:
+        return [path.encode("utf-8", errors="backslashreplace").decode("utf-8") for path in paths]
+    return list(paths)
+
+
+def _look(path: str | Path) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
     except OSError:
         return _GONE, 0
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (_GONE, 0)
@@ -226,9 +261,12 @@ def _look_inside(
     path: Path, domain: Domain, context: ScanContext, *, known_digest: str
 ) -> tuple[str, str, str, str, bool]:
     """Read a header and digest the bytes: (digest, header, code, reason, junk)."""
-    if _text(path) != str(path):
+    if _texts([str(path)]) != [str(path)]:
         return "", "", "NAME_NOT_UTF8", "the name of the file is not UTF-8; rename it", False
     try:
+        if not os.path.lexists(path):
+            reason = "the file was listed, but it is not there; copy it again, with the folder that it belongs to"
+            return "", "", "MISSING_FILE", reason, False
         path.stat()
         header = domain.index(path, context)
         if isinstance(header, Rejected):
@@ -239,8 +277,7 @@ def _look_inside(
         return "", "", "CANNOT_OPEN", reason, False
     except OSError as error:
         raise TransientError(f"{path} could not be read ({error.strerror}); the storage may answer later") from error
-    text = json.dumps(header, separators=(",", ":"), sort_keys=True)
-    return content, text, "", "", False
+    return content, render(header), "", "", False
 
 
 # ------------------------------------------------------------------------------------------------ the table on the disk
@@ -254,26 +291,44 @@ def write_index(path: Path, table: pd.DataFrame) -> None:
         ordered.to_parquet(partial, index=False, compression="zstd", row_group_size=_ROW_GROUP)
 
 
-def _known_rows(workspace: Workspace, piece: Path, texts: Sequence[str]) -> dict[str, Row]:
-    """Give the rows known of these files; those of the piece that an earlier try wrote come last and win."""
+def _known_rows(workspace: Workspace, piece: Path, texts: Sequence[str]) -> dict[str, tuple[int, int, str, str, str]]:
+    """Give size, mtime, reader, digest and code known of these files, by path.
+
+    What stands in the piece that an earlier try wrote comes last and wins.
+    """
     if not texts:
         return {}
     span: list[Any] = [("path", ">=", min(texts)), ("path", "<=", max(texts))]
+    columns = ["path", "size", "mtime_ns", "reader", "digest", "code"]
     wanted = set(texts)
     return {
-        row[0]: row
+        row[0]: row[1:]
         for path in (workspace.index, piece)
         if path.is_file()
-        for row in _rows(pd.read_parquet(path, columns=list(_COLUMNS), filters=span))
+        for row in _rows(pd.read_parquet(path, columns=columns, filters=span), columns)
         if row[0] in wanted
     }
 
 
-def _rows(table: pd.DataFrame) -> Iterator[Row]:
-    return zip(*(table[name].tolist() for name in _COLUMNS), strict=True)
+def _write_piece(piece: Path, rows: Sequence[Row]) -> None:
+    """Write the rows of a batch; those that an earlier try of it wrote stay."""
+    table = pd.DataFrame(rows, columns=list(_COLUMNS))
+    if piece.is_file():
+        table = pd.concat([pd.read_parquet(piece), table], ignore_index=True).drop_duplicates("path", keep="last")
+    write_index(piece, table)
 
 
-def merge_index(workspace: Workspace, keep: Sequence[Path] | None = None) -> pd.DataFrame:
+def _rows(table: pd.DataFrame, columns: Sequence[str] = _COLUMNS) -> Iterator[Any]:
+    return zip(*(table[name].tolist() for name in columns), strict=True)
+
+
+def _pieces(workspace: Workspace) -> list[Path]:
+    """List the pieces, the oldest first."""
+    pieces = (workspace.root / _PIECES).glob("*.parquet")
+    return sorted(pieces, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+def merge_index(workspace: Workspace, keep: Sequence[str] | None = None) -> pd.DataFrame:
     """Take all pieces into ``index.parquet`` and remove them. Call it while no batch is being written.
 
     Args:
@@ -283,18 +338,20 @@ def merge_index(workspace: Workspace, keep: Sequence[Path] | None = None) -> pd.
     Returns:
         The index: a row a file, sorted by path.
     """
-    folder = workspace.root / _PIECES
-    sweep_partials(folder)
-    pieces = sorted(folder.glob("*.parquet"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    sweep_partials(workspace.root / _PIECES)
+    pieces = _pieces(workspace)
     tables = [pd.read_parquet(path) for path in (workspace.index, *pieces) if path.is_file()]
     if not tables:
         return pd.DataFrame({name: [] for name in _COLUMNS}).astype({"path": "str", "code": "str", "junk": "bool"})
+    before = len(tables[0])
     # Later pieces win: they looked at the file last.
-    table = pd.concat(tables, ignore_index=True).drop_duplicates("path", keep="last")
+    table = pd.concat(tables, ignore_index=True).drop_duplicates("path", keep="last") if pieces else tables[0]
+    del tables
     if keep is not None:
-        table = table[table["path"].isin({_text(path) for path in keep})]
-    table = table.sort_values("path", ignore_index=True)
-    if pieces or len(table) != len(tables[0]):
+        stays = table["path"].isin(_texts(keep))
+        table = table if stays.all() else table[stays]
+    if pieces or len(table) != before:
+        table = table.sort_values("path", ignore_index=True)
         write_index(workspace.index, table)
     for path in pieces:
         path.unlink()
@@ -313,7 +370,7 @@ def split_index(index: pd.DataFrame) -> tuple[list[FileRecord], list[Rejected]]:
     return records, rejected
 
 
-def missing_from(index: pd.DataFrame, paths: Sequence[Path], reader: str) -> list[Path]:
+def missing_from(index: pd.DataFrame, paths: Sequence[str], reader: str) -> list[Path]:
     """Name the files that have no row, or one that was read in another way."""
-    current = set(index.loc[index["reader"] == reader, "path"]) if len(index) else set()
-    return [path for path in paths if _text(path) not in current]
+    current = set(index.loc[index["reader"] == reader, "path"].tolist()) if len(index) else set()
+    return [Path(path) for path, text in zip(paths, _texts(paths), strict=True) if text not in current]

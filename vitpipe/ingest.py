@@ -18,10 +18,12 @@ from vitpipe.atomic import write_parquet
 from vitpipe.config import PipelineConfig
 from vitpipe.domains.known import domain_of
 from vitpipe.errors import DataError, TooManyRejected
+from vitpipe.fetch import fetch, read_failures
 from vitpipe.fileindex import (
     batches,
     index_files,
     list_files,
+    list_paths,
     merge_index,
     missing_from,
     plan_batches,
@@ -46,24 +48,31 @@ __all__ = [
 DUPLICATE = "DUPLICATE"
 NOT_ASSEMBLED = "NOT_ASSEMBLED"
 _EXAMPLES = 3
-_JSON_COLUMNS = ("files", "grid", "channels", "attributes", "keys", "notes", "reader")
+_JSON_COLUMNS = ("files", "grid", "channels", "attributes", "keys", "notes", "reader", "geometry")
 
 
 def ingest(config: PipelineConfig, workspace: Workspace) -> StageSummary:
-    """Index all files and build the catalog, in one go.
+    """Fetch what lies on a server, index all files and build the catalog, in one go.
 
     Raises:
-        ConfigError: the path is missing.
+        ConfigError: the path is missing, or the server cannot be used.
         DataError: see :func:`build_catalog`.
         TransientError: the storage does not answer.
     """
     started = time.perf_counter()
     workspace.prepare()
+    fetched = fetch(config, workspace)
+    config = config.on_disk()
     for batch in plan_batches(config, workspace):
         index_files(config, workspace, batch)
     summary = build_catalog(config, workspace)
     return StageSummary(
-        summary.stage, summary.done, summary.skipped, summary.rejected, time.perf_counter() - started, summary.notes
+        summary.stage,
+        summary.done,
+        summary.skipped,
+        summary.rejected,
+        time.perf_counter() - started,
+        fetched.notes + summary.notes,
     )
 
 
@@ -82,13 +91,14 @@ def build_catalog(config: PipelineConfig, workspace: Workspace) -> StageSummary:
         TransientError: the storage does not answer.
     """
     started = time.perf_counter()
-    paths = list_files(config)
+    paths = list_paths(config)
     context = scan_context(config, workspace)
     index = merge_index(workspace, keep=paths)
     if late := missing_from(index, paths, reader_key(context)):
         index_files(config, workspace, late)
         index = merge_index(workspace, keep=paths)
     records, rejected = split_index(index)
+    rejected += read_failures(config, workspace)
     sources: list[Source] = []
     for item in domain_of(config.source.kind).assemble(records, context):
         if isinstance(item, Source):
@@ -228,12 +238,16 @@ def _summarise(
     notes = []
     junk = [item for item in rejected if item.junk]
     if junk:
-        notes.append(f"{len(junk)} file(s) are of another kind and are left out, such as {junk[0].uri}")
+        # No path: notes go to Prefect and into reports, and a file's name may be a patient's.
+        codes = ", ".join(f"{code} {count}" for code, count in count_codes(junk).items())
+        notes.append(
+            f"{len(junk)} file(s) are of another kind and are left out ({codes}); quarantine.parquet names them"
+        )
     if gone := sorted(before - now):
         shown = ", ".join(gone[:_EXAMPLES])
         notes.append(f"{len(gone)} source(s) of the last catalog are gone or changed, such as {shown}")
     for code, count in sorted(Counter(note for source in sources for note in source.notes).items()):
-        notes.append(f"{count} source(s) are marked {code}")
+        notes.append(f"{count} source(s) are marked {code}{_worst_of(sources, code)}")
     return StageSummary(
         stage="ingest",
         done=len(now - before),
@@ -242,6 +256,20 @@ def _summarise(
         seconds=seconds,
         notes=tuple(notes),
     )
+
+
+def _worst_of(sources: Sequence[Source], code: str) -> str:
+    """Name the source that is worst by a code, where that is measured."""
+    found: list[tuple[float, str, str]] = []
+    for source in sources:
+        worst = source.geometry.get("worst")
+        measured = worst.get(code) if isinstance(worst, dict) else None
+        if isinstance(measured, list):
+            found.append((float(str(measured[0])), source.source_id, str(measured[1])))
+    if not found:
+        return ""
+    _, source_id, clause = max(found)
+    return f", the worst of them {source_id}: {clause}"
 
 
 # --------------------------------------------------------------------------------------------------- tables on the disk
@@ -327,7 +355,8 @@ def read_catalog(workspace: Workspace, source_ids: Collection[str] | None = None
 
 def _source(row: dict[str, object]) -> Source:
     # One call of the decoder a row: catalogs have 100,000 rows.
-    texts = ",".join(str(row[name]) for name in _JSON_COLUMNS)
+    # A catalog that was written before there was the column has no report.
+    texts = ",".join(str(row.get(name, "{}")) for name in _JSON_COLUMNS)
     nested = dict(zip(_JSON_COLUMNS, json.loads(f"[{texts}]"), strict=True))
     acquired_at = row["acquired_at"]
     return Source(
@@ -346,4 +375,5 @@ def _source(row: dict[str, object]) -> Source:
         bytes=int(str(row["bytes"])),
         notes=tuple(nested["notes"]),
         reader=nested["reader"],
+        geometry=nested["geometry"],
     )

@@ -1,6 +1,7 @@
 """The manifest of a run: the labelled tiles with their classes, groups, splits and subgroup attributes.
 
-A tile takes the label of its frame where there is one, else that of its source. Its group is the label table's, else
+A tile takes the label of its frame where there is one, else that of its source; labels that are drawn on the image are
+asked for each tile. Its group is the label table's, else
 the one that the reader gave it (patient, block of ground). Splits go by group and never change; see `vitpipe.splits`.
 """
 
@@ -26,6 +27,7 @@ from vitpipe.records import BOX_COLUMN, WHOLE_SOURCE, Source, Split, Window, box
 from vitpipe.resample import prepared_grid
 from vitpipe.splits import check_leaks, content_order, update_splits
 from vitpipe.store import TileStore
+from vitpipe.tile_labels import label_tiles
 from vitpipe.tiling import tile_digest
 from vitpipe.workspace import Workspace
 
@@ -96,6 +98,8 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
         write_parquet(path, labels.rows)
 
     joined = _join_labels(tiles, labels.rows)
+    if labels.regions is not None:
+        joined["label"] = label_tiles(joined, sources, labels, config.tiles, (workspace, recipe_digest))
     labelled = joined["label"].notna()
     table = joined[labelled].reset_index(drop=True)
     if table.empty:

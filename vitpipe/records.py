@@ -163,11 +163,32 @@ class Source:
     """Stable codes of what is odd but not wrong, such as ``NO_GEOMETRY``."""
     reader: Mapping[str, Json] = field(default_factory=dict)
     """What the domain's `open` needs beyond the files, such as the bands chosen."""
+    geometry: Mapping[str, Json] = field(default_factory=dict)
+    """What was measured of the places of frames; `worst` holds for a code how bad it is: a number to compare, a clause
+    to show."""
 
     def __post_init__(self) -> None:
         """Refuse a source that no later room could name."""
         if not self.source_id or not self.group_id or not self.files or not self.channels:
             raise ValueError(f"a source needs source_id, group_id, files and channels: {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """Where one frame of a source lies in the patient, LPS millimetres."""
+
+    instance_uid: str | None
+    """Pseudonym of the instance that holds the frame."""
+    number: int
+    """Of the frame within its instance."""
+    frame_of_reference: str | None
+    """Pseudonym."""
+    position: tuple[float, ...] | None
+    """Centre of the first pixel; None where the file says no place."""
+    orientation: tuple[float, ...] | None
+    """Cosines of a row's direction, then of a column's."""
+    spacing_mm: tuple[float, ...] | None
+    """Between rows, between columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +213,7 @@ class StageSummary:
     """Code to count."""
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
-    """Sentences for the user."""
+    """Sentences for the user. Prefect and the report keep them: no path, since a file's name may be a patient's."""
 
     def __add__(self, other: StageSummary) -> StageSummary:
         """Merge two summaries of one stage."""

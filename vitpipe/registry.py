@@ -28,7 +28,7 @@ from vitpipe.infer.package import Package, neutralise, open_package, requirement
 from vitpipe.infer.quiet import silence_telemetry
 from vitpipe.infer.serving import serve
 from vitpipe.infer.tracking import TrackingStore, tracking_store
-from vitpipe.infer.versions import Journal, RegisteredVersion
+from vitpipe.infer.versions import Journal, ModelIdentity, RegisteredVersion
 
 if TYPE_CHECKING:
     from vitpipe.infer.predictor import Predictor
@@ -231,14 +231,7 @@ class Registry:
     # ---------------------------------------------------------------------------------------------------------- load
 
     def load_predictor(self, uri: str) -> Predictor:
-        """Load a registered model: safetensors and JSON alone, no code of the model is run, its SHA-256 is checked.
-
-        Args:
-            uri: ``models:/name@champion`` or ``models:/name/3``.
-
-        Raises:
-            ConfigError, ContractError: see :meth:`fetch`.
-        """
+        """Load a registered model: safetensors and JSON alone, no code of it is run; raises as :meth:`fetch`."""
         from vitpipe.infer.predictor import Predictor
 
         with tempfile.TemporaryDirectory(prefix="vitpipe-") as folder:
@@ -246,6 +239,8 @@ class Registry:
 
     def fetch(self, uri: str, folder: Path) -> Path:
         """Download the package of a registered model below `folder`, check its SHA-256, and give the package folder.
+
+        The URI is ``models:/name@champion`` or ``models:/name/3``.
 
         Raises:
             ConfigError: there is no such model.
@@ -255,13 +250,18 @@ class Registry:
             return self._download(self._find(uri), folder)
 
     def resolve(self, uri: str) -> str:
-        """Give the URI of the version that an alias names now: ``models:/name/3``.
-
-        Raises:
-            ConfigError: there is no such model.
-        """
+        """Give the URI of the version that an alias names now, ``models:/name/3``; ConfigError where there is none."""
         with self._speaking(f"find {uri}"):
             return self._describe(self._find(uri)).uri
+
+    def identify(self, uri: str) -> ModelIdentity:
+        """Say who a registered model is, for what it writes; raises as :meth:`resolve`."""
+        with self._speaking(f"find {uri}"):
+            found = self._find(uri)
+            tags = dict(found.tags)
+            if found.run_id:
+                tags |= self._client.get_run(found.run_id).data.tags
+            return ModelIdentity.read(found.name, str(found.version), found.run_id, tags)
 
     def challenger(self, name: str) -> str:
         """Give the number of the version under test; raises as :meth:`resolve`."""

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitpipe.atomic import make_folder
 from vitpipe.config import MlflowWeights, PipelineConfig
 from vitpipe.errors import ConfigError, TrainingFailed, TransientError
-from vitpipe.records import Json, StageSummary, count_codes
+from vitpipe.records import Json, StageSummary
 from vitpipe.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -188,6 +187,7 @@ def prepare_run(config: PipelineConfig) -> PreparedRun:
         LabelError, SplitError, LeakageError: see `vitpipe.manifest`.
     """
     from vitpipe import ingest, manifest
+    from vitpipe.domains.known import planes_of
     from vitpipe.labels import read_labels
     from vitpipe.learn import launch
     from vitpipe.pseudonym import load_pseudonymiser
@@ -196,7 +196,9 @@ def prepare_run(config: PipelineConfig) -> PreparedRun:
         raise ConfigError(f"{config.name}: no `labels` in the configuration, so there is nothing to train on")
     started = time.perf_counter()
     workspace = _workspace(config)
-    labels = read_labels(config.labels, ingest.read_catalog(workspace), load_pseudonymiser(workspace.root))
+    sources = ingest.read_catalog(workspace)
+    labels = read_labels(config.labels, sources, load_pseudonymiser(workspace.root), planes_of)
+    ingest.extend_quarantine(workspace, labels.quarantine_rows())
     joined = manifest.build_manifest(config, workspace, labels)
     run_id = launch.run_id_of(joined, config)
     manifest.write_manifest(joined, workspace.run(run_id))
@@ -401,35 +403,6 @@ def require_registry(workspace: str | None) -> None:
             f"no registry at {file}; pass `--workspace FOLDER`, the workspace of the pipeline that registered the "
             "model, or set MLFLOW_TRACKING_URI"
         )
-
-
-def predict(model_uri: str, source: str, out: str, workspace: str | None) -> StageSummary:
-    """Run a registered model on files and write the predictions into a folder.
-
-    Raises:
-        ConfigError: no such model or path.
-        ContractError: the files are not what the model was made for.
-        DataError: nothing could be read.
-    """
-    from vitpipe.infer.output import write_predictions
-    from vitpipe.infer.reading import local_path
-    from vitpipe.registry import open_registry
-
-    started = time.perf_counter()
-    require_registry(workspace)
-    # What is missing is said before the model is loaded, and before hours of work that could not be written.
-    local_path(source)
-    make_folder(Path(out))
-    registry = open_registry(Path(workspace) if workspace else None)
-    result = registry.load_predictor(model_uri).predict_path(source, with_paths=True)
-    written = write_predictions(result, Path(out))
-    return StageSummary(
-        "predict",
-        done=len(result.sources),
-        rejected=count_codes(item for item in result.rejected if not item.junk),
-        seconds=time.perf_counter() - started,
-        notes=(*result.notes, f"written: {written.parent}"),
-    )
 
 
 def promote(name: str, version: int | None, workspace: str | None) -> RegisteredVersion:

@@ -331,6 +331,11 @@ class TileStore:
                 valid[places[partly]] = bits.view(bool)
         return tiles, valid
 
+    def mask(self, shard_id: str, shard_row: int) -> NDArray[np.bool_]:
+        """Read the mask of one tile alone: (H, W), of a volume (D, H, W)."""
+        packed = self._map(shard_id)[1][shard_row]
+        return np.unpackbits(packed, axis=-1, count=self._common().tile_shape[-1]).view(bool)
+
     def _copy_tiles(
         self, stored: NDArray[Any], wanted: NDArray[np.int64], places: NDArray[np.int64], out: NDArray[np.float32]
     ) -> None:

@@ -49,8 +49,9 @@ TILING_VERSION: Final = 1
 _PLAN_FILE: Final = "plan.parquet"
 _RECIPE_FILE: Final = "recipe.json"
 _REJECTED_COLUMNS: Final = ("source_id", "uri", "code", "reason", "junk")
-_UNCHANGED_BY: Final = frozenset({"path", "max_reject_share", "modality"})
-"""Options of a source that choose among sources or limit a run; every other one is taken to change the pixels."""
+_UNCHANGED_BY: Final = frozenset({"path", "max_reject_share", "modality", "geometry", "burned_in"})
+"""Options of a source that choose among sources, limit a run or show in the source's identity; every other one is taken
+to change the pixels."""
 
 
 def tile_digest(config: PipelineConfig) -> str:
@@ -267,7 +268,8 @@ def check_tiling(
 def _drop_notes(recipe: TileRecipe, folder: Path, known: dict[str, Source]) -> tuple[str, ...]:
     contracts = [read_contract(shard) for shard in committed_shards(folder)]
     dropped, made = sum(item.dropped for item in contracts), sum(item.tiles for item in contracts)
-    bare = [known[source_id].uri for item in contracts for source_id in item.bare if source_id in known]
+    # By their ids: notes go to Prefect and into reports, and a file's name may be a patient's.
+    bare = [source_id for item in contracts for source_id in item.bare if source_id in known]
     notes = []
     if dropped:
         notes.append(
@@ -275,7 +277,10 @@ def _drop_notes(recipe: TileRecipe, folder: Path, known: dict[str, Source]) -> t
             f"{recipe.min_valid_fraction:g} of their pixels are valid"
         )
     if bare:
-        notes.append(f"{len(bare)} sources gave no tile at all, such as {bare[0]}: too few of their pixels are valid")
+        notes.append(
+            f"{len(bare)} sources gave no tile at all, such as source_id {bare[0]} of the catalog: too few of their "
+            "pixels are valid"
+        )
     return tuple(notes)
 
 

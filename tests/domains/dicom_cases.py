@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
+from pydicom.sequence import Sequence as Items
 from pydicom.uid import (
     CTImageStorage,
+    EnhancedCTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -54,6 +57,28 @@ def instance(number: int, **values: object) -> Dataset:
     return dataset
 
 
+def enhanced(order: list[int]) -> Dataset:
+    """A multi-frame CT whose frames lie in `order`, with a rescale of their own."""
+    gone = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
+    dataset = instance(0, **dict.fromkeys(gone), SOPClassUID=EnhancedCTImageStorage)
+    measures, plane, shared = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, plane.ImageOrientationPatient = [0.5, 0.8], [1, 0, 0, 0, 1, 0]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = Items([measures]), Items([plane])
+    frames = []
+    for number in order:
+        place, rescale, group = Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient = [0, 0, 2.5 * number]
+        rescale.RescaleSlope, rescale.RescaleIntercept, rescale.RescaleType = 1 + number, -1024, "HU"
+        group.PlanePositionSequence = Items([place])
+        group.PixelValueTransformationSequence = Items([rescale])
+        frames.append(group)
+    dataset.SharedFunctionalGroupsSequence = Items([shared])
+    dataset.PerFrameFunctionalGroupsSequence = Items(frames)
+    dataset.NumberOfFrames = len(order)
+    dataset.PixelData = np.stack([stored(number) for number in order]).tobytes()
+    return dataset
+
+
 def stored(number: int) -> NDArray[np.uint16]:
     return (np.arange(ROWS * COLS, dtype=np.uint16) + 100 * number).reshape(ROWS, COLS)
 
@@ -78,13 +103,19 @@ def series(folder: Path, numbers: Iterable[int] = range(6), **values: object) ->
     return [save(instance(number, **values), folder / f"{number:02d}") for number in numbers]
 
 
-def context(root: Path, modality: str | None = None) -> ScanContext:
-    return ScanContext(root, Pseudonymiser(b"test key"), DicomSource(path=str(root), modality=modality))
+def context(root: Path, modality: str | None = None, geometry: Literal["strict", "repair"] = "strict") -> ScanContext:
+    recipe = DicomSource(path=str(root), modality=modality, geometry=geometry)
+    return ScanContext(root, Pseudonymiser(b"test key"), recipe)
 
 
-def scan(root: Path, modality: str | None = None, reverse: bool = False) -> tuple[list[Source], list[Rejected]]:
+def scan(
+    root: Path,
+    modality: str | None = None,
+    reverse: bool = False,
+    geometry: Literal["strict", "repair"] = "strict",
+) -> tuple[list[Source], list[Rejected]]:
     """Index and assemble a folder, through the JSON in which the index is kept."""
-    domain, where = Dicom(), context(root, modality)
+    domain, where = Dicom(), context(root, modality, geometry)
     records, found = [], []
     for path in sorted((item for item in root.rglob("*") if item.is_file()), reverse=reverse):
         header = domain.index(path, where)

@@ -11,14 +11,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom_cases import CANARIES, COLS, FRAME, ROWS, codes, context, instance, read, save, scan, series, stored
-from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence
+from dicom_cases import (
+    CANARIES,
+    COLS,
+    FRAME,
+    ROWS,
+    codes,
+    context,
+    enhanced,
+    instance,
+    read,
+    save,
+    scan,
+    series,
+    stored,
+)
 from pydicom.uid import (
     MPEG2MPML,
     BasicTextSRStorage,
     DeflatedExplicitVRLittleEndian,
-    EnhancedCTImageStorage,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
     SegmentationStorage,
@@ -204,28 +215,6 @@ def test_conflicts_and_copies(tmp_path: Path) -> None:
     sources, found = scan(tmp_path)
     assert codes(found) == ["CONFLICTING_SOP", "CONFLICTING_SOP", "DUPLICATE"]
     assert sources[0].grid.frames == 5
-
-
-def enhanced(order: list[int]) -> Dataset:
-    """A multi-frame CT whose frames lie in `order`, with a rescale of their own."""
-    gone = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
-    dataset = instance(0, **dict.fromkeys(gone), SOPClassUID=EnhancedCTImageStorage)
-    measures, plane, shared = Dataset(), Dataset(), Dataset()
-    measures.PixelSpacing, plane.ImageOrientationPatient = [0.5, 0.8], [1, 0, 0, 0, 1, 0]
-    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = Sequence([measures]), Sequence([plane])
-    frames = []
-    for number in order:
-        place, rescale, group = Dataset(), Dataset(), Dataset()
-        place.ImagePositionPatient = [0, 0, 2.5 * number]
-        rescale.RescaleSlope, rescale.RescaleIntercept, rescale.RescaleType = 1 + number, -1024, "HU"
-        group.PlanePositionSequence = Sequence([place])
-        group.PixelValueTransformationSequence = Sequence([rescale])
-        frames.append(group)
-    dataset.SharedFunctionalGroupsSequence = Sequence([shared])
-    dataset.PerFrameFunctionalGroupsSequence = Sequence(frames)
-    dataset.NumberOfFrames = len(order)
-    dataset.PixelData = np.stack([stored(number) for number in order]).tobytes()
-    return dataset
 
 
 def test_a_multi_frame_file_is_ordered_and_rescaled_frame_by_frame(tmp_path: Path) -> None:

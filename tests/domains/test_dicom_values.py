@@ -25,9 +25,8 @@ from pydicom.uid import (
     UltrasoundImageStorage,
 )
 
-from vitpipe.domains.dicom import Dicom
-from vitpipe.domains.dicom import pixels as pixels_module
-from vitpipe.domains.dicom.codestream import rle_planes, stated_shape
+from vitpipe.domains.dicom import Dicom, codecs
+from vitpipe.domains.dicom.codestream import rle_planes, stated
 from vitpipe.domains.dicom.raster import DicomRaster
 from vitpipe.errors import UnreadableSource
 from vitpipe.records import Source, Window
@@ -208,8 +207,8 @@ def test_a_jpeg_without_colour_marker_follows_the_header(tmp_path: Path) -> None
     start = stream.index(b"\xff\xe0")
     bare = stream[:start] + stream[start + 2 + int.from_bytes(stream[start + 2 : start + 4], "big") :]
     found = {}
-    for name, data, stated in (("a", stream, "YBR_FULL_422"), ("b", bare, "YBR_FULL_422"), ("c", bare, "RGB")):
-        dataset = colour(smooth, PhotometricInterpretation=stated, Rows=16, Columns=16)
+    for name, data, photometric in (("a", stream, "YBR_FULL_422"), ("b", bare, "YBR_FULL_422"), ("c", bare, "RGB")):
+        dataset = colour(smooth, PhotometricInterpretation=photometric, Rows=16, Columns=16)
         dataset.PixelData = encapsulate([data])
         dataset["PixelData"].is_undefined_length = True
         found[name] = read(one(tmp_path / name, dataset, JPEGBaseline8Bit))[0][:, 8, 8].astype(int)
@@ -255,16 +254,16 @@ def test_lossless_codecs_give_back_every_bit(tmp_path: Path, syntax: str, signed
 
 
 def test_a_stream_that_lies_about_its_size_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(data: bytes) -> np.ndarray:
+    def never(data: bytes, *_: object) -> np.ndarray:
         raise MemoryError
 
-    monkeypatch.setitem(pixels_module._CODECS, JPEG2000Lossless, never)
+    monkeypatch.setitem(codecs.CODECS, JPEG2000Lossless, codecs.Codec("never", never))
     pixels = np.zeros((ROWS, COLS), np.uint16)
     stream = bytearray(_ENCODERS[JPEG2000Lossless](pixels))
-    assert stated_shape(bytes(stream)) == (ROWS, COLS, 1)
-    # SIZ: the right and the bottom edge of the image.
-    stream[8:16] = (60_000).to_bytes(4, "big") * 2
-    assert stated_shape(bytes(stream)) == (60_000, 60_000, 1)
+    assert stated(bytes(stream)).shape == (ROWS, COLS, 1)
+    # SIZ: the right and the bottom edge of the image, and of its one tile.
+    stream[8:16] = stream[24:32] = (60_000).to_bytes(4, "big") * 2
+    assert stated(bytes(stream)).shape == (60_000, 60_000, 1)
     dataset = instance(0, PixelData=encapsulate([bytes(stream)]))
     dataset["PixelData"].is_undefined_length = True
     source = one(tmp_path, dataset, JPEG2000Lossless)
@@ -297,12 +296,13 @@ def test_windows_of_a_frame_decode_it_once(tmp_path: Path, monkeypatch: pytest.M
     frames = [stored(number) for number in range(3)]
     source = one(tmp_path, compressed(frames, JPEG2000Lossless, NumberOfFrames=3), JPEG2000Lossless)
     decoded = []
-    original = imagecodecs.jpeg2k_decode
-    monkeypatch.setitem(
-        pixels_module._CODECS,
-        JPEG2000Lossless,
-        lambda data: decoded.append(len(data)) or original(data),
-    )
+    name, original = codecs.CODECS[JPEG2000Lossless]
+
+    def counted(data: bytes, *rest: Any) -> np.ndarray:
+        decoded.append(len(data))
+        return original(data, *rest)
+
+    monkeypatch.setitem(codecs.CODECS, JPEG2000Lossless, codecs.Codec(name, counted))
     with Dicom().open(source) as raster:
         for frame in (0, 1, 2):
             for row in range(0, ROWS, 4):

@@ -177,7 +177,7 @@ def test_what_is_missing_is_counted(tmp_path: Path) -> None:
         "1 row(s) of the label table have no label",
         "1 row(s) of the label table have no key",
         "taken as classes: NA; leave the cell empty where there is no label",
-        "1 label(s) name no source (not there, rejected, or a duplicate), such as gone1.png",
+        "1 label(s) name no source (not there, rejected, or a duplicate), such as row 4",
         "2 of 4 source(s) have no label: kept for prediction, not trained on",
     )
 

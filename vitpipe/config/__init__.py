@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from vitpipe.config.base import Recipe
 from vitpipe.config.judging import EvaluateRecipe, GateRecipe, MetricName, RegisterRecipe
-from vitpipe.config.labels import FolderLabels, KeyKind, LabelRecipe, TableLabels
+from vitpipe.config.labels import (
+    DicomRtstructLabels,
+    DicomSegLabels,
+    FolderLabels,
+    KeyKind,
+    LabelRecipe,
+    RegionLabelRecipe,
+    TableLabels,
+)
 from vitpipe.config.learning import (
     AugmentRecipe,
     FileWeights,
@@ -20,13 +28,28 @@ from vitpipe.config.learning import (
     Weights,
 )
 from vitpipe.config.pipeline import PipelineConfig
-from vitpipe.config.source import DataPath, DicomSource, GeotiffSource, ImagesSource, RejectShare, SourceRecipe
+from vitpipe.config.source import (
+    IDENTIFYING_KEYS,
+    DataPath,
+    DicomSource,
+    DicomwebQuery,
+    DicomwebSource,
+    GeotiffSource,
+    ImagesSource,
+    RejectShare,
+    SourceRecipe,
+)
 from vitpipe.config.tiles import SplitRecipe, TileRecipe
 
 __all__ = [
+    "IDENTIFYING_KEYS",
     "AugmentRecipe",
     "DataPath",
+    "DicomRtstructLabels",
+    "DicomSegLabels",
     "DicomSource",
+    "DicomwebQuery",
+    "DicomwebSource",
     "EvaluateRecipe",
     "FileWeights",
     "FolderLabels",
@@ -43,6 +66,7 @@ __all__ = [
     "RandomWeights",
     "Recipe",
     "RegisterRecipe",
+    "RegionLabelRecipe",
     "RejectShare",
     "SourceRecipe",
     "SplitRecipe",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Final, Self
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 from pydantic.main import IncEx
@@ -11,23 +11,28 @@ from vitpipe.config.base import Recipe
 from vitpipe.config.judging import EvaluateRecipe, RegisterRecipe
 from vitpipe.config.labels import LabelRecipe
 from vitpipe.config.learning import ModelRecipe, PreprocessRecipe, TrainRecipe
-from vitpipe.config.source import SourceRecipe
+from vitpipe.config.source import DicomwebSource, SourceRecipe
 from vitpipe.config.tiles import SplitRecipe, TileRecipe
 from vitpipe.digest import digest
 
 _PLACES: dict[str, IncEx | bool] = {
     "workspace": True,
-    "source": {"path"},
+    "source": {"path", "url"},
     "labels": {"path"},
     "model": {"weights": {"path"}},
 }
 """Where things lie on one machine."""
 
 
+FETCHED: Final = "studies"
+"""Folder in the workspace of what was fetched, if the source names no other."""
+
+
 class PipelineConfig(Recipe):
     """A whole pipeline: ``pipeline.yaml``, and the form of the flow."""
 
-    model_config = ConfigDict(title="Pipeline")
+    # An error must not repeat an address that holds a password.
+    model_config = ConfigDict(title="Pipeline", hide_input_in_errors=True)
 
     name: str = Field(title="Name", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     source: SourceRecipe = Field(title="Source")
@@ -50,6 +55,15 @@ class PipelineConfig(Recipe):
         if self.labels is not None and self.model is None:
             raise ValueError("labels are given but no model: add `model: {name: ..., weights: {source: ...}}`")
         return self
+
+    def on_disk(self) -> Self:
+        """Give the pipeline whose source lies on this machine: what is fetched is read as plain files of its kind.
+
+        Every stage after the fetch takes this one: the same files make the same tiles and models.
+        """
+        if not isinstance(self.source, DicomwebSource):
+            return self
+        return self.model_copy(update={"source": self.source.fetched(f"{self.workspace}/{FETCHED}")})
 
     def without_places(self) -> dict[str, JsonValue]:
         """Give every value but where things lie on this machine: a report of it may be handed on."""

@@ -7,6 +7,7 @@ else of it: whatever a later stage needs is a field of :class:`vitpipe.records.S
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -29,6 +30,28 @@ class ScanContext:
     """The folder (or the one file) that the user named; relative paths in `Source.keys` are relative to it."""
     pseudonym: Pseudonymiser
     recipe: SourceRecipe
+
+
+class RenderedHeader(dict[str, Json]):
+    """What `index` found, with the JSON text that :func:`render` gives of it: a reader of many files may have it cheap.
+
+    Args:
+        value: the header.
+        text: its text.
+    """
+
+    __slots__ = ("text",)
+
+    def __init__(self, value: Mapping[str, Json], text: str) -> None:
+        super().__init__(value)
+        self.text = text
+
+
+def render(header: Mapping[str, Json]) -> str:
+    """Give the JSON text in which the index keeps a header: sorted keys, no spaces."""
+    if isinstance(header, RenderedHeader):
+        return header.text
+    return json.dumps(header, separators=(",", ":"), sort_keys=True)
 
 
 class Raster(Protocol):
@@ -72,6 +95,13 @@ class Domain(Protocol):
     @property
     def name(self) -> str:
         """The `kind` of the configuration."""
+
+    def listed_in(self, path: Path) -> Sequence[Path] | None:
+        """Give the files that a file names as the data, as a DICOMDIR does; None where it is data itself.
+
+        Raises:
+            DataError: it names files, but cannot be used.
+        """
 
     def index(self, path: Path, context: ScanContext) -> Mapping[str, Json] | Rejected:
         """Read one file's header, no pixels. The result is kept as long as path, size and mtime stay the same.

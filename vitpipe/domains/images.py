@@ -65,6 +65,9 @@ class Images:
 
     name = "images"
 
+    def listed_in(self, path: Path) -> None:
+        """No photograph names others."""
+
     def index(self, path: Path, context: ScanContext) -> Mapping[str, Json] | Rejected:  # noqa: ARG002 - the seam's
         """Read one file's header.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from vitpipe.domains.base import Domain
 from vitpipe.errors import ConfigError
+from vitpipe.pseudonym import Pseudonymiser
+from vitpipe.records import Findings, Plane, Source
 
 
 def _dicom() -> Domain:
@@ -31,6 +33,21 @@ def _images() -> Domain:
 DOMAINS: Final[dict[str, Callable[[], Domain]]] = {"dicom": _dicom, "geotiff": _geotiff, "images": _images}
 
 
+def _dicom_decoders() -> Findings:
+    from vitpipe.domains.dicom.support import decoder_findings
+
+    return decoder_findings()
+
+
+# What a kind of data has to say of this machine, such as which codecs work here.
+_FINDINGS: Final[dict[str, Callable[[], Findings]]] = {"dicom": _dicom_decoders}
+
+
+def machine_findings(kind: str) -> Findings:
+    """Say what this machine can read of a kind of data, for `vitpipe check`; nothing where all of it can be read."""
+    return _FINDINGS[kind]() if kind in _FINDINGS else Findings(())
+
+
 def domain_of(kind: str) -> Domain:
     """Give the domain of that name.
 
@@ -40,3 +57,16 @@ def domain_of(kind: str) -> Domain:
     if kind not in DOMAINS:
         raise ConfigError(f"no source kind `{kind}`; known: {', '.join(DOMAINS)}")
     return DOMAINS[kind]()
+
+
+def planes_of(source: Source, pseudonym: Pseudonymiser) -> Sequence[Plane]:
+    """Say where the frames of a source lie in the patient; nothing where its domain knows no patient.
+
+    Raises:
+        UnreadableSource: a file is gone or broken.
+    """
+    if not source.domain.startswith("dicom"):
+        return ()
+    from vitpipe.domains.dicom.frames import planes_of as dicom_planes_of
+
+    return dicom_planes_of(source, pseudonym)

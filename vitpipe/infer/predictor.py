@@ -45,6 +45,8 @@ class PredictionResult:
     """Files and sources that were not used, and why."""
     notes: tuple[str, ...]
     """Sentences for the user."""
+    used: tuple[Source, ...] = ()
+    """The sources that the tiles are of; none for arrays."""
 
 
 class Predictor:
@@ -150,7 +152,7 @@ class Predictor:
         tiles = self._joined(tables, batches.finish(), used)
         if with_paths:
             tiles["path"] = tiles["source_id"].map({name: _relative(item, path) for name, item in used.items()})
-        return PredictionResult(tiles, self._pool(tiles), tuple(rejected), tuple(watch.notes()))
+        return PredictionResult(tiles, self._pool(tiles), tuple(rejected), tuple(watch.notes()), tuple(used.values()))
 
     def _tiles_at_once(self) -> int:
         """Give the tiles of a batch for each core, as far as they are small."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from vitpipe.errors import ConfigError
+from vitpipe.errors import ConfigError, ContractError
 
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
@@ -40,6 +40,42 @@ class RegisteredVersion:
     def uri(self) -> str:
         """``models:/name/version``."""
         return f"models:/{self.name}/{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Who a registered model is, as it stands in the results that it writes."""
+
+    name: str
+    version: str
+    sha256: str
+    """Of its weights; 64 hexadecimal characters."""
+    facts: Mapping[str, str]
+    """Where it is from: ``mlflow_run_id run_id package_digest manifest_digest config_digest vitpipe_version``, those
+    that the registry knows."""
+
+    @property
+    def title(self) -> str:
+        """``name/version``."""
+        return f"{self.name}/{self.version}"
+
+    @classmethod
+    def read(cls, name: str, version: str, mlflow_run_id: str | None, tags: Mapping[str, str]) -> ModelIdentity:
+        """Make it of the tags of a version and of its run.
+
+        Raises:
+            ContractError: the version was not registered by vitpipe.
+        """
+        sha256 = tags.get("vitpipe.sha256")
+        if sha256 is None:
+            raise ContractError(f"models:/{name}/{version} was not registered by vitpipe (no tag vitpipe.sha256)")
+        keys = ("run_id", "package_digest", "manifest_digest", "config_digest")
+        facts = {key: tags[f"vitpipe.{key}"] for key in keys if f"vitpipe.{key}" in tags}
+        if mlflow_run_id:
+            facts["mlflow_run_id"] = mlflow_run_id
+        if "vitpipe.version" in tags:
+            facts["vitpipe_version"] = tags["vitpipe.version"]
+        return cls(name, version, sha256, facts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,7 +213,8 @@ def _orphan_notes(rows: pd.DataFrame, keys: pd.DataFrame, recipe: TableLabels) -
     notes = []
     orphans = rows[~rows["key"].isin(keys["key"])]
     if len(orphans):
-        shown = ", ".join(orphans["shown"].head(EXAMPLES))
+        # By their rows: notes go to Prefect and into reports, and a file's name may be a patient's.
+        shown = ", ".join(f"row {row}" for row in orphans["row"].head(EXAMPLES))
         notes.append(f"{len(orphans)} label(s) name no source (not there, rejected, or a duplicate), such as {shown}")
     if recipe.key == "scene":
         named = keys[keys["key"].isin(rows["key"])].drop_duplicates(["key", "source_id"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 _J2K_START: Final = b"\xff\x4f\xff\x51"
 _JP2_START: Final = b"\x00\x00\x00\x0cjP  "
@@ -17,6 +17,7 @@ _PADDING: Final = 18
 """Bytes at the end in which the end marker is looked for: fragments are padded to even length, some to more."""
 _LONGEST_JP2_HEADER: Final = 1 << 16
 _JPEG_LS_FRAME: Final = 0xF7
+_MOST_TILES: Final = 65_535
 _NOT_FRAMES: Final = frozenset({0xC4, 0xC8, 0xCC})
 _SCAN: Final = 0xDA
 _WITHOUT_LENGTH: Final = frozenset({0x01, *range(0xD0, 0xD9)})
@@ -27,25 +28,52 @@ def has_end(data: bytes) -> bool:
     return _END in data[-_PADDING:]
 
 
-def stated_shape(data: bytes) -> tuple[int, int, int]:
-    """Give rows, columns and components that the stream itself states.
+class Stated(NamedTuple):
+    """What a compressed stream says of itself."""
+
+    rows: int
+    cols: int
+    components: int
+    precision: int
+    """Bits of a sample."""
+    signed: bool | None
+    """None: the format knows no sign (JPEG, JPEG-LS)."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, columns, components."""
+        return self.rows, self.cols, self.components
+
+
+def stated(data: bytes) -> Stated:
+    """Read size, components, precision and sign from the stream itself.
 
     Source: ITU-T T.81 B.2.2 (SOF), T.87 C.2.2 (SOF55), T.800 A.5.1 (SIZ).
 
     Raises:
-        ValueError: there is no such statement.
+        ValueError: there is no such statement, or it is none that a codec can follow: a tile grid that does not cover
+            the image keeps OpenJPH busy for hours.
     """
     if data.startswith((_J2K_START, _JP2_START)):
-        place = data.find(_J2K_START, 0, _LONGEST_JP2_HEADER)
-        if place < 0:
-            raise ValueError("no JPEG 2000 codestream in the JP2 file")
-        right, bottom, left, top = struct.unpack_from(">4I", data, place + 8)
-        return bottom - top, right - left, struct.unpack_from(">H", data, place + 40)[0]
+        return _stated_by_siz(data)
     for marker, place in _segments(data):
         if marker == _JPEG_LS_FRAME or (0xC0 <= marker <= 0xCF and marker not in _NOT_FRAMES):
-            rows, cols, components = struct.unpack_from(">HHB", data, place + 5)
-            return rows, cols, components
+            precision, rows, cols, components = struct.unpack_from(">BHHB", data, place + 4)
+            return Stated(rows, cols, components, precision, None)
     raise ValueError("no frame header before the first scan")
+
+
+def _stated_by_siz(data: bytes) -> Stated:
+    place = data.find(_J2K_START, 0, _LONGEST_JP2_HEADER)
+    if place < 0:
+        raise ValueError("no JPEG 2000 codestream in the JP2 file")
+    right, bottom, left, top, tile_cols, tile_rows, tile_left, tile_top = struct.unpack_from(">8I", data, place + 8)
+    components, depth = struct.unpack_from(">HB", data, place + 40)
+    # The first tile must hold the image's first pixel (B.3), and there are no more than a short integer can count.
+    covered = tile_left <= left < tile_left + tile_cols and tile_top <= top < tile_top + tile_rows
+    if not covered or -(-(right - tile_left) // tile_cols) * -(-(bottom - tile_top) // tile_rows) > _MOST_TILES:
+        raise ValueError("the tile grid does not cover the image")
+    return Stated(bottom - top, right - left, components, (depth & 0x7F) + 1, bool(depth & 0x80))
 
 
 def names_colours(data: bytes) -> bool:

@@ -16,22 +16,27 @@ from vitpipe.records import Attribute
 _OLDEST_AGE = 90.0
 """Ages of 90 and more are identifying: HIPAA's safe harbour lumps them."""
 _TEXT_LIMIT = 64
+_SEVERAL = (list, MultiValue)
 _DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
 
 
 def text(dataset: Dataset, keyword: str) -> str | None:
     """Give a value as stripped text; several values joined by ``/``; None where absent or empty."""
     value = value_of(dataset, keyword)
-    if isinstance(value, MultiValue | list):
-        value = "/".join(str(item) for item in value)
-    stripped = "" if value is None else str(value).strip(" \x00")
-    return stripped or None
+    # Most values are plain texts; to ask whether one is a `MultiValue` costs more than all the rest.
+    if type(value) is not str:
+        if value is None:
+            return None
+        value = "/".join(str(item) for item in value) if isinstance(value, _SEVERAL) else str(value)
+    return value.strip(" \x00") or None
 
 
 def numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
     """Give exactly `count` finite numbers, or None."""
     value = value_of(dataset, keyword)
-    values = list(value) if isinstance(value, MultiValue | list) else [value]
+    if value is None:
+        return None
+    values = list(value) if isinstance(value, _SEVERAL) else [value]
     if len(values) != count:
         return None
     try:
@@ -66,7 +71,7 @@ def acquired_year(dataset: Dataset) -> str | None:
     """Give the year of the acquisition: a date says more than a study's reader may know."""
     for keyword in ("AcquisitionDateTime", "AcquisitionDate", "ContentDate", "SeriesDate", "StudyDate"):
         value = text(dataset, keyword)
-        if value and value[:4].isdigit() and 1900 <= int(value[:4]) <= 2200:
+        if value and _is_number(value[:4]) and 1900 <= int(value[:4]) <= 2200:
             return value[:4]
     return None
 
@@ -75,7 +80,7 @@ def age_years(dataset: Dataset) -> float | None:
     """Give the patient's age in years at the study, 90 and more as 90."""
     stated = text(dataset, "PatientAge")
     years = None
-    if stated and stated[:-1].isdigit() and stated[-1] in _DAYS:
+    if stated and _is_number(stated[:-1]) and stated[-1] in _DAYS:
         years = round(int(stated[:-1]) * _DAYS[stated[-1]] / _DAYS["Y"], 2)
     else:
         born, seen = (_date(text(dataset, key)) for key in ("PatientBirthDate", "StudyDate"))
@@ -84,8 +89,13 @@ def age_years(dataset: Dataset) -> float | None:
     return None if years is None else min(years, _OLDEST_AGE)
 
 
+def _is_number(value: str) -> bool:
+    # Text of another character set may hold digits that `int` does not take, such as superscripts.
+    return value.isascii() and value.isdigit()
+
+
 def _date(value: str | None) -> date | None:
-    if value is None or len(value) != 8 or not value.isdigit():
+    if value is None or len(value) != 8 or not _is_number(value):
         return None
     try:
         return date(int(value[:4]), int(value[4:6]), int(value[6:]))

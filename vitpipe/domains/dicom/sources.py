@@ -2,55 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from vitpipe.config import DicomSource
-from vitpipe.digest import digest_of_digests
+from vitpipe.digest import digest, digest_of_digests
 from vitpipe.domains.base import ScanContext
-from vitpipe.domains.dicom.geometry import (
-    ORIENTATION_TOLERANCE,
-    Stack,
-    along_normal,
-    arrange,
-    has_duplicates,
-)
-from vitpipe.domains.dicom.instance import Instance, Vector
+from vitpipe.domains.dicom.geometry import Stack, arrange
+from vitpipe.domains.dicom.instance import Geometry, Instance
 from vitpipe.domains.dicom.pixelformat import physical_dtype
-from vitpipe.records import Attribute, FileRecord, Grid, Rejected, Source
+from vitpipe.domains.dicom.plan import make_plan
+from vitpipe.domains.dicom.repair import NOT_REPAIRED, REPAIRABLE, Placed, Repair, pixel_digest, plan_repair
+from vitpipe.domains.dicom.repaired import repaired_dtype
+from vitpipe.domains.dicom.report import GeometryReport
+from vitpipe.domains.dicom.stacks import Frame, Group, Member, in_one_file, split_series
+from vitpipe.records import Attribute, FileRecord, Grid, Json, Rejected, Source
 
 NO_STEP_MM: Final = 0.0
 """`spacing_mm[0]` where there is no regular step between frames: never an invented one."""
-
-_SPACING_TOLERANCE: Final = 1e-4
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """An indexed file and its record."""
-
-    record: FileRecord
-    instance: Instance
-
-    @property
-    def is_frame(self) -> bool:
-        """One frame with a place: it may belong to a stack. Any other instance is a source of its own."""
-        geometry = self.instance.geometry
-        return self.instance.pixels.frames == 1 and bool(geometry.positions) and bool(geometry.orientations)
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Files that make one source, and what is odd about how they came together."""
-
-    members: tuple[Member, ...]
-    notes: frozenset[str]
 
 
 def assemble(records: Sequence[FileRecord], context: ScanContext) -> Iterator[Source | Rejected]:
@@ -58,7 +32,10 @@ def assemble(records: Sequence[FileRecord], context: ScanContext) -> Iterator[So
 
     Yields:
         Sources by study, series and first file; before them the files that are not used: ``OTHER_MODALITY``,
-        ``CONFLICTING_SOP``, ``DUPLICATE``.
+        ``CONFLICTING_SOP``, ``DUPLICATE``, ``OUTSIDE_RUN``.
+
+    Raises:
+        TransientError: under `geometry: repair` the pixels of copies are compared, and the store does not answer.
     """
     # By content, then path: equal trees give equal sources wherever they lie.
     ordered = sorted(records, key=lambda record: (record.digest, record.path))
@@ -73,8 +50,8 @@ def assemble(records: Sequence[FileRecord], context: ScanContext) -> Iterator[So
     for member in kept:
         in_series[_series_of(member)].append(member)
     for key in sorted(in_series, key=str):
-        for group in _split_series(in_series[key]):
-            yield _source(group, context)
+        for group in split_series(in_series[key]):
+            yield from _assembled(group, context)
 
 
 def _series_of(member: Member) -> tuple[str, ...]:
@@ -120,164 +97,165 @@ def _without_conflicts(items: Iterable[Member | Rejected]) -> Iterator[Member | 
             yield item
 
 
-# ------------------------------------------------------------------------------------------------ series into stacks
-
-
-def _split_series(members: list[Member]) -> Iterator[Group]:
-    """Split a series by all that one stack shares (rule 1), then by time where positions repeat."""
-    frames = [member for member in members if member.is_frame]
-    for member in members:
-        if not member.is_frame:
-            yield Group((member,), frozenset())
-    groups = [Group(tuple(frames), frozenset())] if frames else []
-    splits: tuple[tuple[str, Callable[[list[Member]], list[list[Member]]]], ...] = (
-        ("MIXED_KIND", lambda items: _by_key(items, _kind)),
-        (
-            "MIXED_SHAPE",
-            lambda items: _by_key(items, _shape),
-        ),
-        ("MIXED_ORIENTATION", lambda items: _by_distance(items, _orientation, ORIENTATION_TOLERANCE)),
-        ("MIXED_SPACING", lambda items: _by_distance(items, _spacing, _SPACING_TOLERANCE)),
-        ("MIXED_STACK", lambda items: _by_key(items, lambda item: (item.instance.stack, item.instance.image_type))),
-        ("TEMPORAL_STACK", _by_moment),
-    )
-    for code, split in splits:
-        parted: list[Group] = []
-        for group in groups:
-            parts = split(list(group.members))
-            notes = group.notes | {code} if len(parts) > 1 else group.notes
-            parted.extend(Group(tuple(part), notes) for part in parts)
-        groups = parted
-    yield from groups
-
-
-def _kind(member: Member) -> Hashable:
-    pixels = member.instance.pixels
-    return (
-        member.instance.frame_of_reference,
-        member.instance.modality,
-        pixels.channels,
-        pixels.units,
-        pixels.inverted,
-        pixels.lut_bits,
-        pixels.palette_bits,
-    )
-
-
-def _shape(member: Member) -> Hashable:
-    return member.instance.pixels.rows, member.instance.pixels.cols
-
-
-def _orientation(member: Member) -> Vector:
-    return member.instance.geometry.orientations[0]
-
-
-def _spacing(member: Member) -> Vector:
-    return member.instance.geometry.spacing_mm or (0.0, 0.0)
-
-
-def _by_key(members: list[Member], key: Callable[[Member], Hashable]) -> list[list[Member]]:
-    parts: dict[Hashable, list[Member]] = defaultdict(list)
-    for member in members:
-        parts[key(member)].append(member)
-    return list(parts.values())
-
-
-def _by_distance(members: list[Member], value: Callable[[Member], Vector], tolerance: float) -> list[list[Member]]:
-    """Gather members whose numbers differ by no more than a tolerance from those of the first of their part."""
-    parts: list[tuple[np.ndarray, list[Member]]] = []
-    for member in members:
-        found = np.asarray(value(member))
-        for first, part in parts:
-            if np.abs(found - first).max() <= tolerance:
-                part.append(member)
-                break
-        else:
-            parts.append((found, [member]))
-    return [part for _, part in parts]
-
-
-def _by_moment(members: list[Member]) -> list[list[Member]]:
-    """Split a stack whose positions repeat by acquisition or time, where that alone explains every repetition."""
-    places = along_normal([member.instance.geometry.positions[0] for member in members], _orientation(members[0]))
-    if len(members) < 2 or not has_duplicates(places):
-        return [members]
-    where = dict(zip((member.record.path for member in members), places, strict=True))
-    most = _most_at_one_place(places)
-    for index in range(len(members[0].instance.moments)):
-        parts = _by_key(members, lambda member, at=index: member.instance.moments[at])  # type: ignore[misc]
-        whole = all(not has_duplicates(np.asarray([where[item.record.path] for item in part])) for part in parts)
-        if len(parts) == most and whole:
-            return parts
-    return [members]
-
-
-def _most_at_one_place(places_mm: np.ndarray) -> int:
-    steps = np.diff(np.sort(places_mm))
-    most = run = 1
-    for step in steps:
-        run = run + 1 if step < 0.01 else 1
-        most = max(most, run)
-    return most
-
-
 # ------------------------------------------------------------------------------------------------- stacks to sources
 
 
-def arrange_group(members: Sequence[Instance], ties: Sequence[str]) -> Stack:
-    """Arrange the frames of one multi-frame file, or of several files of one frame."""
-    first = members[0].geometry
-    if len(members) == 1:
-        return arrange_frames(first.positions, first.orientations, first.spacing_mm, members[0].pixels.frames)
-    positions = [member.geometry.positions[0] for member in members]
-    return arrange(positions, first.orientations, first.spacing_mm, ties)
-
-
-def arrange_frames(
-    positions: tuple[Vector, ...], orientations: tuple[Vector, ...], spacing_mm: Vector | None, frames: int
-) -> Stack:
+def arrange_frames(geometry: Geometry, frames: int) -> Stack:
     """Arrange the frames of one file; where they make no single stack, the order of the file holds."""
-    stack = arrange(positions, orientations, spacing_mm, [f"{frame:09d}" for frame in range(frames)])
+    stack = arrange(
+        geometry.positions, geometry.orientations, geometry.spacing_mm, [f"{frame:09d}" for frame in range(frames)]
+    )
     if "DUPLICATE_POSITION" in stack.notes:
-        return Stack(tuple(range(frames)), NO_STEP_MM, None, stack.notes)
+        return dataclasses.replace(stack, order=tuple(range(frames)))
     return stack
 
 
-def _source(group: Group, context: ScanContext) -> Source:
-    members, instances = group.members, [member.instance for member in group.members]
-    stack = arrange_group(instances, [member.record.digest for member in members])
-    in_order = members if len(members) == 1 else tuple(members[frame] for frame in stack.order)
-    first = in_order[0].instance
-    source_id = digest_of_digests(member.record.digest for member in in_order)
-    notes = group.notes | {*stack.notes} | {note for item in instances for note in (*item.notes, *item.geometry.notes)}
-    spacing = first.geometry.spacing_mm
-    if first.patient is None:
-        notes |= {"NO_PATIENT_ID"}
+def _arrange_group(frames: Sequence[Frame]) -> Stack:
+    """Arrange the frames of one source; the frames of a film keep the order of their file or its indices."""
+    placed = frames[0].member.has_places
+    stack = arrange(
+        [item.position for item in frames] if placed else (),
+        [frames[0].orientation] if placed else (),
+        frames[0].spacing_mm,
+        [item.tie for item in frames],
+        [item.name for item in frames],
+    )
+    if "DUPLICATE_POSITION" in stack.notes and in_one_file(frames):
+        by_tie = sorted(range(len(frames)), key=lambda frame: frames[frame].tie)
+        return dataclasses.replace(stack, order=tuple(by_tie))
+    return stack
+
+
+@dataclass(frozen=True, slots=True)
+class _Assembly:
+    """What makes one source."""
+
+    frames: tuple[Frame, ...]
+    """Frames of the files, in order."""
+    grid: Grid
+    notes: frozenset[str]
+    report: GeometryReport
+    shown: tuple[Frame, ...]
+    """For each frame of the source the one of the files that it is, or is nearest to."""
+    plan: dict[str, Json] | None = None
+    repaired: bool = False
+
+
+def _assembled(group: Group, context: ScanContext) -> Iterator[Source | Rejected]:
+    """Make the source of a group; where it is repaired, the files that are left out come before it."""
+    stack = _arrange_group(group.frames)
+    frames = tuple(group.frames[place] for place in stack.order)
+    first, spacing = frames[0].member.instance, frames[0].spacing_mm
+    notes = group.notes | {*stack.notes}
     if first.frame_of_reference is None and "NO_GEOMETRY" not in stack.notes:
         notes |= {"NO_FOR_UID"}
-    files = tuple(member.record.path for member in in_order)
+    report = stack.report.with_codes(notes)
+    recipe = context.recipe
+    wanted = isinstance(recipe, DicomSource) and recipe.geometry == "repair" and not REPAIRABLE.isdisjoint(notes)
+    repair = _repair(frames, report) if wanted else None
+    if repair is not None:
+        if not in_one_file(frames):
+            yield from _left_out(frames, repair)
+        kept = tuple(frames[place] for place in repair.kept)
+        shown = tuple(kept[place] for place in repair.nearest)
+        notes |= {*repair.report.codes}
+        yield _source(_Assembly(kept, repair.grid, notes, repair.report, shown, repair.plan, repaired=True), context)
+        return
+    if wanted:
+        notes |= {NOT_REPAIRED}
+        report = report.with_codes(notes)
+    grid = Grid(
+        frames=len(frames),
+        height=first.pixels.rows,
+        width=first.pixels.cols,
+        spacing_mm=(stack.step_mm if stack.affine else NO_STEP_MM, spacing[0], spacing[1]) if spacing else None,
+        affine=stack.affine,
+    )
+    yield _source(_Assembly(frames, grid, notes, report, frames), context)
+
+
+def _repair(frames: Sequence[Frame], report: GeometryReport) -> Repair | None:
+    first = frames[0].member.instance
+    placed = Placed(
+        positions=tuple(item.position for item in frames),
+        orientation=frames[0].orientation,
+        spacing_mm=frames[0].spacing_mm,
+        names=tuple(item.name for item in frames),
+        rows=first.pixels.rows,
+        cols=first.pixels.cols,
+    )
+    return plan_repair(
+        placed, report, lambda place: pixel_digest(Path(frames[place].member.record.path), frames[place].frame)
+    )
+
+
+def _left_out(frames: Sequence[Frame], repair: Repair) -> Iterator[Rejected]:
+    for place in repair.copies:
+        reason = "another file of its series has the same place and the same pixels; `geometry: repair` uses that one"
+        yield Rejected(frames[place].member.record.path, "DUPLICATE", reason)
+    for place in repair.outside:
+        reason = (
+            f"it lies outside of the longest regular run, {len(repair.kept)} of {len(frames)} frames, which alone "
+            "`geometry: repair` keeps; find the missing files, or leave this one away"
+        )
+        yield Rejected(frames[place].member.record.path, "OUTSIDE_RUN", reason)
+
+
+def _source(made: _Assembly, context: ScanContext) -> Source:
+    frames = made.frames
+    members = (frames[0].member,) if in_one_file(frames) else tuple(item.member for item in frames)
+    instances = [member.instance for member in members]
+    first = instances[0]
+    notes = made.notes | {note for item in instances for note in (*item.notes, *item.geometry.notes)}
+    if frames[0].spacing_mm is not None and "MIXED_SPACING" not in made.notes:
+        # Said of the file; its frames were split by it, or are alike.
+        notes -= {"MIXED_SPACING"}
+    if first.patient is None:
+        notes |= {"NO_PATIENT_ID"}
+    chosen = _chosen_frames(frames, first.pixels.frames)
+    dtype = physical_dtype([item.pixels for item in instances])
+    reader = make_plan(instances, [member.record.size for member in members])
+    if chosen:
+        reader["frames"] = list(chosen)
+    if made.plan is not None:
+        reader["repair"] = {**made.plan, "dtype": dtype.name}
+        dtype = repaired_dtype(dtype)
+    source_id = _identity(members, chosen, made)
+    files = tuple(member.record.path for member in members)
     return Source(
         source_id=source_id,
         group_id=_group_id(first, source_id, context),
         domain="dicom",
         uri=files[0] if len(files) == 1 else os.path.commonpath([str(Path(path).parent) for path in files]),
         files=files,
-        grid=Grid(
-            frames=first.pixels.frames if len(members) == 1 else len(members),
-            height=first.pixels.rows,
-            width=first.pixels.cols,
-            spacing_mm=(stack.step_mm, spacing[0], spacing[1]) if spacing else None,
-            affine=stack.affine,
-        ),
+        grid=made.grid,
         channels=first.pixels.channels,
         units=first.pixels.units,
-        dtype=physical_dtype([item.pixels for item in instances]).name,
+        dtype=dtype.name,
         acquired_at=_common([item.acquired_at for item in instances]),
         attributes=_common_attributes(instances),
-        keys=_keys(in_order, context),
-        bytes=sum(member.record.size for member in in_order),
+        keys=_keys(members if len(members) == 1 else [item.member for item in made.shown], context),
+        bytes=sum(member.record.size for member in members),
         notes=tuple(sorted(notes)),
+        reader=reader,
+        geometry=made.report.to_json(),
     )
+
+
+def _chosen_frames(frames: Sequence[Frame], in_file: int) -> tuple[int, ...]:
+    """Give the frames of a multi-frame file that make the source; nothing where that is all of them as they lie."""
+    chosen = tuple(item.frame for item in frames)
+    return chosen if in_file > 1 and chosen != tuple(range(in_file)) else ()
+
+
+def _identity(members: Sequence[Member], chosen: Sequence[int], made: _Assembly) -> str:
+    """Digest the files; the frames where they are a part of their file; and the repair, which makes other pixels."""
+    digests = [member.record.digest for member in members]
+    if 0 < len(chosen) < members[0].instance.pixels.frames:
+        digests.append(digest(list(chosen)))
+    if made.repaired:
+        digests.append(digest(["repair", made.plan]))
+    return digest_of_digests(digests)
 
 
 def _group_id(instance: Instance, source_id: str, context: ScanContext) -> str:
@@ -314,8 +292,8 @@ def _keys(members: Sequence[Member], context: ScanContext) -> dict[str, tuple[st
 
 
 def _relative(path: str, root: Path) -> str:
-    """Give a path relative to the root; the bare name where the root is the file itself."""
+    """Give a path relative to the root; to its folder where the root is a file: this one, or a DICOMDIR."""
     place = Path(path)
-    if place == root:
-        return place.name
+    if not place.is_relative_to(root) or place == root:
+        root = root.parent
     return place.relative_to(root).as_posix() if place.is_relative_to(root) else place.as_posix()

@@ -26,6 +26,9 @@ class Geotiff:
 
     name = "geotiff"
 
+    def listed_in(self, path: Path) -> None:
+        """No GeoTIFF names others."""
+
     def index(self, path: Path, context: ScanContext) -> Mapping[str, Json] | Rejected:  # noqa: ARG002 - the seam's
         """Read one file's header; see :func:`vitpipe.domains.geotiff.header.read_header`."""
         return read_header(path)

@@ -1,0 +1,113 @@
+"""A segmentation of a source: the probability of each class, painted where the tiles lie."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitpipe.infer.dicom_results.findings import SourceFindings
+from vitpipe.infer.dicom_results.identity import (
+    MANUFACTURER,
+    concept,
+    contributing_equipment,
+    equipment,
+    facts_of,
+    result_uid,
+    short,
+)
+from vitpipe.infer.dicom_results.originals import Originals
+from vitpipe.infer.versions import ModelIdentity
+from vitpipe.records import Grid
+
+SERIES_NUMBER: Final = 9902
+
+
+def build_segmentation(
+    grid: Grid, findings: SourceFindings, originals: Originals, identity: ModelIdentity, uid_seed: str
+) -> Any:  # noqa: ANN401 - highdicom has no types
+    """Make the segmentation of a source: FRACTIONAL, of probabilities in steps of 1/255, a segment a class.
+
+    Args:
+        grid: of the source.
+        findings: what the model says of its tiles; where tiles overlap their mean is painted, elsewhere nothing.
+        originals: its instances.
+        identity: the model.
+        uid_seed: what all UIDs of the object are derived from.
+
+    Returns:
+        A `highdicom.seg.Segmentation` on the pixels of the source.
+    """
+    from highdicom import AlgorithmIdentificationSequence, seg
+    from pydicom.sr.codedict import codes
+
+    algorithm = AlgorithmIdentificationSequence(
+        name=short(identity.name),
+        family=codes.cid7162.ArtificialIntelligence,
+        version=short(identity.version),
+        source=MANUFACTURER,
+        parameters=facts_of(identity),
+    )
+    classes = tuple(findings.source.probabilities)
+    segments = [
+        seg.SegmentDescription(
+            segment_number=number,
+            segment_label=short(name),
+            # What a class means is the user's: no code of a public scheme is claimed for it.
+            segmented_property_category=concept("class", "Class of a trained model"),
+            segmented_property_type=concept(name),
+            algorithm_type=seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+            tracking_uid=result_uid(identity, uid_seed, "segment", name),
+            tracking_id=short(name),
+        )
+        for number, name in enumerate(classes, start=1)
+    ]
+    probabilities = paint(grid, findings)
+    sources = originals.headers
+    if len(sources) == 1 and grid.frames > 1:
+        # highdicom takes the frames of a multi-frame image in the order of the file.
+        # The source may be one of several stacks of the file.
+        in_file = np.zeros((int(sources[0].NumberOfFrames), *probabilities.shape[1:]), np.float32)
+        for place, frame in enumerate(originals.frames):
+            in_file[frame.number] = probabilities[place]
+        probabilities = in_file
+    else:
+        used = sorted({frame for box, _ in findings.tiles for frame in range(box.frame, box.frame + box.frames)})
+        sources, probabilities = tuple(sources[frame] for frame in used), probabilities[used]
+    built = seg.Segmentation(
+        source_images=list(sources),
+        pixel_array=probabilities,
+        segmentation_type=seg.SegmentationTypeValues.FRACTIONAL,
+        fractional_type=seg.SegmentationFractionalTypeValues.PROBABILITY,
+        segment_descriptions=segments,
+        series_instance_uid=result_uid(identity, uid_seed, "series"),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=result_uid(identity, uid_seed, "instance"),
+        instance_number=1,
+        series_description=short(f"{identity.title} probabilities"),
+        content_description="Class probabilities of tiles",
+        content_label="PROBABILITIES",
+        contributing_equipment=[contributing_equipment(identity)],
+        **equipment(identity),
+    )
+    if "FrameOfReferenceUID" not in built and "PatientOrientation" not in built:
+        # Type 2C (PS3.3 C.7.6.1): needed, if empty, where no position says how the image lies.
+        built.PatientOrientation = originals.headers[0].get("PatientOrientation")
+    return built
+
+
+def paint(grid: Grid, findings: SourceFindings) -> NDArray[np.float32]:
+    """Paint probabilities (frames, height, width, classes); the mean where tiles overlap, zero where there is none."""
+    classes = tuple(findings.source.probabilities)
+    sums = np.zeros((grid.frames, grid.height, grid.width, len(classes)), np.float32)
+    counts = np.zeros((grid.frames, grid.height, grid.width, 1), np.uint16)
+    for box, verdict in findings.tiles:
+        rows = slice(round(box.top), max(round(box.bottom), round(box.top) + 1))
+        cols = slice(round(box.left), max(round(box.right), round(box.left) + 1))
+        frames = slice(box.frame, box.frame + box.frames)
+        sums[frames, rows, cols] += np.array([verdict.probabilities[name] for name in classes], np.float32)
+        counts[frames, rows, cols] += 1
+    sums /= np.maximum(counts, 1)
+    return sums
