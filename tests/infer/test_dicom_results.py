@@ -150,12 +150,14 @@ def test_dciodvfy_finds_no_error(predictor: Predictor, series: Path, tmp_path: P
     if shutil.which("dciodvfy") is None:
         pytest.skip("needs the program dciodvfy (Debian: dicom3tools)")
     flat = save(instance(1, **FLAT), tmp_path / "flat" / "a").parent
-    for data in (series, flat):
-        for path in predict_and_write(predictor, data, tmp_path / "out", kind).files:  # type: ignore[arg-type]
-            told = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
-            lines = (told.stdout + told.stderr).splitlines()
-            assert any(line.startswith(("ComprehensiveSR", "Segmentation")) for line in lines), lines
-            assert [line for line in lines if line.startswith("Error")] == []
+    thin = write_series(tmp_path / "thin", SliceThickness=None)
+    lone = write_series(tmp_path / "lone", (1,), SliceThickness=None)
+    for data in (series, flat, thin, lone):
+        (path,) = predict_and_write(predictor, data, tmp_path / "out", kind).files  # type: ignore[arg-type]
+        told = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+        lines = (told.stdout + told.stderr).splitlines()
+        assert any(line.startswith(("ComprehensiveSR", "Segmentation")) for line in lines), lines
+        assert [line for line in lines if line.startswith("Error")] == []
 
 
 def test_empty_codes_of_the_images_are_not_handed_on(predictor: Predictor, tmp_path: Path) -> None:

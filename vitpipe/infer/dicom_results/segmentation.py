@@ -66,6 +66,11 @@ def build_segmentation(
     ]
     probabilities = paint(grid, findings)
     sources = originals.headers
+    step_mm = grid.spacing_mm[0] if grid.spacing_mm and grid.spacing_mm[0] > 0 else None
+    for header in sources:
+        if not header.get("SliceThickness"):
+            # It needs the extent of its planes (PS3.3 C.7.6.16.2.1): the measured step, where there is one.
+            header.SliceThickness = step_mm
     if len(sources) == 1 and grid.frames > 1:
         # highdicom takes the frames of a multi-frame image in the order of the file.
         # The source may be one of several stacks of the file.
