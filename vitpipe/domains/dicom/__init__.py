@@ -26,9 +26,9 @@ class Dicom:
     """Reads trees of DICOM files; see :class:`vitpipe.domains.base.Domain`.
 
     Codes of rejected files: ``ZERO_BYTES NOT_DICOM DICOMDIR MALFORMED_HEADER UNREADABLE_FILE NO_PIXELS PIXELS_MISSING
-    NOT_AN_IMAGE LOCALIZER TRUNCATED UNSUPPORTED UNDECODABLE OTHER_MODALITY CONFLICTING_SOP DUPLICATE OUTSIDE_RUN``;
-    ``MISSING_FILE`` where a DICOMDIR names a file that is not there; at a read ``CHANGED``; with ``burned_in: reject``
-    those of :mod:`vitpipe.domains.dicom.burnedin.door`.
+    NOT_AN_IMAGE LOCALIZER TRUNCATED FRAME_COUNT UNSUPPORTED UNDECODABLE OTHER_MODALITY CONFLICTING_SOP DUPLICATE
+    OUTSIDE_RUN``; ``MISSING_FILE`` where a DICOMDIR names a file that is not there; at a read ``CHANGED``; with
+    ``burned_in: reject`` those of :mod:`vitpipe.domains.dicom.burnedin.door`.
 
     Notes of sources: ``NO_GEOMETRY SINGLE_FRAME GAP IRREGULAR DUPLICATE_POSITION TILT TEMPORAL_STACK MIXED_KIND
     MIXED_SHAPE MIXED_ORIENTATION MIXED_SPACING MIXED_STACK LOCALIZER REPAIRED NOT_REPAIRED NO_SPACING

@@ -16,6 +16,7 @@ from vitpipe.domains.dicom.files import DicomFile
 from vitpipe.domains.dicom.functional import NO_KINDS, FrameKinds, read_frame_kinds
 from vitpipe.domains.dicom.pixelformat import PixelFormat, read_format
 from vitpipe.domains.dicom.pixels import check_decodable, check_length, head_of
+from vitpipe.domains.dicom.ultrasound import region_spacing
 from vitpipe.errors import UnreadableSource
 from vitpipe.records import Attribute, Json
 
@@ -322,6 +323,9 @@ def read_planes(dataset: Dataset, frames: int) -> Planes:
         spacing = numbers(dataset, "ImagerPixelSpacing", 2)
         if spacing is not None:
             notes.append("DETECTOR_SPACING")
+        else:
+            spacing, note = region_spacing(dataset)
+            notes.extend([note] if note else [])
     else:
         notes.append("MIXED_SPACING")
     if spacing is not None and min(spacing) <= 0:

@@ -83,6 +83,14 @@ def check_length(item: DicomFile, described: PixelFormat) -> None:
             raise UnreadableSource(
                 "TRUNCATED", f"{found} of {wanted} bytes of pixels are there; copy the file again", str(item.path)
             )
+        # One byte more may make the length even.
+        if place.length - wanted >= max(described.frame_bits / 8, 2):
+            raise UnreadableSource(
+                "FRAME_COUNT",
+                f"NumberOfFrames states {described.frames}, but {place.length} bytes hold more frames of"
+                f" {described.frame_bits / 8:g} bytes; correct the header, or export the file again",
+                str(item.path),
+            )
         return
     with FileBytes(item, None) as source:
         fragments = find_fragments(source.read, place.offset, place.offset + place.available)

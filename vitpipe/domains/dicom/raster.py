@@ -85,7 +85,8 @@ class DicomRaster:
             first: the first frame.
             last: one past the last.
             dtype: of the result, one that holds the source's values, such as float32; None: the source's.
-            threads: that decode at once; the codecs let each other run.
+            threads: that decode at once; the codecs let each other run. One where the source has no plan: pydicom then
+                parses headers, and its warnings can be silenced in one thread alone.
 
         Returns:
             Pixels (frames, channels, height, width) in the source's units, and the valid mask (frames, height, width);
@@ -101,6 +102,8 @@ class DicomRaster:
         wanted = self._dtype if dtype is None else np.dtype(dtype)
         if wanted != self._dtype and not (wanted.kind == "f" and self._dtype.kind in "iuf"):
             raise ValueError(f"{wanted} does not hold the values of {self._dtype}; ask for a floating point dtype")
+        if "pixels" not in self._source.reader:
+            threads = 1
         pixels = np.empty((last - first, len(self.channels), grid.height, grid.width), wanted)
         masks: list[NDArray[np.bool_] | None] = [None] * (last - first)
 
