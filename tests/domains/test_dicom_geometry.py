@@ -16,6 +16,7 @@ from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 
 from vitpipe.config import PipelineConfig
+from vitpipe.domains.dicom.frames import read_frames
 from vitpipe.domains.dicom.geometry import arrange
 from vitpipe.domains.dicom.report import MOST_LISTED
 from vitpipe.errors import UnreadableSource
@@ -261,6 +262,7 @@ def test_the_stacks_of_one_file_become_sources(tmp_path: Path, kind: str, note: 
         assert len({ORDER[frame][0] for frame in frames}) == 1
         assert note in source.notes
         assert source.grid.spacing_mm[0] == 2.5
+        assert {frame.spacing_mm for frame in read_frames(source)} == {source.grid.spacing_mm[1:]}
         for number in range(3):
             wanted = stored(number).astype(int) * (1 + number) - 1024
             np.testing.assert_array_equal(read(source, number)[0][0], wanted)

@@ -151,6 +151,7 @@ def test_jitter_of_the_cosines_splits_nothing(tmp_path: Path) -> None:
         ({"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, "MIXED_ORIENTATION"),
         ({"PixelSpacing": [0.6, 0.8]}, "MIXED_SPACING"),
         ({"FrameOfReferenceUID": "1.2.9"}, "MIXED_KIND"),
+        ({"PatientID": "another"}, "MIXED_KIND"),
         ({"EchoTime": 7}, "MIXED_STACK"),
         ({"ImageType": ["DERIVED", "SECONDARY", "REFORMATTED"]}, "MIXED_STACK"),
         ({"Rows": 6, "PixelData": stored(0)[:6].tobytes()}, "MIXED_SHAPE"),

@@ -202,6 +202,8 @@ def _kind(item: Frame) -> Hashable:
     instance = item.member.instance
     pixels = instance.pixels
     return (
+        # Some de-identifiers give the series of two patients one UID.
+        instance.patient,
         instance.frame_of_reference,
         instance.modality,
         pixels.channels,
