@@ -89,26 +89,26 @@ class Inbox:
             if place.is_dir() and _HIDDEN_STUDY.fullmatch(place.name):
                 self._last[place.name.removeprefix(".")] = time.monotonic()
 
-    def take(self, encoded: bytes) -> int:
+    def take(self, *encoded: bytes) -> int:
         """Store one instance.
 
         Args:
-            encoded: a whole DICOM file, from its preamble.
+            encoded: the pieces of a whole DICOM file, from its preamble.
 
         Returns:
             The status of the C-STORE response (PS3.4 table B.2-1): stored, out of resources or cannot understand.
         """
         try:
-            uids = studies.read_uids(encoded, "an instance")
-        except UnreadableSource:
-            _LOGGER.warning("an instance was refused: it states no study, series and instance UID")
-            return CANNOT_UNDERSTAND
-        try:
-            partial, stored = studies.write_partial(self._folder / _WORK, [encoded])
+            partial, stored = studies.write_partial(self._folder / _WORK, encoded)
             try:
+                with partial.open("rb") as stream:
+                    uids = studies.read_uids(stream, "an instance")
                 self._place(uids.study_name(self._pseudonym), uids.file_name(self._pseudonym), partial, stored)
             finally:
                 partial.unlink(missing_ok=True)
+        except UnreadableSource:
+            _LOGGER.warning("an instance was refused: it states no study, series and instance UID")
+            return CANNOT_UNDERSTAND
         except (WorkspaceError, OSError) as error:
             # The text of an error of the system names no more than our own path.
             reason = error if isinstance(error, WorkspaceError) else error.strerror
@@ -299,7 +299,11 @@ class Receiver:
         self._entity = entity
 
     def _store(self, event: Event) -> int:
-        return self._inbox.take(event.encoded_dataset())
+        from pynetdicom.dsutils import encode_file_meta
+
+        # Apart: together they would be one more copy of what may be gigabytes.
+        head = b"\0" * 128 + b"DICM" + encode_file_meta(event.file_meta)
+        return self._inbox.take(head, event.encoded_dataset(include_meta=False))
 
     def _watch_studies(self) -> None:
         tick = min(_LONGEST_TICK_SECONDS, self._options.quiet_seconds / 4)

@@ -331,14 +331,10 @@ class TileStore:
                 valid[places[partly]] = bits.view(bool)
         return tiles, valid
 
-    def masks(self, rows: pd.DataFrame) -> NDArray[np.bool_]:
-        """Read the masks (N, H, W) of tiles alone, in the order of `rows`; see :meth:`gather`."""
-        _, height, width = self._common().tile_shape
-        valid = np.ones((len(rows), height, width), bool)
-        for place, (shard, row) in enumerate(zip(rows["shard_id"], rows["shard_row"], strict=True)):
-            packed = self._map(str(shard))[1]
-            valid[place] = np.unpackbits(packed[int(row)], axis=-1, count=width).view(bool)
-        return valid
+    def mask(self, shard_id: str, shard_row: int) -> NDArray[np.bool_]:
+        """Read the mask of one tile alone: (H, W), of a volume (D, H, W)."""
+        packed = self._map(shard_id)[1][shard_row]
+        return np.unpackbits(packed, axis=-1, count=self._common().tile_shape[-1]).view(bool)
 
     def _copy_tiles(
         self, stored: NDArray[Any], wanted: NDArray[np.int64], places: NDArray[np.int64], out: NDArray[np.float32]

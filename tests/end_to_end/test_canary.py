@@ -55,7 +55,7 @@ def test_no_canary_comes_out_of_a_whole_run(tmp_path: Path) -> None:
         cwd=home,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stderr

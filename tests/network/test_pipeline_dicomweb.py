@@ -15,6 +15,7 @@ from tests.network.network_cases import CANARIES, PATIENTS, SERIES, SLICES, pipe
 from tests.network.orthanc import PASSWORD, USER, Orthanc, needs_orthanc
 from vitpipe import stages as stages_of_chain
 from vitpipe.check import check_pipeline
+from vitpipe.domains.known import machine_findings
 from vitpipe.loading import load_config
 
 pytestmark = needs_orthanc
@@ -58,3 +59,7 @@ def test_check_fetches_and_says_what_would_be_done(
     config, _ = pipeline(tmp_path, orthanc.url)
     findings = check_pipeline(config)
     assert findings.values["sources"] == PATIENTS * SERIES
+    # It says of this machine what it says of plain DICOM files.
+    machine = machine_findings("dicom")
+    assert machine.lines
+    assert findings.lines[: len(machine.lines)] == machine.lines

@@ -122,10 +122,10 @@ def rescale(
         _rescale_whole(stored, int(slope), int(intercept), out)
     elif whole and abs(slope) * max(map(abs, ends)) + abs(intercept) <= _EXACT_F4 and out.dtype == np.float32:
         # Nothing is rounded on the way, so single precision gives the same as double.
-        if slope == 1.0:
-            np.add(stored, np.float32(intercept), out=out, dtype=np.float32, casting="same_kind")
-        else:
-            np.multiply(stored, np.float32(slope), out=out, dtype=np.float32, casting="same_kind")
+        np.copyto(out, stored, casting="same_kind")
+        if slope != 1.0:
+            np.multiply(out, np.float32(slope), out=out)
+        if intercept != 0.0:
             np.add(out, np.float32(intercept), out=out)
     else:
         flat, target = stored.reshape(-1), out.reshape(-1)
