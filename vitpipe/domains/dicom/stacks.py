@@ -272,11 +272,14 @@ def _by_moment(frames: list[Frame]) -> list[list[Frame]]:
 
 def _by_acquisition(frames: list[Frame]) -> list[list[Frame]]:
     """Split a stack of unequal steps by acquisition or time, where that alone makes regular stacks of it."""
-    if len(frames) < 2 * _LEAST_STACK or not _is_irregular(frames):
+    columns = zip(*(item.moments for item in frames), strict=True)
+    # Asked first, since it is cheap: as a rule all frames are of one acquisition, and each has a time of its own.
+    several = [index for index, column in enumerate(columns) if 1 < len(set(column)) <= len(frames) // _LEAST_STACK]
+    if not several or not _is_irregular(frames):
         return [frames]
-    for index in range(len(frames[0].moments)):
+    for index in several:
         parts = _by_key(frames, lambda item, at=index: item.moments[at])  # type: ignore[misc]
-        if len(parts) > 1 and all(len(part) >= _LEAST_STACK and not _is_irregular(part) for part in parts):
+        if all(len(part) >= _LEAST_STACK and not _is_irregular(part) for part in parts):
             return parts
     return [frames]
 
