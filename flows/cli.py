@@ -172,6 +172,83 @@ def predict(
 
 
 @app.command()
+def whence(
+    file: Annotated[Path, typer.Argument(help="A structured report or segmentation of predict --dicom.")],
+    workspace: WorkspaceOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which registered model, run and data a DICOM result is from."""
+    from flows.settings import apply_environment
+    from vitpipe import results
+
+    with reporting(as_json=as_json):
+        if workspace is None and not os.environ.get("MLFLOW_TRACKING_URI"):
+            workspace = Path("workspace")
+        if workspace is not None and workspace.is_dir():
+            apply_environment(workspace)
+        findings = results.whence(str(file), str(workspace) if workspace else None)
+    if as_json:
+        print_json(findings.to_json())
+        return
+    for line in findings.lines:
+        typer.echo(line)
+
+
+@app.command()
+def deidentify(
+    source: Annotated[Path, typer.Argument(help="Folder of DICOM files; it is only read.")],
+    target: Annotated[Path, typer.Argument(help="Folder for the de-identified files.")],
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            help="Option of the confidentiality profile (PS3.15 E.3), may be given several times: retain-dates (moved),"
+            " retain-full-dates, retain-device, retain-institution, retain-characteristics, retain-uids,"
+            " retain-safe-private, clean-descriptors.",
+        ),
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option("--key-file", help="File with the key, made if there is none; else VITPIPE_KEY.")
+    ] = None,
+    ocr: Annotated[
+        str,
+        typer.Option("--ocr", help="Text in the pixels: none (the header decides), or mask or reject what OCR finds."),
+    ] = "none",
+    as_json: AsJson = False,
+) -> None:
+    """Take the patients' identities out of DICOM files (PS3.15 Basic Application Level Confidentiality Profile)."""
+    from flows.deidentify import deidentify as run_tree
+    from flows.terminal import print_stage
+
+    with reporting(as_json=as_json):
+        print_stage(run_tree(source, target, option or [], key_file, ocr), as_json=as_json)
+
+
+@app.command()
+def receive(  # noqa: PLR0913 - a parameter an option
+    *,
+    to: Annotated[Path, typer.Option("--to", help="Folder that studies go to.")],
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 11112,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    aet: Annotated[str, typer.Option("--aet", help="Our AE title.")] = "VITPIPE",
+    quiet_seconds: Annotated[
+        float, typer.Option("--quiet-seconds", min=0.1, help="A study of which nothing came for so long is complete.")
+    ] = 60.0,
+    allow: Annotated[list[str] | None, typer.Option("--allow", help="AE title that may send; all if none.")] = None,
+    config: Annotated[Path | None, typer.Option("--run", help="Pipeline that ingests complete studies.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Receive studies by C-STORE until interrupted, and ingest them when they are complete."""
+    from flows.receive import receive as listen
+    from flows.terminal import print_stage
+    from vitpipe.receive import ReceiverOptions
+
+    with reporting(as_json=as_json):
+        options = ReceiverOptions(to.resolve(), host, port, aet, quiet_seconds, tuple(allow or ()))
+        print_stage(listen(options, config, lambda line: typer.echo(line, err=True)), as_json=as_json)
+
+
+@app.command()
 def promote(
     name: Annotated[str, typer.Argument(help="Registered name.")],
     version: Annotated[int | None, typer.Argument(help="Version; the challenger if not given.")] = None,

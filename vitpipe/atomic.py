@@ -65,7 +65,8 @@ def make_folder(path: Path) -> None:
             ) from error
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make the names in a folder survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -88,7 +89,7 @@ def write_file(path: Path) -> Iterator[Path]:
             with partial.open("rb") as stream:
                 os.fsync(stream.fileno())
             partial.replace(path)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -115,7 +116,7 @@ def write_folder(path: Path) -> Iterator[Path]:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitpipe.config import FileWeights, ModelRecipe, PipelineConfig
 from vitpipe.cutting import planned_windows, tile_values
-from vitpipe.domains.known import machine_findings
+from vitpipe.domains.known import machine_findings, planes_of
 from vitpipe.errors import ConfigError, DataError, TooManyRejected, UnreadableSource
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
 from vitpipe.labels import read_labels
@@ -31,16 +31,16 @@ def check_pipeline(config: PipelineConfig) -> Findings:
         ConfigError, DataError: what would stop the run, other than too many rejects, which are listed.
     """
     workspace = Workspace(Path(config.workspace))
+    given, config = config, config.on_disk()
     machine = machine_findings(config.source.kind)
     lines: list[str] = [*machine.lines]
     values: dict[str, Json] = {**machine.values}
     with workspace.lock():
         try:
-            ingest(config, workspace)
+            ingest(given, workspace)
         except TooManyRejected as error:
             lines.append(f"STOPS: {error}")
             values["stops"] = str(error)
-        config = config.on_disk()
         sources = read_catalog(workspace) if workspace.catalog.exists() else []
         lines += _rejects(workspace, values)
         if sources:
@@ -95,7 +95,8 @@ def _tiles(config: PipelineConfig, sources: Sequence[Source], values: dict[str, 
         count += windows
         size_bytes += windows * tile_values(recipe, source.channels) * _item_size(source.dtype)
     values |= {"tiles": count, "tile_bytes": size_bytes}
-    lines = [f"at most {count} tiles of {recipe.size} px, {size_bytes / 2**20:.0f} MiB on disk"]
+    size = f"{recipe.depth} x {recipe.size} x {recipe.size}" if recipe.depth else f"{recipe.size}"
+    lines = [f"at most {count} tiles of {size} px, {size_bytes / 2**20:.0f} MiB on disk"]
     for code, reasons in sorted(refused.items()):
         lines.append(f"REJECTED when tiles are cut: {len(reasons)} x {code}, such as {reasons[0]}")
     return lines
@@ -113,7 +114,7 @@ def _labels(
     if config.labels is None:
         return ["no labels: the run ends after tiling"]
     try:
-        labels = read_labels(config.labels, sources, load_pseudonymiser(workspace.root))
+        labels = read_labels(config.labels, sources, load_pseudonymiser(workspace.root), planes_of)
     except DataError as error:
         # What stops a run first stays the first reason.
         values.setdefault("stops", str(error))
@@ -184,9 +185,9 @@ def _measure(recipe: ModelRecipe, config: PipelineConfig, channels: int) -> tupl
     from vitpipe.learn.architecture import build, overrides_of
 
     with torch.device("meta"):
-        model, _ = build(recipe, overrides_of(recipe, channels, recipe.num_classes or 2, config.tiles.size))
+        tiles = config.tiles
+        model, _ = build(recipe, overrides_of(recipe, channels, recipe.num_classes or 2, tiles.size, tiles.depth))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    embed = getattr(model, "patch_embed", None)
-    patches = int(getattr(embed, "num_patches", 0))
+    patches = int(getattr(getattr(model, "patch_embed", model), "num_patches", 0))
     tokens = patches + int(getattr(model, "num_prefix_tokens", 0))
     return parameters, tokens, int(getattr(model, "embed_dim", 0)), len(getattr(model, "blocks", ()))

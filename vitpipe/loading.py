@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pydantic
 import yaml
 
-from vitpipe.config import FileWeights, PipelineConfig, Recipe, TableLabels
+from vitpipe.config import FileWeights, PipelineConfig, Recipe, RegionLabelRecipe, TableLabels
 from vitpipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def resolve_paths(config: PipelineConfig, base: Path) -> PipelineConfig:
         "source": config.source.model_copy(update={"path": config.source.path and absolute(config.source.path)}),
         "workspace": absolute(config.workspace),
     }
-    if isinstance(config.labels, TableLabels):
+    if isinstance(config.labels, TableLabels | RegionLabelRecipe):
         changes["labels"] = config.labels.model_copy(update={"path": absolute(config.labels.path)})
     if config.model is not None and isinstance(config.model.weights, FileWeights):
         weights = config.model.weights.model_copy(update={"path": absolute(config.model.weights.path)})

@@ -38,8 +38,12 @@ class Pseudonymiser:
             kind: what the value is (``patient``, ``series_uid``, ...): equal texts of two kinds differ.
             value: the identifier; surrounding blanks and null padding do not count.
         """
+        return self.mac(kind, value).hex()[:_LENGTH]
+
+    def mac(self, kind: str, value: str) -> bytes:
+        """Give all 32 bytes of which :meth:`__call__` shows the first: for what is longer, or a number."""
         text = "\x1f".join((kind, value.strip(" \x00")))
-        return hmac.digest(self.key, text.encode("utf-8"), "sha256").hex()[:_LENGTH]
+        return hmac.digest(self.key, text.encode("utf-8"), "sha256")
 
 
 def load_pseudonymiser(workspace: Path) -> Pseudonymiser:
@@ -51,8 +55,17 @@ def load_pseudonymiser(workspace: Path) -> Pseudonymiser:
     """
     if KEY_VARIABLE in os.environ:
         return Pseudonymiser(os.environ[KEY_VARIABLE].encode("utf-8"))
-    path = workspace / _KEY_FILE
-    with file_lock(workspace / f"{_KEY_FILE}.lock", wait=True):
+    return load_key_file(workspace / _KEY_FILE)
+
+
+def load_key_file(path: Path) -> Pseudonymiser:
+    """Take the key from a file, which is made once (mode 0600) where there is none.
+
+    Raises:
+        ConfigError: the file is empty.
+        WorkspaceError: it cannot be written.
+    """
+    with file_lock(path.with_name(f"{path.name}.lock"), wait=True):
         if not path.exists():
             with write_file(path) as partial:
                 partial.touch(mode=0o600)

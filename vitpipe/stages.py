@@ -187,6 +187,7 @@ def prepare_run(config: PipelineConfig) -> PreparedRun:
         LabelError, SplitError, LeakageError: see `vitpipe.manifest`.
     """
     from vitpipe import ingest, manifest
+    from vitpipe.domains.known import planes_of
     from vitpipe.labels import read_labels
     from vitpipe.learn import launch
     from vitpipe.pseudonym import load_pseudonymiser
@@ -195,7 +196,9 @@ def prepare_run(config: PipelineConfig) -> PreparedRun:
         raise ConfigError(f"{config.name}: no `labels` in the configuration, so there is nothing to train on")
     started = time.perf_counter()
     workspace = _workspace(config)
-    labels = read_labels(config.labels, ingest.read_catalog(workspace), load_pseudonymiser(workspace.root))
+    sources = ingest.read_catalog(workspace)
+    labels = read_labels(config.labels, sources, load_pseudonymiser(workspace.root), planes_of)
+    ingest.extend_quarantine(workspace, labels.quarantine_rows())
     joined = manifest.build_manifest(config, workspace, labels)
     run_id = launch.run_id_of(joined, config)
     manifest.write_manifest(joined, workspace.run(run_id))

@@ -2,7 +2,8 @@
 
 File names: the tables that lead to the files (`LOCAL_TABLES`) have to hold their paths, and what is printed for the one
 who named them may. Nothing else may: no tile, no prediction, no report, no registered model, no database of MLflow or
-Prefect, no log in a file.
+Prefect, no log in a file. What a user writes into a label, a subgroup column or the name of a device is his own choice
+and is not sought here.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ from tests.end_to_end.canary_search import Search
 from tests.end_to_end.pipeline_cases import environment, result_of
 
 PERSONAL = (PERSON, ACCENTED, ROOT_UID, BIRTH_DATE, "1937-04-05", STUDY_DATE, "2019-06-07", STUDY_TIME)
-LOCAL_TABLES = ("catalog.parquet", "index.parquet", "index/*", "quarantine.parquet")
-"""The tables of the workspace that hold the paths of the files, since these are opened by them."""
+LOCAL_TABLES = ("catalog.parquet", "index.parquet", "index/*", "quarantine.parquet", "tiles/*/*/rejected.parquet")
+"""The tables of the workspace that hold the paths of the files: they are opened by them, or named as rejected."""
+KEY = "qzsecret-key"
+"""Of the pseudonyms: who has it can try out names."""
 
 
 @pytest.mark.slow
@@ -48,11 +51,11 @@ def test_no_canary_comes_out_of_a_whole_run(tmp_path: Path) -> None:
     # The command in a process of its own, as a user starts it; what it leaves in temporary folders is searched, too.
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", "run", str(pipeline), "--json"],
-        env=environment(home) | {"TMPDIR": str(scratch)},
+        env=environment(home) | {"TMPDIR": str(scratch), "VITPIPE_KEY": KEY},
         cwd=home,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -67,9 +70,10 @@ def test_no_canary_comes_out_of_a_whole_run(tmp_path: Path) -> None:
     assert (workspace / "mlflow.db").is_file()
     assert (workspace / ".prefect" / "prefect.db").is_file()
     quarantine = pd.read_parquet(workspace / "quarantine.parquet")
-    assert {"NOT_DICOM", "ZERO_BYTES", "TRUNCATED"} <= set(quarantine["code"])
+    assert {"NOT_DICOM", "ZERO_BYTES", "TRUNCATED", "UNDECODABLE"} <= set(quarantine["code"])
+    assert any(workspace.glob("tiles/*/*/rejected.parquet"))
 
-    personal = Search(*PERSONAL)
+    personal = Search(*PERSONAL, KEY)
     hits = [hit for root in (workspace, home, scratch) for hit in personal.folder(root)]
     hits += personal.blob(done.stdout.encode(), "stdout") + personal.blob(done.stderr.encode(), "stderr")
     assert not hits, "\n".join(hits)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+import vitpipe.infer.batches as batches_room
+import vitpipe.infer.predictor as predictor_room
 from tests.infer.infer_cases import BANDS, CLASSES, MEAN, SIZE, make_package, write_scene
-from vitpipe.errors import ConfigError, ContractError, DataError
+from vitpipe.config import TileRecipe
+from vitpipe.cutting import Block
+from vitpipe.errors import ConfigError, ContractError, DataError, UnreadableSource
 from vitpipe.infer.output import write_predictions
 from vitpipe.infer.predictor import Predictor
 
@@ -33,7 +39,7 @@ def test_a_file_gives_the_numbers_of_its_tiles(predictor: Predictor, tmp_path: P
     pixels = write_scene(tmp_path / "scene.tif")
     result = predictor.predict_path(tmp_path / "scene.tif")
     assert list(result.tiles.columns) == [
-        "source_id", "frame", "row", "col", "height", "width", "box_mm", "valid_fraction",
+        "source_id", "frame", "row", "col", "height", "width", "depth", "box_mm", "valid_fraction",
         "predicted", "p_forest", "p_water", "conformal_set", "abstain",
     ]  # fmt: skip
     # 70 x 100 px: rows 0, 32 (the rest of 6 px is padded: too little is valid), columns 0, 32, 64; 96 is too narrow.
@@ -173,3 +179,70 @@ def test_predictions_are_written(predictor: Predictor, tmp_path: Path) -> None:
     assert sum(told["predicted"].values()) == 1
     assert sum(told["rejected"].values()) == 1
     assert "Doe" not in summary.read_text()
+
+
+def test_sources_share_the_batches_of_the_model(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty sources of one tile are three batches of eight, not twenty; and every bit is that of the tile alone."""
+    for number in range(20):
+        write_scene(tmp_path / "in" / f"{number:02d}.tif", height=SIZE, width=SIZE, seed=number)
+    sizes: list[int] = []
+    plain = Predictor.logits
+
+    def counted(self: Predictor, tiles: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        sizes.append(len(tiles))
+        return plain(self, tiles, valid)
+
+    monkeypatch.setattr(Predictor, "logits", counted)
+    together = predictor.predict_path(tmp_path / "in")
+    batch = 8 * (os.cpu_count() or 1)
+    assert sizes == [batch] * (20 // batch) + ([20 % batch] if 20 % batch else [])
+    assert together.sources["tiles"].tolist() == [1] * 20
+    alone = pd.concat(
+        [predictor.predict_path(tmp_path / "in" / f"{number:02d}.tif").tiles for number in range(20)]
+    ).set_index("source_id")
+    pd.testing.assert_frame_equal(
+        together.tiles.set_index("source_id").sort_index(), alone.sort_index(), check_exact=True
+    )
+
+
+def test_a_source_that_breaks_half_way_leaves_nothing_and_disturbs_no_other(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        write_scene(tmp_path / f"{number}.tif", seed=number)
+    whole = predictor.predict_path(tmp_path)
+    plain, order = predictor_room.cut, []
+
+    def breaking(raster: object, recipe: TileRecipe, *, source_id: str) -> Iterator[Block]:
+        order.append(source_id)
+        for number, block in enumerate(plain(raster, recipe, source_id=source_id)):
+            if len(order) == 2 and number == 1:
+                raise UnreadableSource("UNREADABLE", "the second row of tiles is gone", source_id)
+            yield block
+
+    monkeypatch.setattr(predictor_room, "cut", breaking)
+    result = predictor.predict_path(tmp_path)
+    assert [item.code for item in result.rejected] == ["UNREADABLE"]
+    expected = whole.tiles[whole.tiles["source_id"] != order[1]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(result.tiles, expected, check_exact=True)
+
+
+def test_the_memory_of_waiting_tiles_is_bounded_by_the_batches() -> None:
+    seen: list[int] = []
+
+    def logits(tiles: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        seen.append(len(tiles))
+        return tiles[:, 0, 0, :2] + valid[:, 0, :2]
+
+    batches = batches_room.SharedBatches(logits, 4)
+    blocks = [np.full((count, 1, 3, 3), count, np.int16) for count in (1, 11, 2, 5)]
+    for block in blocks:
+        batches.add(block, np.ones((len(block), 3, 3), bool))
+        waiting = [tiles for tiles, _ in batches._waiting]
+        assert sum(map(len, waiting)) < 4
+        assert not any(np.shares_memory(tiles, block) for tiles in waiting)
+    result = batches.finish()
+    assert seen == [4, 4, 4, 4, 3]
+    assert result[:, 0].tolist() == [len(block) + 1 for block in blocks for _ in block]

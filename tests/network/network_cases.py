@@ -18,15 +18,13 @@ PATIENTS, SERIES, SLICES = 3, 2, 4
 def write_instance(folder: Path, patient: int, series: int, number: int, **values: object) -> Path:
     """Write one slice whose every UID and name is a canary."""
     place = f"1.2.3.777.{patient}"
-    dataset = instance(
-        number,
-        PatientID=f"CANARY-{patient}",
-        StudyInstanceUID=f"{place}.1",
-        SeriesInstanceUID=f"{place}.2.{series}",
-        FrameOfReferenceUID=f"{place}.3",
-        SOPInstanceUID=f"{place}.4.{series}.{number}",
-        **values,
-    )
+    uids = {
+        "StudyInstanceUID": f"{place}.1",
+        "SeriesInstanceUID": f"{place}.2.{series}",
+        "FrameOfReferenceUID": f"{place}.3",
+        "SOPInstanceUID": f"{place}.4.{series}.{number}",
+    }
+    dataset = instance(number, **{"PatientID": f"CANARY-{patient}", **uids, **values})
     return save(dataset, folder / f"p{patient}s{series}n{number:02d}")
 
 

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from vitpipe.config.base import Recipe
 from vitpipe.config.judging import EvaluateRecipe, GateRecipe, MetricName, RegisterRecipe
-from vitpipe.config.labels import FolderLabels, KeyKind, LabelRecipe, TableLabels
+from vitpipe.config.labels import (
+    DicomRtstructLabels,
+    DicomSegLabels,
+    FolderLabels,
+    KeyKind,
+    LabelRecipe,
+    RegionLabelRecipe,
+    TableLabels,
+)
 from vitpipe.config.learning import (
     AugmentRecipe,
     FileWeights,
@@ -37,6 +45,8 @@ __all__ = [
     "IDENTIFYING_KEYS",
     "AugmentRecipe",
     "DataPath",
+    "DicomRtstructLabels",
+    "DicomSegLabels",
     "DicomSource",
     "DicomwebQuery",
     "DicomwebSource",
@@ -56,6 +66,7 @@ __all__ = [
     "RandomWeights",
     "Recipe",
     "RegisterRecipe",
+    "RegionLabelRecipe",
     "RejectShare",
     "SourceRecipe",
     "SplitRecipe",

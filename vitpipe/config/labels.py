@@ -38,5 +38,48 @@ class FolderLabels(Recipe):
     )
 
 
+class RegionLabelRecipe(Recipe):
+    """What kinds of drawn labels share: how the parts of a tile become its class."""
+
+    path: str = Field(title="Path", description="Folder (or one file) of the label objects.", min_length=1)
+    min_share: float = Field(
+        0.5, gt=0, le=1, title="Least share", description="Of a tile's valid pixels that a class must cover."
+    )
+    background: str | None = Field(
+        "background", title="Background", description="Class of tiles that no other covers; empty: they have no label."
+    )
+    multi_label: bool = Field(
+        False, title="Multi-label", description="A tile is of every class over the least share, not of the largest."
+    )
+
+
+class DicomSegLabels(RegionLabelRecipe):
+    """DICOM segmentations (SEG), mapped onto the images by their position in the patient."""
+
+    model_config = ConfigDict(title="DICOM SEG")
+    kind: Literal["dicom_seg"] = "dicom_seg"
+    name: Literal["label", "code"] = Field(
+        "label", title="Name", description="A segment is named by its label, or by the meaning of its coded type."
+    )
+    segments: dict[str, str] | None = Field(
+        None, title="Segments", description="Name of a segment to class; all by their own names if empty."
+    )
+    threshold: float = Field(
+        0.5, gt=0, le=1, title="Threshold", description="Least value of a fractional segmentation, of 1."
+    )
+
+
+class DicomRtstructLabels(RegionLabelRecipe):
+    """Contours of DICOM structure sets (RTSTRUCT), drawn on the images by their position in the patient."""
+
+    model_config = ConfigDict(title="DICOM RTSTRUCT")
+    kind: Literal["dicom_rtstruct"] = "dicom_rtstruct"
+    rois: dict[str, str] | None = Field(
+        None, title="ROIs", description="Name of a ROI to class; all by their own names if empty."
+    )
+
+
 # The title is the tab of the form, beside "None".
-LabelRecipe = Annotated[TableLabels | FolderLabels, Field(discriminator="kind", title="Labels")]
+LabelRecipe = Annotated[
+    TableLabels | FolderLabels | DicomSegLabels | DicomRtstructLabels, Field(discriminator="kind", title="Labels")
+]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from vitpipe.domains.base import Domain
 from vitpipe.errors import ConfigError
-from vitpipe.records import Findings
+from vitpipe.pseudonym import Pseudonymiser
+from vitpipe.records import Findings, Plane, Source
 
 
 def _dicom() -> Domain:
@@ -56,3 +57,16 @@ def domain_of(kind: str) -> Domain:
     if kind not in DOMAINS:
         raise ConfigError(f"no source kind `{kind}`; known: {', '.join(DOMAINS)}")
     return DOMAINS[kind]()
+
+
+def planes_of(source: Source, pseudonym: Pseudonymiser) -> Sequence[Plane]:
+    """Say where the frames of a source lie in the patient; nothing where its domain knows no patient.
+
+    Raises:
+        UnreadableSource: a file is gone or broken.
+    """
+    if not source.domain.startswith("dicom"):
+        return ()
+    from vitpipe.domains.dicom.frames import planes_of as dicom_planes_of
+
+    return dicom_planes_of(source, pseudonym)

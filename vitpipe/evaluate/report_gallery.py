@@ -49,7 +49,11 @@ def gallery(
     cards = []
     for number, values in enumerate(chosen.to_dict("records")):
         row = {str(name): value for name, value in values.items()}
-        picture = thumbnail(tiles[number][bands], valid[number], window)
+        pixels, inside = tiles[number][bands], valid[number]
+        if inside.ndim == 3:
+            # Of a volume the middle slice is shown.
+            pixels, inside = pixels[:, len(inside) // 2], inside[len(inside) // 2]
+        picture = thumbnail(pixels, inside, window)
         cards.append((bool(row["hit"]), _card(row, picture, classes)))
     parts = []
     for hit, title in ((False, "Surest errors"), (True, "Hits")):

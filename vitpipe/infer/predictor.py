@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -17,14 +19,18 @@ from vitpipe.errors import ContractError, DataError, UnreadableSource
 from vitpipe.evaluate.calibration import Calibration, load_calibration
 from vitpipe.evaluate.predictions import joined_names
 from vitpipe.evaluate.units import probability_columns
+from vitpipe.infer.batches import SharedBatches
 from vitpipe.infer.contract import MISFITS, ModelContract, RangeWatch
 from vitpipe.infer.package import open_package
 from vitpipe.infer.reading import local_path, read_sources
 from vitpipe.learn.model import LoadedModel, load_model
 from vitpipe.records import BOX_COLUMN, Rejected, Source, Window, count_codes
-from vitpipe.tiling import cut
+from vitpipe.tiling import Block, cut
 
 PLACE_COLUMNS = ("source_id", *Window._fields, BOX_COLUMN, "valid_fraction")
+
+_WAITING_BYTES: Final = 64 << 20
+"""Tiles that may wait for the model, where more than one batch does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,7 @@ class Predictor:
         return self.contract.classes
 
     def logits(self, tiles: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[Any]:
-        """Give logits (N, K) of tiles (N, C, H, W) in physical units with masks (N, H, W)."""
+        """Give logits (N, K) of tiles (N, C, H, W) or (N, C, D, H, W) in physical units, and their masks."""
         return np.asarray(self._model.logits(tiles, valid))
 
     def columns(self, logits: NDArray[Any]) -> pd.DataFrame:
@@ -92,8 +98,9 @@ class Predictor:
         """Predict on an array.
 
         Args:
-            tiles: (N, C, H, W), or (C, H, W) for one, in the physical units and the channel order of the model.
-            valid: (N, H, W), False where a pixel counts for nothing.
+            tiles: (N, C, H, W), or (C, H, W) for one, in the physical units and the channel order of the model; with
+                an axis D after the channels where the model takes volumes.
+            valid: the shape without channels, False where a pixel counts for nothing.
 
         Raises:
             ContractError: the array does not fit the model.
@@ -127,24 +134,37 @@ class Predictor:
         rejected: list[Rejected] = []
         tables: list[pd.DataFrame] = []
         watch = RangeWatch(self.contract)
-        used: list[Source] = []
+        batches = SharedBatches(self.logits, self._tiles_at_once())
+        used: dict[str, Source] = {}
         seen: set[str] = set()
         for item in read_sources(path, domain, self.contract.source_recipe(str(path))):
             refusal = item if isinstance(item, Rejected) else self._refuse(item, seen)
             if refusal is None:
                 assert isinstance(item, Source)
                 seen.add(item.source_id)
-                refusal = self._predict_source(item, domain, watch, tables)
+                refusal = self._cut_source(item, domain, watch, (batches, tables))
                 if refusal is None:
-                    used.append(item)
-                    if with_paths:
-                        tables[-1] = tables[-1].assign(path=_relative(item, path))
+                    used[item.source_id] = item
             if refusal is not None:
                 rejected.append(refusal)
-        if not tables:
+        if not used:
             raise _nothing(path, rejected)
-        tiles = pd.concat(tables, ignore_index=True)
-        return PredictionResult(tiles, self._pool(tiles), tuple(rejected), tuple(watch.notes()), tuple(used))
+        tiles = self._joined(tables, batches.finish(), used)
+        if with_paths:
+            tiles["path"] = tiles["source_id"].map({name: _relative(item, path) for name, item in used.items()})
+        return PredictionResult(tiles, self._pool(tiles), tuple(rejected), tuple(watch.notes()), tuple(used.values()))
+
+    def _tiles_at_once(self) -> int:
+        """Give the tiles of a batch for each core, as far as they are small."""
+        batch = self._model.record.batch_size
+        batch_bytes = 4 * batch * math.prod(self.contract.tile_shape)
+        return batch * max(1, min(os.cpu_count() or 1, _WAITING_BYTES // batch_bytes))
+
+    def _joined(self, tables: list[pd.DataFrame], logits: NDArray[Any], used: Mapping[str, Source]) -> pd.DataFrame:
+        """Put places and logits of the used sources side by side: one that broke half-way leaves nothing."""
+        places = pd.concat(tables, ignore_index=True)
+        kept = places["source_id"].isin(list(used)).to_numpy()
+        return pd.concat([places[kept].reset_index(drop=True), self.columns(logits[kept])], axis=1)
 
     def _refuse(self, source: Source, seen: set[str]) -> Rejected | None:
         if source.source_id in seen:
@@ -152,37 +172,24 @@ class Predictor:
         misfit = self.contract.misfit(source)
         return Rejected(source.uri, *misfit) if misfit else None
 
-    def _predict_source(
-        self, source: Source, domain: Domain, watch: RangeWatch, tables: list[pd.DataFrame]
+    def _cut_source(
+        self, source: Source, domain: Domain, watch: RangeWatch, into: tuple[SharedBatches, list[pd.DataFrame]]
     ) -> Rejected | None:
-        """Predict on one source; appends its table, whole or not at all."""
-        blocks: list[pd.DataFrame] = []
+        """Cut a source; its tiles go into the batches and their places into the tables."""
+        batches, tables = into
+        before = len(tables)
         try:
             with domain.open(source) as raster:
-                for places, tiles, valid in self._blocks(source, raster):
-                    watch.add(tiles, valid)
-                    blocks.append(pd.concat([places, self.columns(self.logits(tiles, valid))], axis=1))
+                for block in cut(raster, self.contract.tiles, source_id=source.source_id):
+                    watch.add(block.tiles, block.valid)
+                    batches.add(block.tiles, block.valid)
+                    tables.append(_places(source, block))
         except UnreadableSource as error:
             return Rejected(source.uri, error.code, error.reason)
-        if not blocks:
+        if len(tables) == before:
             share = self.contract.tiles.min_valid_fraction
             return Rejected(source.uri, "NO_TILES", f"no tile of it has {share:.0%} valid pixels, as the model asks")
-        tables.append(pd.concat(blocks, ignore_index=True))
         return None
-
-    def _blocks(
-        self,
-        source: Source,
-        raster: Any,  # noqa: ANN401 - a Raster
-    ) -> Iterator[tuple[pd.DataFrame, NDArray[np.float32], NDArray[np.bool_]]]:
-        for block in cut(raster, self.contract.tiles, source_id=source.source_id):
-            if not len(block.tiles):
-                continue
-            places = pd.DataFrame(np.asarray(block.windows), columns=list(Window._fields))
-            places.insert(0, "source_id", source.source_id)
-            places[BOX_COLUMN] = pd.Series(block.boxes_mm, dtype="object")
-            places["valid_fraction"] = np.asarray(block.valid_fraction)
-            yield places, block.tiles.astype(np.float32), block.valid
 
     def _pool(self, tiles: pd.DataFrame) -> pd.DataFrame:
         """Pool tiles to sources by their mean probability."""
@@ -202,6 +209,15 @@ class Predictor:
         for number, name in enumerate(probability_columns(self.classes)):
             table[name] = probabilities[:, number]
         return table
+
+
+def _places(source: Source, block: Block) -> pd.DataFrame:
+    """Give the places of a block's tiles: `PLACE_COLUMNS`."""
+    places = pd.DataFrame(np.asarray(block.windows), columns=list(Window._fields))
+    places.insert(0, "source_id", source.source_id)
+    places[BOX_COLUMN] = pd.Series(block.boxes_mm, dtype="object")
+    places["valid_fraction"] = np.asarray(block.valid_fraction)
+    return places
 
 
 def _relative(source: Source, path: Path) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitpipe.config import LabelRecipe, TableLabels
-from vitpipe.labels.base import LabelSet
+from vitpipe.config import DicomRtstructLabels, DicomSegLabels, LabelRecipe, TableLabels
+from vitpipe.errors import ConfigError
+from vitpipe.labels.base import LabelSet, PlanesOf
 from vitpipe.labels.folder import read_folder_labels
 from vitpipe.labels.table import read_table_labels
 from vitpipe.pseudonym import Pseudonymiser
@@ -14,13 +15,31 @@ from vitpipe.records import Source
 __all__ = ["LabelSet", "read_labels"]
 
 
-def read_labels(recipe: LabelRecipe, sources: Sequence[Source], pseudonym: Pseudonymiser) -> LabelSet:
+def read_labels(
+    recipe: LabelRecipe, sources: Sequence[Source], pseudonym: Pseudonymiser, planes_of: PlanesOf | None = None
+) -> LabelSet:
     """Read the labels of a catalog.
 
+    Args:
+        recipe: the kind of labels, and where they are.
+        sources: the catalog.
+        pseudonym: maps identifiers as the domains do.
+        planes_of: reads where a source's frames lie; needed for labels that are drawn on the image.
+
     Raises:
-        ConfigError: the label table is not there.
+        ConfigError: the labels are not there, or the sources have no place in a patient to draw on.
         LabelError: the labels do not fit the sources; the sentence names what was found and what to do.
     """
     if isinstance(recipe, TableLabels):
         return read_table_labels(recipe, sources, pseudonym)
-    return read_folder_labels(recipe, sources)
+    if not isinstance(recipe, DicomSegLabels | DicomRtstructLabels):
+        return read_folder_labels(recipe, sources)
+    if planes_of is None or not any("series_uid" in source.keys for source in sources):
+        raise ConfigError(f"`labels.kind: {recipe.kind}` is drawn on DICOM images, and no source is one")
+    # pydicom takes its time to load: only where it is needed.
+    from vitpipe.labels.dicom_rtstruct import read_rtstruct_labels
+    from vitpipe.labels.dicom_seg import read_seg_labels
+
+    if isinstance(recipe, DicomSegLabels):
+        return read_seg_labels(recipe, sources, pseudonym, planes_of)
+    return read_rtstruct_labels(recipe, sources, pseudonym, planes_of)

@@ -9,12 +9,18 @@ import pandas as pd
 
 from vitpipe.digest import digest_bytes
 from vitpipe.errors import LabelError
-from vitpipe.records import WHOLE_SOURCE, Source
+from vitpipe.labels.regions import SEPARATOR, RegionLabels
+from vitpipe.pseudonym import Pseudonymiser
+from vitpipe.records import WHOLE_SOURCE, Plane, Rejected, Source
 
-CLASS_SEPARATOR = "|"
+CLASS_SEPARATOR = SEPARATOR
 """Between the positive classes of a multi-label row."""
 ATTRIBUTE_PREFIX = "attr_"
 EXAMPLES = 3
+
+
+PlanesOf = Callable[[Source, Pseudonymiser], Sequence[Plane]]
+"""Reads where the frames of a source lie; nothing where its domain knows no such place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,15 @@ class LabelSet:
     """Sentences for the user: what has no label, which labels have no source."""
     digest: str
     """Of the rows and classes; the same labels in another order, or in another file format, have the same."""
+    regions: RegionLabels | None = None
+    """Labels that are drawn on the image: then each tile asks them, and the rows only say what is drawn where."""
+    rejected: tuple[Rejected, ...] = ()
+    """Label objects that are not used, or not wholly, and why."""
+
+    def quarantine_rows(self) -> pd.DataFrame:
+        """Give the rejected as rows of the quarantine table: `uri`, `code`, `reason`, `junk`."""
+        rows = [(item.uri, item.code, item.reason, item.junk) for item in self.rejected]
+        return pd.DataFrame(rows, columns=["uri", "code", "reason", "junk"]).astype({"junk": "bool"})
 
 
 def make_label_set(
@@ -57,10 +72,7 @@ def make_label_set(
         LabelError: a class name holds ``|``, or all labels are the same: nothing could be learned.
     """
     names = tuple(sorted(classes))
-    if wrong := [name for name in names if CLASS_SEPARATOR in name]:
-        raise LabelError(
-            f"class name {wrong[0]!r} holds `{CLASS_SEPARATOR}`, which separates classes in tables; rename the class"
-        )
+    check_class_names(names)
     found = rows["label"].drop_duplicates()
     if len(found) < 2:
         only = f"{found.iloc[0]!r}" if len(found) else "none"
@@ -83,6 +95,18 @@ def make_label_set(
         notes=(*notes, *counted),
         digest=table_digest(ordered, *names, "multi" if multi_label else "single"),
     )
+
+
+def check_class_names(names: Sequence[str]) -> None:
+    """Refuse names that tables could not hold.
+
+    Raises:
+        LabelError: a class name holds ``|``.
+    """
+    if wrong := [name for name in names if CLASS_SEPARATOR in name]:
+        raise LabelError(
+            f"class name {wrong[0]!r} holds `{CLASS_SEPARATOR}`, which separates classes in tables; rename the class"
+        )
 
 
 def table_digest(table: pd.DataFrame, *more: str) -> str:

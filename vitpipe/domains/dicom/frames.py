@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,19 @@ def is_repaired(source: Source) -> bool:
 
 
 def planes_of(source: Source, pseudonym: Pseudonymiser) -> tuple[Plane, ...]:
-    """Give the plane of every frame, its identifiers as pseudonyms; raises as :func:`read_frames`."""
+    """Give the plane of every frame, its identifiers as pseudonyms; raises as :func:`read_frames`.
+
+    Where the source has an affine, which meets every position within 0.01 mm, one header is read and not all.
+    """
 
     def named(kind: str, header: Dataset, keyword: str) -> str | None:
         value = text(header, keyword)
         return pseudonym(kind, value) if value else None
 
+    grid, uids = source.grid, source.keys.get("instance_uid", ())
+    if grid.affine is not None and grid.spacing_mm is not None and len(uids) == len(source.files) == grid.frames > 1:
+        reference = named("frame_of_reference", _header(source.files[0]), "FrameOfReferenceUID")
+        return _on_affine(grid.affine, grid.spacing_mm, uids, reference)
     return tuple(
         Plane(
             instance_uid=named("instance_uid", frame.header, "SOPInstanceUID"),
@@ -72,6 +80,24 @@ def planes_of(source: Source, pseudonym: Pseudonymiser) -> tuple[Plane, ...]:
             spacing_mm=frame.spacing_mm,
         )
         for frame in read_frames(source)
+    )
+
+
+def _on_affine(
+    affine: Vector, spacing_mm: Vector, instance_uids: Sequence[str], frame_of_reference: str | None
+) -> tuple[Plane, ...]:
+    matrix = np.asarray(affine).reshape(4, 4)
+    orientation = tuple((matrix[:3, axis] / np.linalg.norm(matrix[:3, axis])).tolist() for axis in (0, 1))
+    return tuple(
+        Plane(
+            instance_uid=uid,
+            number=0,
+            frame_of_reference=frame_of_reference,
+            position=tuple((matrix[:3, 3] + frame * matrix[:3, 2]).tolist()),
+            orientation=(*orientation[0], *orientation[1]),
+            spacing_mm=spacing_mm[1:],
+        )
+        for frame, uid in enumerate(instance_uids)
     )
 
 

@@ -14,6 +14,7 @@ from vitpipe.domains.dicom.geometry import (
     ORIENTATION_TOLERANCE,
     SAME_POSITION_MM,
     along_normal,
+    are_plausible,
     has_duplicates,
     normal_of,
 )
@@ -42,7 +43,7 @@ class Member:
         geometry, frames = self.instance.geometry, self.instance.pixels.frames
         if frames == 1 and self.instance.modality in _PROJECTIONS:
             return False
-        return len(geometry.positions) == frames and bool(geometry.orientations)
+        return len(geometry.positions) == frames and bool(geometry.orientations) and are_plausible(geometry.positions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ def build_segmentation(
             in_file[frame.number] = probabilities[place]
         probabilities = in_file
     else:
-        used = sorted({int(box.frame) for box, _ in findings.tiles})
+        used = sorted({frame for box, _ in findings.tiles for frame in range(box.frame, box.frame + box.frames)})
         sources, probabilities = tuple(sources[frame] for frame in used), probabilities[used]
     built = seg.Segmentation(
         source_images=list(sources),
@@ -106,7 +106,8 @@ def paint(grid: Grid, findings: SourceFindings) -> NDArray[np.float32]:
     for box, verdict in findings.tiles:
         rows = slice(round(box.top), max(round(box.bottom), round(box.top) + 1))
         cols = slice(round(box.left), max(round(box.right), round(box.left) + 1))
-        sums[box.frame, rows, cols] += np.array([verdict.probabilities[name] for name in classes], np.float32)
-        counts[box.frame, rows, cols] += 1
+        frames = slice(box.frame, box.frame + box.frames)
+        sums[frames, rows, cols] += np.array([verdict.probabilities[name] for name in classes], np.float32)
+        counts[frames, rows, cols] += 1
     sums /= np.maximum(counts, 1)
     return sums
