@@ -172,6 +172,29 @@ def predict(
 
 
 @app.command()
+def whence(
+    file: Annotated[Path, typer.Argument(help="A structured report or segmentation of predict --dicom.")],
+    workspace: WorkspaceOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which registered model, run and data a DICOM result is from."""
+    from flows.settings import apply_environment
+    from vitpipe import results
+
+    with reporting(as_json=as_json):
+        if workspace is None and not os.environ.get("MLFLOW_TRACKING_URI"):
+            workspace = Path("workspace")
+        if workspace is not None and workspace.is_dir():
+            apply_environment(workspace)
+        findings = results.whence(str(file), str(workspace) if workspace else None)
+    if as_json:
+        print_json(findings.to_json())
+        return
+    for line in findings.lines:
+        typer.echo(line)
+
+
+@app.command()
 def deidentify(
     source: Annotated[Path, typer.Argument(help="Folder of DICOM files; it is only read.")],
     target: Annotated[Path, typer.Argument(help="Folder for the de-identified files.")],

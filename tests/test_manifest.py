@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -11,14 +12,14 @@ import pytest
 from PIL import Image
 
 from vitpipe import manifest as room
-from vitpipe.config import PipelineConfig
+from vitpipe.config import PipelineConfig, TileRecipe
 from vitpipe.errors import ContractError, DataError, LabelError, LeakageError, SplitError
 from vitpipe.ingest import ingest, read_catalog, write_catalog
 from vitpipe.labels import LabelSet, read_labels
 from vitpipe.labels.base import make_label_set
 from vitpipe.manifest import build_manifest, read_manifest, write_manifest
 from vitpipe.pseudonym import load_pseudonymiser
-from vitpipe.records import Grid, Source
+from vitpipe.records import Grid, Source, Window, box_mm
 from vitpipe.splits import read_splits
 from vitpipe.workspace import Workspace
 
@@ -30,6 +31,7 @@ class FakeStore:
     channels = ("r", "g")
     units = "dn"
     tile_size = 8
+    depth = None
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,6 +52,7 @@ def make_tiles(sources: list[Source], *, per_frame: int = 2) -> pd.DataFrame:
             "height": 8,
             "width": 8,
             "box_mm": None,
+            "depth": 1,
             "valid_fraction": 1.0,
             "pixel_digest": f"{source.source_id}{frame}{col}",
         }
@@ -167,6 +170,32 @@ def test_the_label_of_a_frame_comes_before_that_of_its_source(place: Place) -> N
     assert part["label"].tolist() == ["cat", "dog", "cat"]
     assert part["group_id"].unique().tolist() == ["g"]
     assert table.loc[table["source_id"] == "src0000", "group_id"].unique().tolist() == ["pat0000"]
+
+
+@pytest.mark.parametrize("tiles", [{"depth": 2}, {"slice_spacing_mm": 2.5}, {"orientation": "LPS"}])
+def test_labels_of_frames_are_refused_where_slices_are_no_frames_of_the_file(place: Place, tiles: dict) -> None:
+    sources = [make_source(number, frames=2) for number in range(8)]
+    whole = [(source.source_id, -1, "ab"[number % 2], "") for number, source in enumerate(sources)]
+    single = [(source.source_id, 1, "ba"[number % 2], "") for number, source in enumerate(sources)]
+    place.config = place.config.model_copy(update={"tiles": TileRecipe.model_validate(tiles)})
+    assert len(place.build(sources, label_set(sources, whole)).table)
+    with pytest.raises(LabelError, match=rf"8 label row.*`tiles\.{next(iter(tiles))}`.*series_uid"):
+        place.build(sources, label_set(sources, whole + single))
+
+
+def test_boxes_that_stored_tiles_lack_are_worked_out(place: Place) -> None:
+    affine = (0.5, 0, 0, -10, 0, 0.8, 0, 20, 0, 0, 3, 40, 0, 0, 0, 1)
+    sources = [make_source(number, frames=2) for number in range(8)]
+    sources = [
+        dataclasses.replace(source, grid=Grid(2, 8, 8, (3, 0.8, 0.5), affine if number else None))
+        for number, source in enumerate(sources)
+    ]
+    rows = [(source.source_id, -1, "ab"[number % 2], "") for number, source in enumerate(sources)]
+    table = place.build(sources, label_set(sources, rows)).table
+    assert table.loc[table["source_id"] == "src0000", "box_mm"].isna().all()
+    others = table[table["source_id"] != "src0000"]
+    for frame, row, col, box in zip(others["frame"], others["row"], others["col"], others["box_mm"], strict=True):
+        assert box == box_mm(Grid(2, 8, 8, (3, 0.8, 0.5), affine), Window(frame, row, col, 8, 8))
 
 
 def test_frames_without_a_label_are_left_out_and_counted(place: Place) -> None:

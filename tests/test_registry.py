@@ -26,6 +26,7 @@ from vitpipe.infer.predictor import Predictor
 from vitpipe.infer.tracking import tracking_store
 from vitpipe.infer.versions import Journal
 from vitpipe.manifest import Manifest
+from vitpipe.results import ask_registry
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -130,6 +131,10 @@ def test_a_version_says_who_it_is(world: World) -> None:
     assert found.facts["manifest_digest"] == package.description["digests"]["manifest"]
     assert found.facts["package_digest"] == package.digest
     assert len(found.facts["mlflow_run_id"]) == 32
+    assert ask_registry(found, str(world.root)) == f"holds this very model as {NAME}/1"
+    other = dataclasses.replace(found, sha256="0" * 64)
+    assert ask_registry(other, str(world.root)).startswith("holds other weights")
+    assert "does not know" in ask_registry(dataclasses.replace(found, version="7"), str(world.root))
 
 
 def test_a_champion_of_other_channels_is_not_compared(world: World, tmp_path: Path) -> None:

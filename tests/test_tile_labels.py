@@ -13,6 +13,7 @@ from tests.domains.dicom_cases import COLS, ROWS, instance, save
 from tests.labels.dicom_label_cases import rtstruct, write_seg
 from vitpipe import stages
 from vitpipe.config import PipelineConfig, TileRecipe
+from vitpipe.cutting import windows
 from vitpipe.domains.known import planes_of
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
 from vitpipe.labels import LabelSet, read_labels
@@ -20,6 +21,7 @@ from vitpipe.labels.regions import TileRule
 from vitpipe.manifest import read_manifest
 from vitpipe.pseudonym import load_pseudonymiser
 from vitpipe.records import Grid, Window
+from vitpipe.resample import prepared_grid
 from vitpipe.store import TileStore
 from vitpipe.tile_labels import label_tiles
 from vitpipe.tile_places import TilePlaces
@@ -203,7 +205,63 @@ def test_the_largest_share_wins_and_a_tie_goes_by_name() -> None:
 
 def test_a_window_past_the_edge_is_cut_off() -> None:
     places = TilePlaces.of(Grid(1, 12, 8, spacing_mm=(0, 0.5, 0.8)), TileRecipe(size=8), uri="u")
-    assert places.box(Window(0, 8, 0, 8, 8))[1:] == (8, 0, 12, 8)
-    rows, cols = places.pixels(Window(0, 8, 0, 8, 8))
+    assert places.box(Window(0, 8, 0, 8, 8)) == (0, 1, 8, 0, 12, 8)
+    _, rows, cols = places.voxels(Window(0, 8, 0, 8, 8)).of_source()
     assert rows.tolist() == [8, 9, 10, 11]
     assert cols.tolist() == list(range(8))
+
+
+STACK = (0.8, 0.0, 0.0, 5.0, 0.0, 0.5, 0.0, -3.0, 0.0, 0.0, 2.5, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"size": 8, "orientation": "RAI"},
+        {"size": 8, "orientation": "LSA"},
+        {"size": 8, "depth": 4, "orientation": "SPL", "stride": 5},
+        {"size": 8, "depth": 2, "slice_spacing_mm": 1.5, "spacing_mm": 0.7},
+        {"size": 24, "depth": 8, "cut": "whole", "orientation": "RSP"},
+        {"size": 20, "cut": "whole", "slice_spacing_mm": 4.0},
+    ],
+)
+def test_turned_and_resampled_tiles_know_where_they_lie(recipe: dict[str, object]) -> None:
+    """The places of a tile's pixels in millimetres, by the affine of its own grid, are those of the pixels it asks."""
+    tiles = TileRecipe.model_validate(recipe)
+    grid = Grid(7, 12, 10, (2.5, 0.5, 0.8), STACK)
+    prepared = prepared_grid(grid, tiles, uri="u")
+    assert prepared.affine is not None
+    places = TilePlaces.of(grid, tiles, uri="u")
+    to_mm, of_source = np.array(prepared.affine).reshape(4, 4), np.array(STACK).reshape(4, 4)
+    sizes = np.abs(np.diag(of_source)[:3])
+    for window in windows(prepared, tiles):
+        voxels = places.voxels(window)
+        depth, height, width = (len(along) for along in voxels.tile)
+        shown = (window.depth, window.height, window.width)
+        # For a whole frame the tile's own pixels are larger or smaller than those of its grid.
+        scale = [length / count for length, count in zip(shown, (depth, height, width), strict=True)]
+        scale = scale if tiles.cut == "whole" else [1.0] * 3
+        at = np.stack(np.meshgrid(*(np.arange(count) for count in (depth, height, width)), indexing="ij"), -1)
+        index = (at + 0.5) * scale - 0.5 + (window.frame, window.row, window.col)
+        mm = index[..., ::-1] @ to_mm[:3, :3].T + to_mm[:3, 3]
+        frames, rows, cols = voxels.of_source()
+        asked = np.stack(np.meshgrid(frames, rows, cols, indexing="ij"), -1).transpose((*voxels.axes, 3))
+        found = asked[..., ::-1] @ of_source[:3, :3].T + of_source[:3, 3]
+        assert found.shape == mm.shape
+        assert (np.abs(found - mm) <= sizes / 2 + 1e-6).all()
+        box = places.box(window)
+        assert (box.frame, box.frame + box.frames - 1) == (frames.min(), frames.max())
+        assert box.top <= rows.min() + 0.5 <= rows.max() + 0.5 <= box.bottom
+        assert box.left <= cols.min() + 0.5 <= cols.max() + 0.5 <= box.right
+
+
+def test_a_volume_asks_all_its_frames(cohort: tuple[Path, NDArray[np.bool_]], tmp_path: Path) -> None:
+    root, masks = cohort
+    config = make_config(root, {"depth": 2, "stride_depth": 1}, min_share=0.3)
+    _, _, tiles = made(config.model_copy(update={"workspace": str(tmp_path / "w")}))
+    assert len(tiles) == PATIENTS * 2 * 2
+    for row in tiles.to_dict("records"):
+        frames = slice(row["frame"], row["frame"] + 2)
+        shares = masks[row["patient"], frames, row["row"] : row["row"] + 8].mean(axis=(0, 1, 2))
+        best = int(shares.argmax())
+        assert row["label"] == (f"part {best + 1}" if shares[best] >= 0.3 else "background")

@@ -165,7 +165,7 @@ def test_a_whole_frame_is_resampled_with_its_aspect() -> None:
 def test_tiles_at_a_spacing_count_in_resampled_pixels() -> None:
     raster = MemoryRaster(noise(2, (1, 1, 64, 96)), grid=Grid(1, 64, 96, spacing_mm=(1.0, 0.5, 0.5)))
     tiles, _, places = together(list(cut(raster, TileRecipe(size=16, spacing_mm=1.0), source_id="a")))
-    assert [tuple(place) for place in places] == [(0, row, col, 16, 16) for row in (0, 16) for col in (0, 16, 32)]
+    assert [tuple(place) for place in places] == [(0, row, col, 16, 16, 1) for row in (0, 16) for col in (0, 16, 32)]
     assert tiles.shape == (6, 1, 16, 16)
     assert len(raster.rows_read()) == 64
 
@@ -292,8 +292,8 @@ def test_a_run_makes_tiles_and_the_next_one_has_nothing_to_do(
     store = TileStore(folder)
     table = store.table()
     assert list(table.columns) == [
-        "tile_id", "source_id", "group_id", "frame", "row", "col", "height", "width", "box_mm",
-        "valid_fraction", "pixel_digest", "shard_id", "shard_row",
+        "tile_id", "source_id", "group_id", "frame", "row", "col", "height", "width", "depth", "box_mm",
+        "preparation", "valid_fraction", "pixel_digest", "shard_id", "shard_row",
     ]  # fmt: skip
     assert table["tile_id"].is_unique
     some = table.sample(40, random_state=1)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 import vitpipe.tiling as room
 from tests.tiling_cases import MemoryDomain, config_of, source_of
-from tests.volume_cases import affine_of, centres_of_box, field, field_raster
+from tests.volume_cases import affine_of, centres_of_box, field, field_raster, places_mm
 from vitpipe.config import PipelineConfig, TileRecipe
-from vitpipe.cutting import cut, planned_windows
-from vitpipe.errors import UnreadableSource
+from vitpipe.cutting import cut, planned_windows, windows
+from vitpipe.errors import TransientError, UnreadableSource, WorkspaceError
 from vitpipe.records import Grid, Window, box_mm
-from vitpipe.resample import tile_channels
+from vitpipe.resample import code_of, preparation, prepare, prepared_grid, tile_channels
 from vitpipe.store import TABLE_FILE, TileStore, committed_shards
 from vitpipe.tiling import tile, tile_digest
 from vitpipe.workspace import Workspace
@@ -183,7 +187,9 @@ def test_channels_say_which_slice_they_are() -> None:
 # ----------------------------------------------------------------------------------------------------- what is refused
 
 
-@pytest.mark.parametrize("changes", [{"neighbours": 1}])
+@pytest.mark.parametrize(
+    "changes", [{"neighbours": 1}, {"depth": 3}, {"slice_spacing_mm": 2.0}, {"orientation": "LPS"}]
+)
 def test_a_source_that_is_no_regular_stack_is_rejected_by_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
 ) -> None:
@@ -208,7 +214,302 @@ def test_one_frame_is_no_stack() -> None:
         list(cut(field_raster((1, 16, 16)), TileRecipe(size=16, neighbours=1), source_id="a"))
 
 
+# ----------------------------------------------------------------------------------------------------------------- 3-D
+
+
+@pytest.mark.parametrize("edge", ["pad", "shift", "drop"])
+@pytest.mark.parametrize(("depth", "stride"), [(3, None), (4, 2), (7, None), (3, 1)])
+def test_volumes_hold_the_values_of_their_box(edge: str, depth: int, stride: int | None) -> None:
+    raster = field_raster((7, 20, 40), SLANTED)
+    recipe = TileRecipe.model_validate(
+        {"size": 16, "stride": 12, "edge": edge, "depth": depth, "stride_depth": stride, "min_valid_fraction": 0}
+    )
+    rows = blocks_of(raster, recipe)
+    assert [window for *_, window, _ in rows] == windows(raster.grid, recipe)
+    assert len(rows) == planned_windows(raster.grid, recipe, uri="a")
+    covered = np.zeros((7, 20, 40), bool)
+    for pixels, valid, window, box in rows:
+        assert box is not None
+        assert pixels.shape == (1, depth, 16, 16)
+        assert window.depth == depth
+        expected = field(centres_of_box(box, (depth, 16, 16)))
+        np.testing.assert_allclose(pixels[0][valid], expected[valid], atol=1e-4)
+        assert not pixels[0][~valid].any()
+        place = np.s_[window.frame : window.frame + depth, window.row : window.row + 16, window.col : window.col + 16]
+        covered[place] = True
+        assert valid.sum() == covered[place].size
+    assert covered.all() or edge == "drop"
+
+
+def test_no_frame_is_decoded_twice_and_only_those_of_one_tile_are_kept() -> None:
+    raster = field_raster((30, 40, 40))
+    list(cut(raster, TileRecipe(size=16, depth=6, stride_depth=2), source_id="a"))
+    assert sorted(read.frame for read in raster.reads) == list(range(30))
+
+
+def test_a_volume_counts_the_pixels_that_it_can_have() -> None:
+    valid = np.ones((4, 16, 16), bool)
+    valid[:2] = False
+    recipe = TileRecipe(size=16, depth=8, min_valid_fraction=0.5)
+    ((_, mask, _, _),) = blocks_of(field_raster((4, 16, 16), valid=valid), recipe)
+    assert mask.sum() == 2 * 256
+    valid[2, 0, 0] = False
+    assert blocks_of(field_raster((4, 16, 16), valid=valid), recipe) == []
+
+
+def test_a_volume_smaller_than_a_tile_is_said_where_edges_are_dropped() -> None:
+    recipe = TileRecipe(size=16, depth=8, edge="drop")
+    with pytest.raises(UnreadableSource, match=r"TOO_SMALL.*4 x 16 x 16 pixels .* tile of 8 x 16 x 16"):
+        list(cut(field_raster((4, 16, 16)), recipe, source_id="a"))
+
+
+@pytest.mark.parametrize("depth", [3, 8, 16])
+def test_a_whole_stack_is_one_tile(depth: int) -> None:
+    raster = field_raster((8, 32, 64), SLANTED)
+    recipe = TileRecipe(size=32, cut="whole", depth=depth)
+    ((pixels, valid, window, box),) = blocks_of(raster, recipe)
+    assert window == Window(0, 0, 0, 32, 64, 8)
+    assert planned_windows(raster.grid, recipe, uri="a") == 1
+    assert box is not None
+    assert valid[:, :16].all()
+    assert not valid[:, 16:].any()
+    expected = field(centres_of_box(box, (depth, 16, 32)))
+    # Past the middle of the first and last slice that slice is repeated; at the border the filter sees one side alone.
+    inner = slice(1, -1) if depth == 16 else slice(None)
+    np.testing.assert_allclose(pixels[0, inner, 1:15, 1:31], expected[inner, 1:15, 1:31], atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------- along the normal
+
+
+@pytest.mark.parametrize("spacing_mm", [2.0, 5.0, 7.5, 1.25, 4.9])
+def test_slices_are_resampled_along_the_normal(spacing_mm: float) -> None:
+    raster = field_raster((9, 16, 16), SLANTED)
+    recipe = TileRecipe(size=16, slice_spacing_mm=spacing_mm)
+    grid = prepared_grid(raster.grid, recipe, uri="a")
+    # Tilt counts for nothing: 5 mm is the distance of the planes, not of their corners.
+    assert grid.spacing_mm is not None
+    assert grid.spacing_mm[0] == pytest.approx(spacing_mm)
+    assert grid.frames == int(8 * 5 / spacing_mm + 1e-6) + 1
+    rows = blocks_of(raster, recipe)
+    assert len(rows) == grid.frames
+    for pixels, valid, _, box in rows:
+        assert box is not None
+        assert valid.all()
+        np.testing.assert_allclose(pixels[0], field(centres_of_box(box, (1, 16, 16)))[0], atol=1e-4)
+    assert sorted(read.frame for read in raster.reads) == sorted({read.frame for read in raster.reads})
+
+
+def test_a_missing_pixel_adds_nothing_between_two_slices() -> None:
+    valid = np.ones((3, 16, 16), bool)
+    valid[1, 0, 0] = False
+    raster = field_raster((3, 16, 16), valid=valid)
+    rows = blocks_of(raster, TileRecipe(size=16, slice_spacing_mm=1.25))
+    truth = raster.pixels[:, 0]
+    found = [(float(pixels[0, 0, 0]), bool(mask[0, 0])) for pixels, mask, _, _ in rows]
+    at_first, at_last = float(truth[0, 0, 0]), float(truth[2, 0, 0])
+    expected = [at_first] * 3 + [0, 0, 0] + [at_last] * 3
+    assert [value for value, _ in found] == pytest.approx(expected)
+    assert [ok for _, ok in found] == [True] * 3 + [False] * 3 + [True] * 3
+
+
+def test_integers_are_rounded_between_slices() -> None:
+    raster = field_raster((3, 16, 16))
+    raster.pixels = np.array([0, 5, -5], np.int16)[:, None, None, None] * np.ones((3, 1, 16, 16), np.int16)
+    raster.dtype = raster.pixels.dtype
+    rows = blocks_of(raster, TileRecipe(size=16, slice_spacing_mm=1.25))
+    assert [int(pixels[0, 0, 0]) for pixels, *_ in rows] == [0, 1, 2, 4, 5, 2, 0, -2, -5]
+    assert rows[0][0].dtype == np.int16
+
+
+# --------------------------------------------------------------------------------------------------------- orientation
+
+
+CODES = [
+    "".join(letters) for order in itertools.permutations(("LR", "PA", "SI")) for letters in itertools.product(*order)
+]
+
+
+@pytest.mark.parametrize("slanted", [False, True])
+def test_every_code_is_reached_from_any_stack(slanted: bool) -> None:
+    """All 48: values, affine, spacing and boxes after the turn, read by frames and by windows."""
+    affine = affine_of(angles=(0.2, -0.15), tilt_mm=0.4 if slanted else 0.0)
+    # The stack itself lies as PIR: columns to the back, rows downwards, frames to the right.
+    affine = affine[:, [1, 2, 0, 3]] * np.array([1, -1, -1, 1])
+    raster = field_raster((5, 9, 8), affine)
+    assert code_of(raster.grid) == "PIR"
+    assert len(set(CODES)) == 48
+    ways = {
+        letter: sign * np.eye(3)[axis]
+        for axis, pair in enumerate(("LR", "PA", "SI"))
+        for letter, sign in zip(pair, (1, -1), strict=True)
+    }
+    for code in CODES:
+        turned = prepare(raster, TileRecipe(size=8, orientation=code), uri="a")
+        grid = turned.grid
+        assert grid == prepared_grid(raster.grid, TileRecipe(size=8, orientation=code), uri="a")
+        assert code_of(grid) == code
+        known = np.asarray(grid.affine).reshape(4, 4)
+        for axis, letter in enumerate(code):
+            assert known[:3, axis] @ ways[letter] > 0.9 * np.linalg.norm(known[:3, axis])
+        assert sorted((grid.frames, grid.height, grid.width)) == [5, 8, 9]
+        expected = field(places_mm(known, grid.frames, grid.height, grid.width))
+        for frame in range(grid.frames):
+            pixels, valid = turned.read(Window(frame, 0, 0, grid.height, grid.width))
+            np.testing.assert_allclose(pixels[0], expected[frame], atol=1e-4)
+            assert valid.all()
+        part, mask = turned.read(Window(1, 2, 3, 30, 2))
+        np.testing.assert_allclose(part[0, : grid.height - 2], expected[1, 2:, 3:5], atol=1e-4)
+        assert mask[: grid.height - 2].all()
+        assert not mask[grid.height - 2 :].any()
+        assert grid.spacing_mm is not None
+        normal = np.cross(known[:3, 0], known[:3, 1])
+        step = abs(known[:3, 2] @ normal) / np.linalg.norm(normal)
+        lengths = np.linalg.norm(known[:3, :2], axis=0)
+        np.testing.assert_allclose(grid.spacing_mm, [step, lengths[1], lengths[0]], rtol=1e-5)
+
+
+def test_a_mask_turns_with_its_pixels() -> None:
+    valid = np.random.default_rng(3).random((5, 9, 8)) < 0.7
+    raster = field_raster((5, 9, 8), valid=valid)
+    for code in CODES:
+        recipe = TileRecipe(size=8, orientation=code, min_valid_fraction=0)
+        total = 0
+        for pixels, mask, _, box in blocks_of(raster, recipe):
+            assert box is not None
+            np.testing.assert_allclose(pixels[0][mask], field(centres_of_box(box, (1, 8, 8)))[0][mask], atol=1e-4)
+            total += mask.sum()
+        assert total == valid.sum(), code
+
+
+def test_a_stack_that_lies_right_is_read_as_it_is() -> None:
+    raster = field_raster((5, 9, 8))
+    assert prepare(raster, TileRecipe(orientation=code_of(raster.grid)), uri="a") is raster
+
+
+def test_turned_frames_are_decoded_once_into_a_file_that_has_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    raster = field_raster((5, 9, 8))
+    list(cut(raster, TileRecipe(size=8, orientation="LIP"), source_id="a"))
+    assert sorted(read.frame for read in raster.reads) == list(range(5))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_temporary_folder_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> object:
+        return open("/dev/full", "w+b", buffering=0)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(WorkspaceError, match=r"set TMPDIR"):
+        list(cut(field_raster((5, 9, 8)), TileRecipe(size=8, orientation="LIP"), source_id="a"))
+
+
+def test_all_steps_together_hold_the_values_of_their_box() -> None:
+    raster = field_raster((9, 24, 20), affine_of(angles=(0.25, 0.1)))
+    recipe = TileRecipe(size=16, depth=4, orientation="ASR", spacing_mm=1.0, slice_spacing_mm=0.5, min_valid_fraction=0)
+    rows = blocks_of(raster, recipe)
+    grid = prepared_grid(raster.grid, recipe, uri="a")
+    # Columns run along the rows of the file (0.8 mm, 24), rows along its slices (5 mm, 9), slices along columns.
+    assert (grid.frames, grid.height, grid.width) == (20, 45, 19)
+    assert len(rows) == planned_windows(raster.grid, recipe, uri="a") == 5 * 3 * 2
+    for pixels, valid, window, box in rows:
+        assert box is not None
+        expected = field(centres_of_box(box, (4, 16, 16)))
+        _, row, col = np.meshgrid(np.arange(4), window.row + np.arange(16), window.col + np.arange(16), indexing="ij")
+        # In the plane the filter is wider than a pixel: at the border of a frame it sees one side alone.
+        sure = valid & (row >= 3) & (row < 42) & (col >= 2) & (col < 17)
+        np.testing.assert_allclose(pixels[0][sure], expected[sure], atol=2e-2)
+    told = preparation(raster.grid, recipe, uri="a")
+    assert told == "turned from LPS to ASR; rows 5 to 1 mm, columns 0.8 to 1 mm"
+
+
+# ------------------------------------------------------------------------------------------------------- configuration
+
+
+@pytest.mark.parametrize(
+    ("tiles", "words"),
+    [
+        ({"depth": 4, "neighbours": 1}, "not both"),
+        ({"stride_depth": 2}, "set depth too"),
+        ({"depth": 4, "stride_depth": 5}, "slices between tiles would be lost"),
+        ({"orientation": "LPX"}, "one of L or R, one of P or A, one of S or I"),
+        ({"orientation": "LLS"}, "three directions"),
+        ({"orientation": "LP"}, "three directions"),
+    ],
+)
+def test_what_does_not_hold_together_is_said(tiles: dict, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        TileRecipe.model_validate(tiles)
+    assert TileRecipe(orientation="ras").orientation == "RAS"
+
+
 # -------------------------------------------------------------------------------------------------------------- tables
+
+
+def test_volumes_are_stored_with_their_masks_and_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    valid = np.random.default_rng(1).random((9, 20, 37)) < 0.9
+    rasters = {"a" * 16: field_raster((9, 20, 37), valid=valid), "b" * 16: field_raster((4, 40, 16))}
+    monkeypatch.setattr(room, "domain_of", lambda _kind: MemoryDomain(rasters))
+    workspace = Workspace(tmp_path / "workspace")
+    config = config_of(tmp_path, size=13, depth=3, slice_spacing_mm=2.5, edge="shift")
+    tile(config, workspace, [source_of(name, raster) for name, raster in rasters.items()])
+    store = TileStore(workspace.tiles(tile_digest(config)))
+    table = store.table()
+    assert (store.depth, store.tile_size) == (3, 13)
+    assert set(table["depth"]) == {3}
+    assert set(table["preparation"]) == {"slices 5 to 2.5 mm"}
+    tiles, masks = store.gather(table)
+    assert tiles.shape == (len(table), 1, 3, 13, 13)
+    expected = {
+        f"{name}:{window.frame}:{window.row}:{window.col}": (pixels, mask)
+        for name, raster in rasters.items()
+        for pixels, mask, window, _ in blocks_of(raster, config.tiles)
+    }
+    assert set(expected) == set(table["tile_id"])
+    for tile_id, pixels, mask in zip(table["tile_id"], tiles, masks, strict=True):
+        np.testing.assert_array_equal(pixels, expected[tile_id][0])
+        np.testing.assert_array_equal(mask, expected[tile_id][1])
+    assert table["pixel_digest"].is_unique
+    recipe = json.loads((store.folder / "recipe.json").read_text())["tiles"]
+    assert (recipe["depth"], recipe["stride_depth"], recipe["slice_spacing_mm"]) == (3, 3, 2.5)
+
+
+@pytest.mark.parametrize("changes", [{"neighbours": 2}, {"depth": 4, "stride_depth": 2, "orientation": "SRA"}])
+def test_a_run_that_was_stopped_half_way_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
+) -> None:
+    rasters = {name * 16: field_raster((9, 60, 50)) for name in "abc"}
+    sources = [source_of(name, raster) for name, raster in rasters.items()]
+    found = []
+    for number, stops in enumerate((False, True)):
+        workspace, config = Workspace(tmp_path / f"workspace{number}"), config_of(tmp_path, **changes)
+        if stops:
+            failing = MemoryDomain(rasters, failures={"b" * 16: TransientError("the store does not answer")})
+            monkeypatch.setattr(room, "domain_of", lambda _kind, domain=failing: domain)
+            with pytest.raises(TransientError):
+                tile(config, workspace, sources)
+        monkeypatch.setattr(room, "domain_of", lambda _kind: MemoryDomain(rasters))
+        tile(config, workspace, sources)
+        folder = workspace.tiles(tile_digest(config))
+        assert not [path for path in folder.iterdir() if path.name.startswith(".partial")]
+        found.append({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()})
+    assert found[0] == found[1]
+    assert len(found[0]) > 3
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 4, 4), (3, 2, 5, 4, 4)])
+def test_flat_tiles_have_no_digest(shape: tuple[int, ...]) -> None:
+    tiles = np.random.default_rng(0).integers(0, 9, shape)
+    valid = np.ones((3, *shape[2:]), bool)
+    tiles[1] = 4
+    tiles[2, 0], tiles[2, 1] = 4, 5
+    valid[2, ..., 1] = False
+    tiles[2, ..., 1] = 0
+    digests = room.pixel_digests(tiles, valid)
+    assert digests[0] != ""
+    assert digests[1:] == ["", ""]
 
 
 def test_boxes_and_channels_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ def check_pipeline(config: PipelineConfig) -> Findings:
     workspace = Workspace(Path(config.workspace))
     given, config = config, config.on_disk()
     machine = machine_findings(config.source.kind)
-    lines: list[str] = [*machine.lines]
+    lines: list[str] = []
     values: dict[str, Json] = {**machine.values}
     with workspace.lock():
         try:
@@ -49,6 +49,7 @@ def check_pipeline(config: PipelineConfig) -> Findings:
             lines += _labels(config, sources, workspace, values)
     if config.model is not None and sources:
         lines += _model(config, sources, values)
+    lines += machine.lines
     return Findings(lines=tuple(lines), values=values)
 
 
@@ -95,7 +96,8 @@ def _tiles(config: PipelineConfig, sources: Sequence[Source], values: dict[str, 
         count += windows
         size_bytes += windows * tile_values(recipe, source.channels) * _item_size(source.dtype)
     values |= {"tiles": count, "tile_bytes": size_bytes}
-    lines = [f"at most {count} tiles of {recipe.size} px, {size_bytes / 2**20:.0f} MiB on disk"]
+    size = f"{recipe.depth} x {recipe.size} x {recipe.size}" if recipe.depth else f"{recipe.size}"
+    lines = [f"at most {count} tiles of {size} px, {size_bytes / 2**20:.0f} MiB on disk"]
     for code, reasons in sorted(refused.items()):
         lines.append(f"REJECTED when tiles are cut: {len(reasons)} x {code}, such as {reasons[0]}")
     return lines
@@ -184,9 +186,9 @@ def _measure(recipe: ModelRecipe, config: PipelineConfig, channels: int) -> tupl
     from vitpipe.learn.architecture import build, overrides_of
 
     with torch.device("meta"):
-        model, _ = build(recipe, overrides_of(recipe, channels, recipe.num_classes or 2, config.tiles.size))
+        tiles = config.tiles
+        model, _ = build(recipe, overrides_of(recipe, channels, recipe.num_classes or 2, tiles.size, tiles.depth))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    embed = getattr(model, "patch_embed", None)
-    patches = int(getattr(embed, "num_patches", 0))
+    patches = int(getattr(getattr(model, "patch_embed", model), "num_patches", 0))
     tokens = patches + int(getattr(model, "num_prefix_tokens", 0))
     return parameters, tokens, int(getattr(model, "embed_dim", 0)), len(getattr(model, "blocks", ()))

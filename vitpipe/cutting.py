@@ -1,10 +1,13 @@
-"""Where tiles lie on a grid, and how they are cut: streamed by rows of tiles, nothing decoded twice."""
+"""Where tiles lie on a grid, and how they are cut: streamed by rows of tiles, nothing decoded twice.
+
+2-D tiles of each frame, 2-D tiles with neighbouring frames as channels (2.5-D), or tiles of several frames (3-D).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -15,8 +18,11 @@ from vitpipe.domains.base import Raster
 from vitpipe.errors import UnreadableSource
 from vitpipe.records import Grid, Window, box_mm
 from vitpipe.resample import (
+    FrameCache,
     ResampledRaster,
     RowBuffer,
+    SlicedRaster,
+    Slices,
     prepare,
     prepared_grid,
     tile_channels,
@@ -25,6 +31,8 @@ from vitpipe.resample import (
 )
 
 _BLOCK_BYTES: Final = 32 << 20
+_Cut: TypeAlias = "tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.float64]]"
+"""Tiles, masks, valid shares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +40,13 @@ class Block:
     """Tiles cut at once: a row of tiles, or a piece of one."""
 
     tiles: NDArray[Any]
-    """(N, channels, size, size) in the raster's dtype and units; what is not valid is zero."""
+    """(N, channels, size, size), with a depth (N, channels, depth, size, size), in the raster's dtype and units; what
+    is not valid is zero."""
     valid: NDArray[np.bool_]
-    """(N, size, size)."""
+    """(N, size, size), with a depth (N, depth, size, size)."""
     windows: list[Window]
-    """What each tile covers, in the raster at the recipe's spacing; the whole frame for ``cut: whole``."""
+    """What each tile covers, in the raster at the recipe's spacing and orientation; the whole frame, with a depth the
+    whole stack, for ``cut: whole``."""
     groups: list[str]
     boxes_mm: list[list[float] | None]
     """What each tile covers in the patient, see `vitpipe.records.box_mm`."""
@@ -45,19 +55,27 @@ class Block:
 
 
 def origins(length: int, recipe: TileRecipe) -> list[int]:
-    """Give where tiles begin along an axis of `length` pixels.
+    """Give where tiles begin along a row or column of `length` pixels.
 
     ``pad`` and ``shift`` cover every pixel with ``1 + ceil((length - size) / stride)`` tiles, ``shift`` by moving the
     last one inwards; ``drop`` gives ``1 + floor((length - size) / stride)``. An axis shorter than a tile gives one
     origin, and none with ``drop``.
     """
-    size, step = recipe.size, recipe.step
+    return _starts(length, recipe.size, recipe.step, recipe.edge)
+
+
+def depth_origins(frames: int, recipe: TileRecipe) -> list[int]:
+    """Give the frames at which tiles begin: every frame for 2-D tiles, by the rule of :func:`origins` for 3-D ones."""
+    return _starts(frames, recipe.depth or 1, recipe.step_depth, recipe.edge)
+
+
+def _starts(length: int, size: int, step: int, edge: str) -> list[int]:
     if length < size:
-        return [] if recipe.edge == "drop" else [0]
-    if recipe.edge == "drop":
+        return [] if edge == "drop" else [0]
+    if edge == "drop":
         return list(range(0, length - size + 1, step))
     starts = list(range(0, length - size + step, step))
-    if recipe.edge == "shift":
+    if edge == "shift":
         starts[-1] = length - size
     return starts
 
@@ -65,19 +83,30 @@ def origins(length: int, recipe: TileRecipe) -> list[int]:
 def windows(grid: Grid, recipe: TileRecipe) -> list[Window]:
     """Give every window of a grid (already at the recipe's spacing), in the order of frame, row, column.
 
-    For ``cut: whole`` it is each whole frame. With ``edge: pad`` a window may reach past the edge.
+    For ``cut: whole`` it is each whole frame, with a depth the whole stack. With ``edge: pad`` a window may reach past
+    the edge.
     """
+    depth = recipe.depth or 1
     if recipe.cut == "whole":
+        if recipe.depth is not None:
+            return [Window(0, 0, 0, grid.height, grid.width, grid.frames)]
         return [Window(frame, 0, 0, grid.height, grid.width) for frame in range(grid.frames)]
-    rows, cols, size = origins(grid.height, recipe), origins(grid.width, recipe), recipe.size
-    return [Window(frame, row, col, size, size) for frame in range(grid.frames) for row in rows for col in cols]
+    frames, rows, cols = _all_origins(grid, recipe)
+    return [
+        Window(frame, row, col, recipe.size, recipe.size, depth) for frame in frames for row in rows for col in cols
+    ]
 
 
 def window_count(grid: Grid, recipe: TileRecipe) -> int:
     """Count :func:`windows` without making them."""
     if recipe.cut == "whole":
-        return grid.frames
-    return grid.frames * len(origins(grid.height, recipe)) * len(origins(grid.width, recipe))
+        return grid.frames if recipe.depth is None else 1
+    frames, rows, cols = _all_origins(grid, recipe)
+    return len(frames) * len(rows) * len(cols)
+
+
+def _all_origins(grid: Grid, recipe: TileRecipe) -> tuple[list[int], list[int], list[int]]:
+    return depth_origins(grid.frames, recipe), origins(grid.height, recipe), origins(grid.width, recipe)
 
 
 def planned_windows(grid: Grid, recipe: TileRecipe, *, uri: str) -> int:
@@ -91,11 +120,11 @@ def planned_windows(grid: Grid, recipe: TileRecipe, *, uri: str) -> int:
 
 def tile_values(recipe: TileRecipe, channels: Sequence[str]) -> int:
     """Count the values of one tile of a source with these channels."""
-    return len(tile_channels(recipe, channels)) * recipe.size**2
+    return len(tile_channels(recipe, channels)) * (recipe.depth or 1) * recipe.size**2
 
 
 def cut(raster: Raster, recipe: TileRecipe, *, source_id: str) -> Iterator[Block]:
-    """Cut an opened source; nothing is decoded twice, and memory is bounded by a row of blocks.
+    """Cut an opened source; nothing is decoded twice. A row of blocks bounds the memory, of 3-D tiles its frames.
 
     A window is kept when ``min_valid_fraction`` of the pixels that it could hold is valid: those of a tile, or of the
     source where it is smaller than a tile, so that a small source is padded and not lost.
@@ -115,31 +144,61 @@ def cut(raster: Raster, recipe: TileRecipe, *, source_id: str) -> Iterator[Block
     """
     base = prepare(raster, recipe, uri=source_id)
     if window_count(base.grid, recipe) == 0:
+        through = f"{base.grid.frames} x " if recipe.depth else ""
+        tile = f"{recipe.depth} x {recipe.size} x {recipe.size}" if recipe.depth else f"{recipe.size}"
         reason = (
-            f"{base.grid.height} x {base.grid.width} pixels are smaller than a tile of {recipe.size}, and "
-            "`tiles.edge: drop` keeps whole tiles alone; set `tiles.edge: pad`, or a smaller `tiles.size`"
+            f"{through}{base.grid.height} x {base.grid.width} pixels are smaller than a tile of {tile}, and "
+            f"`tiles.edge: drop` keeps whole tiles alone; set `tiles.edge: pad`, or a smaller `tiles.size`"
+            f"{' or `tiles.depth`' if recipe.depth else ''}"
         )
         raise UnreadableSource("TOO_SMALL", reason, source_id)
     whole = recipe.cut == "whole"
     shown = ResampledRaster(base, *whole_axes(base.grid, recipe.size)) if whole else base
-    cutter = _Cutter(with_neighbours(shown, recipe), recipe)
-    for frame in range(base.grid.frames):
+    least = _least_fraction(shown.grid, recipe)
+    wholes = windows(base.grid, recipe) if whole else []
+    for frame, row, cols, (tiles, valid, fraction) in _pieces(shown, recipe):
+        kept = np.flatnonzero(fraction >= least)
+        if len(kept) == 0:
+            continue
+        if whole:
+            covered = [wholes[frame]]
+        else:
+            size, depth = recipe.size, recipe.depth or 1
+            covered = [Window(frame, row, col, size, size, depth) for col in np.array(cols)[kept].tolist()]
+        # A copy only where something is left out.
+        chosen = kept if len(kept) < len(tiles) else slice(None)
+        boxes = [box_mm(base.grid, window) for window in covered]
+        yield Block(tiles[chosen], valid[chosen], covered, base.groups(covered), boxes, fraction[chosen])
+
+
+def _least_fraction(grid: Grid, recipe: TileRecipe) -> float:
+    """Give the share of valid pixels that a tile must have: of those that it can have in a source so small."""
+    reachable = min(grid.height, recipe.size) * min(grid.width, recipe.size)
+    if recipe.depth is None:
+        return recipe.min_valid_fraction * reachable / recipe.size**2
+    # A whole stack is stretched to the depth.
+    frames = recipe.depth if recipe.cut == "whole" else min(grid.frames, recipe.depth)
+    return recipe.min_valid_fraction * (frames * reachable) / (recipe.depth * recipe.size**2)
+
+
+def _pieces(shown: Raster, recipe: TileRecipe) -> Iterator[tuple[int, int, list[int], _Cut]]:
+    """Cut row after row of tiles, a piece of a row at a time: first frame, first row, first columns, and the tiles."""
+    if recipe.depth is None:
+        cutter = _Cutter(with_neighbours(shown, recipe), recipe)
+        for frame in range(shown.grid.frames):
+            for row in cutter.row_origins:
+                for cols in cutter.pieces():
+                    yield frame, row, cols, cutter.cut(frame, row, cols)
+        return
+    if recipe.cut == "whole":
+        shown = SlicedRaster(shown, Slices.stretch(shown.grid.frames, recipe.depth))
+    cutter = _Cutter(shown, recipe)
+    cache = FrameCache(shown, recipe.depth)
+    starts = [0] if recipe.cut == "whole" else depth_origins(shown.grid.frames, recipe)
+    for start in starts:
         for row in cutter.row_origins:
-            for piece in cutter.pieces():
-                tiles, valid, fraction = cutter.cut(frame, row, piece)
-                kept = np.flatnonzero(fraction >= cutter.least_fraction)
-                if len(kept) == 0:
-                    continue
-                if len(kept) < len(tiles):
-                    tiles, valid, fraction = tiles[kept], valid[kept], fraction[kept]
-                if whole:
-                    covered = [Window(frame, 0, 0, base.grid.height, base.grid.width)]
-                else:
-                    covered = [
-                        Window(frame, row, col, recipe.size, recipe.size) for col in np.array(piece)[kept].tolist()
-                    ]
-                boxes = [box_mm(base.grid, window) for window in covered]
-                yield Block(tiles, valid, covered, base.groups(covered), boxes, fraction)
+            for cols in cutter.pieces():
+                yield start, row, cols, cutter.cut_volume(cache, (start, recipe.depth), row, cols)
 
 
 class _Cutter:
@@ -149,13 +208,11 @@ class _Cutter:
         grid = raster.grid
         self._size, self._step = recipe.size, recipe.step
         self._height, self._width = grid.height, grid.width
-        self._channels, self._dtype = len(raster.channels), raster.dtype
         if recipe.cut == "whole":
             self.row_origins, self._cols = [0], [0]
         else:
             self.row_origins, self._cols = origins(grid.height, recipe), origins(grid.width, recipe)
-        reachable = min(grid.height, recipe.size) * min(grid.width, recipe.size)
-        self.least_fraction = recipe.min_valid_fraction * reachable / recipe.size**2
+        self._tile_bytes = len(raster.channels) * (recipe.depth or 1) * recipe.size**2 * raster.dtype.itemsize
 
         def read(frame: int, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
             return raster.read(Window(frame, start, 0, stop - start, grid.width))
@@ -164,12 +221,11 @@ class _Cutter:
 
     def pieces(self) -> Iterator[list[int]]:
         """Give the columns of a row of tiles, in pieces that bound the memory however much tiles overlap."""
-        tile_bytes = self._channels * self._size**2 * self._dtype.itemsize
-        step = max(1, _BLOCK_BYTES // tile_bytes)
+        step = max(1, _BLOCK_BYTES // self._tile_bytes)
         for start in range(0, len(self._cols), step):
             yield self._cols[start : start + step]
 
-    def cut(self, frame: int, row: int, cols: list[int]) -> tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.float64]]:
+    def cut(self, frame: int, row: int, cols: list[int]) -> _Cut:
         """Give tiles (N, C, size, size), masks (N, size, size) and the share of valid pixels (N,)."""
         size = self._size
         pixels, valid = self._rows.rows(frame, row, min(row + size, self._height))
@@ -180,6 +236,30 @@ class _Cutter:
         masks = self._cut_rows(valid[np.newaxis], cols)[:, 0]
         # A count of pixels is exact: no tile is kept or lost by the rounding of a mean.
         fraction = np.count_nonzero(masks, axis=(1, 2)) / size**2
+        return tiles, masks, fraction
+
+    def cut_volume(self, cache: FrameCache, span: tuple[int, int], row: int, cols: list[int]) -> _Cut:
+        """Give tiles (N, C, depth, size, size), masks (N, depth, size, size) and the share of valid pixels (N,).
+
+        Args:
+            cache: gives whole frames; the frames of a tile are kept.
+            span: first frame and depth; what lies past the last frame is zero and not valid.
+            row: first row.
+            cols: first columns.
+        """
+        start, depth = span
+        frames = range(start, min(start + depth, cache.frames))
+        tiles: NDArray[Any] | None = None
+        masks = np.zeros((len(cols), depth, self._size, self._size), np.bool_)
+        for place, frame in enumerate(frames):
+            pixels, valid = cache.frame(frame)
+            rows = slice(row, min(row + self._size, self._height))
+            if tiles is None:
+                tiles = np.zeros((len(cols), len(pixels), depth, self._size, self._size), pixels.dtype)
+            tiles[:, :, place] = self._cut_rows(pixels[:, rows], cols)
+            masks[:, place] = self._cut_rows(valid[np.newaxis, rows], cols)[:, 0]
+        assert tiles is not None
+        fraction = np.count_nonzero(masks, axis=(1, 2, 3)) / (depth * self._size**2)
         return tiles, masks, fraction
 
     def _cut_rows(self, rows: NDArray[Any], cols: list[int]) -> NDArray[Any]:

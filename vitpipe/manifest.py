@@ -34,7 +34,7 @@ from vitpipe.workspace import Workspace
 TABLE_FILE: Final = "manifest.parquet"
 RECORD_FILE: Final = "manifest.json"
 _COLUMNS: Final = (
-    "tile_id", "source_id", "group_id", "frame", "row", "col", "height", "width", BOX_COLUMN, "valid_fraction",
+    "tile_id", "source_id", "group_id", "frame", "row", "col", "height", "width", "depth", BOX_COLUMN, "valid_fraction",
     "label", "split",
     "shard_id", "shard_row", "pixel_digest",
 )  # fmt: skip
@@ -48,7 +48,7 @@ class Manifest:
 
     table: pd.DataFrame
     """A row a labelled tile, sorted by `tile_id`: `tile_id, source_id, group_id, frame, row, col, height, width,
-    box_mm, valid_fraction, label, split, shard_id, shard_row, pixel_digest, attr_<name>...`."""
+    depth, box_mm, valid_fraction, label, split, shard_id, shard_row, pixel_digest, attr_<name>...`."""
     classes: tuple[str, ...]
     """Sorted; the order of a model's outputs."""
     multi_label: bool
@@ -65,6 +65,14 @@ class Manifest:
     """Sentences for the user."""
     unlabelled: int
     """Tiles of the catalog's sources that have no label."""
+    depth: int | None = None
+    """Slices of a 3-D tile; None: tiles are 2-D."""
+
+    @property
+    def tile_shape(self) -> tuple[int, ...]:
+        """Channels, height, width; of volumes: channels, depth, height, width."""
+        through = () if self.depth is None else (self.depth,)
+        return len(self.channels), *through, self.tile_size, self.tile_size
 
 
 def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSet) -> Manifest:
@@ -85,6 +93,7 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
     if tiles.empty:
         raise DataError(f"no tiles of the sources in the catalog are in {folder}; run `vitpipe tile` first")
     tiles = _with_boxes(_with_groups_of_today(tiles, sources), sources, config.tiles)
+    _check_frames(config.tiles, labels)
     if not (path := workspace.labels(labels.digest)).exists():
         write_parquet(path, labels.rows)
 
@@ -119,6 +128,7 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
         digest=_manifest_digest(table, labels, recipe_digest),
         notes=notes,
         unlabelled=unlabelled,
+        depth=store.depth,
     )
 
 
@@ -155,6 +165,22 @@ def _with_groups_of_today(tiles: pd.DataFrame, sources: Sequence[Source]) -> pd.
     groups = {source.source_id: source.group_id for source in sources if source.grid.transform is None}
     current = tiles["source_id"].map({name: group for name, group in groups.items() if one_group.get(name, False)})
     return tiles.assign(group_id=current.where(current.notna(), tiles["group_id"]))
+
+
+def _check_frames(recipe: TileRecipe, labels: LabelSet) -> None:
+    """Refuse labels of single frames where a tile's frame is not the source's frame of this number.
+
+    Raises:
+        LabelError: the tiles are 3-D, resampled along the stack or turned, and labels name frames.
+    """
+    frames = int((labels.rows["frame"] != WHOLE_SOURCE).sum())
+    if frames and recipe.moves_frames:
+        keys = [key for key in ("depth", "slice_spacing_mm", "orientation") if getattr(recipe, key) is not None]
+        raise LabelError(
+            f"{frames} label row(s) name single frames, but with {' and '.join(f'`tiles.{key}`' for key in keys)} a "
+            "tile's slices are not the frames of the file; label whole series (`key: series_uid`), or cut 2-D tiles "
+            "without these keys"
+        )
 
 
 def _with_boxes(tiles: pd.DataFrame, sources: Sequence[Source], recipe: TileRecipe) -> pd.DataFrame:
@@ -334,6 +360,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
             "channels": list(manifest.channels),
             "units": manifest.units,
             "tile_size": manifest.tile_size,
+            "depth": manifest.depth,
             "tiles_folder": os.path.relpath(manifest.tiles_folder.resolve(), folder.resolve()),
             "digest": manifest.digest,
             "notes": list(manifest.notes),
@@ -363,4 +390,5 @@ def read_manifest(folder: Path) -> Manifest:
         digest=values["digest"],
         notes=tuple(values["notes"]),
         unlabelled=values["unlabelled"],
+        depth=values.get("depth"),
     )

@@ -37,13 +37,15 @@ class Level(enum.StrEnum):
 
 
 class Window(NamedTuple):
-    """A pixel rectangle of one frame. It may reach past the right and bottom edge: that part is not valid."""
+    """A pixel rectangle of one frame, or of some frames. It may reach past the edge: that part is not valid."""
 
     frame: int
     row: int
     col: int
     height: int
     width: int
+    depth: int = 1
+    """Frames that it covers, from `frame` on; a raster reads one."""
 
 
 BOX_COLUMN = "box_mm"
@@ -113,7 +115,7 @@ def box_mm(grid: Grid, window: Window) -> list[float] | None:
         at + right * (window.col - 0.5) + down * (window.row - 0.5) + through * (window.frame - 0.5)
         for at, right, down, through in zip(first, along_col, along_row, along_frame, strict=True)
     ]
-    edges = ((along_row, window.height), (along_col, window.width), (along_frame, 1))
+    edges = ((along_row, window.height), (along_col, window.width), (along_frame, window.depth))
     return [float(value) for value in (*origin, *(step * count for axis, count in edges for step in axis))]
 
 

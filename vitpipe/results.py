@@ -1,14 +1,18 @@
-"""What registered models are used for: predictions on files, as tables and as DICOM objects."""
+"""What registered models are used for: predictions on files, as tables and as DICOM objects, and the way back."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vitpipe.atomic import make_folder
-from vitpipe.records import Rejected, StageSummary, count_codes
+from vitpipe.errors import ConfigError, TransientError
+from vitpipe.records import Findings, Json, Rejected, StageSummary, count_codes
 from vitpipe.stages import require_registry
+
+if TYPE_CHECKING:
+    from vitpipe.infer.versions import ModelIdentity
 
 ResultKind = Literal["sr", "seg"]
 
@@ -61,3 +65,39 @@ def predict(
         seconds=time.perf_counter() - started,
         notes=tuple(notes),
     )
+
+
+def whence(file: str, workspace: str | None) -> Findings:
+    """Say which registered model, run and data a DICOM result of ours is from.
+
+    Args:
+        file: a structured report or a segmentation that :func:`predict` wrote.
+        workspace: where the registry lies when there is no MLflow server; it is asked where there is one.
+
+    Raises:
+        DataError: the file is none of ours.
+    """
+    from vitpipe.infer.dicom_results.whence import read_identity
+
+    identity = read_identity(Path(file))
+    values: dict[str, Json] = {"model": identity.name, "version": identity.version, "sha256": identity.sha256}
+    values |= identity.facts
+    values["registry"] = ask_registry(identity, workspace)
+    lines = [f"{name.replace('_', ' ')}: {value}" for name, value in values.items()]
+    return Findings(tuple(lines), values)
+
+
+def ask_registry(identity: ModelIdentity, workspace: str | None) -> str:
+    """Say in a sentence whether the registry holds that model."""
+    from vitpipe.infer.tracking import tracking_store
+    from vitpipe.registry import open_registry
+
+    try:
+        if tracking_store(Path(workspace) if workspace else None).missing is not None:
+            return "not asked: there is none here; pass `--workspace FOLDER` or set MLFLOW_TRACKING_URI"
+        known = open_registry(Path(workspace) if workspace else None).identify(f"models:/{identity.title}")
+    except (ConfigError, TransientError) as error:
+        return f"it does not know this version: {error}"
+    if known.sha256 != identity.sha256:
+        return f"holds other weights as {identity.title} (SHA-256 {known.sha256}): another registry, do not compare"
+    return f"holds this very model as {identity.title}"

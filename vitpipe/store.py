@@ -1,8 +1,9 @@
 """The tile store: immutable shards of raw arrays that are mapped into memory, written once and streamed.
 
 A shard is a folder of ``tiles.npy`` (N, C, H, W) in the native dtype, ``valid.npy`` (N, H, ceil(W / 8)), the mask with
-eight pixels to a byte, and ``tiles.parquet``, a row a tile, written last: a folder with it is whole. The table's
-key-value metadata carries the contract: channels, units, dtype, shape.
+eight pixels to a byte, and ``tiles.parquet``, a row a tile, written last: a folder with it is whole. Volumes are
+(N, C, D, H, W) with masks (N, D, H, ceil(W / 8)). The table's key-value metadata carries the contract: channels, units,
+dtype, shape.
 """
 
 from __future__ import annotations
@@ -30,11 +31,14 @@ TILES_FILE: Final = "tiles.npy"
 VALID_FILE: Final = "valid.npy"
 TABLE_FILE: Final = "tiles.parquet"
 REJECTED_FILE: Final = "rejected.parquet"
+PREPARATION_COLUMN: Final = "preparation"
+"""What was done to the source before the cut, see `vitpipe.resample.preparation`."""
 _COLUMN_DTYPES: Final = {
     "tile_id": "str", "source_id": "str", "group_id": "str", "frame": "int64", "row": "int64", "col": "int64",
-    "height": "int64", "width": "int64", BOX_COLUMN: "object", "valid_fraction": "float64", "pixel_digest": "str",
+    "height": "int64", "width": "int64", "depth": "int64", BOX_COLUMN: "object", PREPARATION_COLUMN: "str",
+    "valid_fraction": "float64", "pixel_digest": "str",
 }  # fmt: skip
-_PLAIN: Final = {BOX_COLUMN: None}
+_PLAIN: Final = {"depth": 1, BOX_COLUMN: None, PREPARATION_COLUMN: ""}
 """Columns that came later, with what holds where they are not given or not stored."""
 _BOX_TYPE: Final = pa.list_(pa.float64())
 _METADATA_KEY: Final = b"vitpipe"
@@ -55,6 +59,8 @@ class ShardContract:
     units: str
     dtype: str
     tile_size: int
+    depth: int | None = None
+    """Slices of a 3-D tile; None: the tiles have no such axis."""
     tiles: int = 0
     dropped: int = 0
     """Windows that were not kept, for too few valid pixels."""
@@ -63,9 +69,15 @@ class ShardContract:
     version: int = _CONTRACT_VERSION
 
     @property
-    def tile_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
-        return len(self.channels), self.tile_size, self.tile_size
+    def tile_shape(self) -> tuple[int, ...]:
+        """Channels, height, width; of volumes: channels, depth, height, width."""
+        through = () if self.depth is None else (self.depth,)
+        return len(self.channels), *through, self.tile_size, self.tile_size
+
+    @property
+    def packed_shape(self) -> tuple[int, ...]:
+        """Shape of a tile's mask with eight pixels to a byte."""
+        return *self.tile_shape[1:-1], -(-self.tile_size // 8)
 
     def to_json(self) -> dict[str, Json]:
         """Give a JSON form that :meth:`from_json` reads back."""
@@ -120,9 +132,9 @@ class ShardWriter:
             stream.seek(0, os.SEEK_END)
 
     def append(self, tiles: NDArray[Any], valid: NDArray[np.bool_], rows: Mapping[str, Iterable[object]]) -> None:
-        """Append tiles (N, C, H, W), their masks (N, H, W) and their table rows by column, in the same order.
+        """Append tiles (N, C, H, W) or (N, C, D, H, W), their masks without the channel axis, and their rows.
 
-        ``box_mm`` may be left out of the rows.
+        The rows are given by column. Columns that came later (`_PLAIN`) may be left out of the rows.
 
         Raises:
             ContractError: the tiles do not have the shard's dtype or shape.
@@ -160,11 +172,10 @@ class ShardWriter:
 
     @property
     def _valid_bytes(self) -> int:
-        return self.contract.tile_size * -(-self.contract.tile_size // 8)
+        return int(np.prod(self.contract.packed_shape))
 
     def _write_headers(self) -> None:
-        size = self.contract.tile_size
-        shapes = (self._count, *self.contract.tile_shape), (self._count, size, -(-size // 8))
+        shapes = (self._count, *self.contract.tile_shape), (self._count, *self.contract.packed_shape)
         for stream, dtype, shape in zip(
             (self._tiles, self._valid), (self.contract.dtype, "uint8"), shapes, strict=True
         ):
@@ -246,6 +257,11 @@ class TileStore:
         """Height and width of a tile in pixels."""
         return self._common().tile_size
 
+    @property
+    def depth(self) -> int | None:
+        """Slices of a 3-D tile; None: tiles are 2-D."""
+        return self._common().depth
+
     def dtype(self, shard_id: str) -> np.dtype[Any]:
         """Dtype of a shard's tiles."""
         return self._map(shard_id)[0].dtype
@@ -281,20 +297,18 @@ class TileStore:
             out: memory to fill, at least (len(rows), C, H, W): refilling it is several times faster than fresh memory.
 
         Returns:
-            Tiles (N, C, H, W) in physical units and masks (N, H, W).
+            Tiles (N, C, H, W) in physical units and masks (N, H, W); volumes (N, C, D, H, W) and (N, D, H, W).
 
         Raises:
             ContractError: a shard is missing, broken or too short.
         """
-        channels, height, width = self._common().tile_shape
+        shape = self._common().tile_shape
         if out is None:
-            out = np.empty((len(rows), channels, height, width), np.float32)
-        elif out.shape[1:] != (channels, height, width) or len(out) < len(rows):
-            raise ContractError(
-                f"gather needs memory for {len(rows)} tiles of {(channels, height, width)}, got {out.shape}"
-            )
+            out = np.empty((len(rows), *shape), np.float32)
+        elif out.shape[1:] != shape or len(out) < len(rows):
+            raise ContractError(f"gather needs memory for {len(rows)} tiles of {shape}, got {out.shape}")
         tiles = out[: len(rows)]
-        valid = np.ones((len(rows), height, width), bool)
+        valid = np.ones((len(rows), *shape[1:]), bool)
         whole = rows["valid_fraction"].to_numpy() >= 1 if "valid_fraction" in rows else np.zeros(len(rows), bool)
         codes, names = pd.factorize(rows["shard_id"])
         shard_rows = rows["shard_row"].to_numpy(np.int64)
@@ -313,18 +327,14 @@ class TileStore:
             self._copy_tiles(stored, wanted, places, tiles)
             partly = ~whole[places]
             if partly.any():
-                bits = np.unpackbits(packed[wanted[partly]], axis=-1, count=width)
+                bits = np.unpackbits(packed[wanted[partly]], axis=-1, count=shape[-1])
                 valid[places[partly]] = bits.view(bool)
         return tiles, valid
 
-    def masks(self, rows: pd.DataFrame) -> NDArray[np.bool_]:
-        """Read the masks (N, H, W) of tiles alone, in the order of `rows`; see :meth:`gather`."""
-        _, height, width = self._common().tile_shape
-        valid = np.ones((len(rows), height, width), bool)
-        for place, (shard, row) in enumerate(zip(rows["shard_id"], rows["shard_row"], strict=True)):
-            packed = self._map(str(shard))[1]
-            valid[place] = np.unpackbits(packed[int(row)], axis=-1, count=width).view(bool)
-        return valid
+    def mask(self, shard_id: str, shard_row: int) -> NDArray[np.bool_]:
+        """Read the mask of one tile alone: (H, W), of a volume (D, H, W)."""
+        packed = self._map(shard_id)[1][shard_row]
+        return np.unpackbits(packed, axis=-1, count=self._common().tile_shape[-1]).view(bool)
 
     def _copy_tiles(
         self, stored: NDArray[Any], wanted: NDArray[np.int64], places: NDArray[np.int64], out: NDArray[np.float32]
@@ -356,9 +366,8 @@ class TileStore:
             return self._maps[shard_id]
         shard = self.folder / shard_id
         contract = self._check_common(shard)
-        size = contract.tile_size
         tiles = _open_array(shard, TILES_FILE, contract.dtype, (contract.tiles, *contract.tile_shape))
-        valid = _open_array(shard, VALID_FILE, "uint8", (contract.tiles, size, -(-size // 8)))
+        valid = _open_array(shard, VALID_FILE, "uint8", (contract.tiles, *contract.packed_shape))
         self._maps[shard_id] = tiles, valid
         while len(self._maps) > self._open_shards:
             self._maps.popitem(last=False)
@@ -374,7 +383,7 @@ class TileStore:
 
     def _check_common(self, shard: Path) -> ShardContract:
         contract, common = read_contract(shard), self._common()
-        for name in ("channels", "units", "tile_size"):
+        for name in ("channels", "units", "tile_size", "depth"):
             here, there = getattr(contract, name), getattr(common, name)
             if here != there:
                 raise ContractError(

@@ -6,6 +6,7 @@ its own tiles and no pixel is read.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
@@ -20,10 +21,11 @@ from vitpipe.labels import LabelSet
 from vitpipe.labels.regions import RegionLabels, shares_of
 from vitpipe.records import Source, Window
 from vitpipe.store import TileStore
-from vitpipe.tile_places import TilePlaces
+from vitpipe.tile_places import TilePlaces, Voxels
 from vitpipe.workspace import Workspace
 
 _COLUMNS: Final = ("tile_id", "label")
+_FRAMES_KEPT: Final = 8
 
 
 def label_tiles(
@@ -63,30 +65,56 @@ def _ask(
 ) -> pd.DataFrame:
     known = {source.source_id: source for source in sources}
     parts: list[pd.DataFrame] = []
-    for _, part in tiles.groupby(["source_id", "frame"], sort=True):
-        source_id, frame = str(part["source_id"].iloc[0]), int(part["frame"].iloc[0])
-        source = known[source_id]
-        masks = regions.masks(source_id, frame, source.grid.height, source.grid.width)
-        if masks:
-            labels = _label_frame(part, masks, TilePlaces.of(source.grid, recipe, uri=source.uri), regions, store)
-        else:
-            labels = [regions.rule.label({})] * len(part)
+    for name, part in tiles.groupby("source_id", sort=True):
+        source = known[str(name)]
+        places = TilePlaces.of(source.grid, recipe, uri=source.uri)
+        labels = _label_source(part, _Frames(source, regions), places, store)
         parts.append(pd.DataFrame({"tile_id": part["tile_id"].to_numpy(), "label": labels}))
     return pd.concat(parts, ignore_index=True)
 
 
-def _label_frame(
-    part: pd.DataFrame,
-    masks: dict[str, NDArray[np.bool_]],
-    places: TilePlaces,
-    regions: RegionLabels,
-    store: TileStore,
-) -> list[str | None]:
+def _label_source(part: pd.DataFrame, frames: _Frames, places: TilePlaces, store: TileStore) -> list[str | None]:
     labels: list[str | None] = []
-    valid = store.masks(part)
-    for row, inside in zip(part.to_dict("records"), valid, strict=True):
-        rows, cols = places.pixels(Window(*(int(row[name]) for name in Window._fields)))
-        within = np.ix_(rows, cols)
-        covered = {name: mask[within] for name, mask in masks.items()}
-        labels.append(regions.rule.label(shares_of(covered, inside[: len(rows), : len(cols)])))
+    for row in part.to_dict("records"):
+        voxels = places.voxels(Window(*(int(row[name]) for name in Window._fields)))
+        covered = frames.covered(voxels)
+        shares: dict[str, float] = {}
+        if covered:
+            depth, height, width = (len(places_along) for places_along in voxels.tile)
+            # A tile of one frame has no axis for it.
+            inside = store.mask(str(row["shard_id"]), int(row["shard_row"]))
+            inside = inside.reshape((-1, *inside.shape[-2:]))[:depth, :height, :width]
+            shares = shares_of(covered, inside)
+        labels.append(frames.regions.rule.label(shares))
     return labels
+
+
+class _Frames:
+    """What is drawn on the frames of one source; the masks used last are kept."""
+
+    def __init__(self, source: Source, regions: RegionLabels) -> None:
+        self.regions = regions
+        self._source = source
+        self._kept: OrderedDict[int, dict[str, NDArray[np.bool_]]] = OrderedDict()
+
+    def covered(self, voxels: Voxels) -> dict[str, NDArray[np.bool_]]:
+        """Give what each class covers of a tile (depth, rows, columns); nothing where nothing is drawn."""
+        frames, rows, cols = voxels.of_source()
+        masks = {int(frame): self._masks(int(frame), len(frames)) for frame in np.unique(frames)}
+        names = sorted({name for found in masks.values() for name in found})
+        empty = np.zeros((len(rows), len(cols)), bool)
+        within = np.ix_(rows, cols)
+        covered = {}
+        for name in names:
+            slabs = [masks[int(frame)][name][within] if name in masks[int(frame)] else empty for frame in frames]
+            covered[name] = np.stack(slabs).transpose(voxels.axes)
+        return covered
+
+    def _masks(self, frame: int, wanted: int) -> dict[str, NDArray[np.bool_]]:
+        if frame not in self._kept:
+            while len(self._kept) >= max(wanted, _FRAMES_KEPT):
+                self._kept.popitem(last=False)
+            grid = self._source.grid
+            self._kept[frame] = self.regions.masks(self._source.source_id, frame, grid.height, grid.width)
+        self._kept.move_to_end(frame)
+        return self._kept[frame]

@@ -1,88 +1,157 @@
-"""Where a tile lies in its source as it is in the file, whatever spacing the tiles were cut at."""
+"""Where a tile lies in its source as it is in the files, however the stack was turned and resampled before."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitpipe.config import TileRecipe
 from vitpipe.records import Grid, Window
-from vitpipe.resample import resolution_axes, whole_axes
+from vitpipe.resample import Slices, Turn, prepared_grid, resolution_axes, turn_to, turned_grid, whole_axes
+
+Indices = NDArray[np.intp]
+
+_COL, _ROW, _FRAME = 0, 1, 2
+_DECIMALS: Final = 6
+"""Places are rounded to it, so that one half-way between two pixels falls to the same of them everywhere."""
 
 
 class Box(NamedTuple):
-    """A rectangle of one frame in pixels of the source, edges (0 is the outer edge of the first pixel)."""
+    """A part of the source: whole frames from `frame` on, and edges in pixels (0 is the outer edge of the first)."""
 
     frame: int
+    frames: int
     top: float
     left: float
     bottom: float
     right: float
 
 
+class Voxels(NamedTuple):
+    """The source's pixels that a tile's pixels lie in: an array of indices for each axis of the tile."""
+
+    tile: tuple[Indices, Indices, Indices]
+    """Along depth, rows, columns of the tile; shorter than the tile where it reaches past the edge."""
+    axes: tuple[int, int, int]
+    """Which axis of the source (0 frames, 1 rows, 2 columns) each of these counts in."""
+
+    def of_source(self) -> tuple[Indices, Indices, Indices]:
+        """Give the frames, rows and columns of the source."""
+        found = dict(zip(self.axes, self.tile, strict=True))
+        return found[0], found[1], found[2]
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """One axis: output pixel ``i`` has its centre at ``first + i * step`` of an axis with `size` pixels."""
+
+    size: int
+    first: float = 0.0
+    step: float = 1.0
+
+    @classmethod
+    def scaled(cls, size: int, scale: float) -> _Line:
+        """Keep the outer edge: output pixel ``i`` covers ``i * scale`` to ``(i + 1) * scale``."""
+        return cls(size, (scale - 1) / 2, scale)
+
+    def after(self, outer: _Line) -> _Line:
+        """Give the line of an output of this output."""
+        return _Line(self.size, self.first + outer.first * self.step, outer.step * self.step)
+
+    def nearest(self, start: int, stop: int) -> Indices:
+        """Give the pixel in which each of the output pixels has its centre."""
+        centres = self.first + np.arange(start, stop) * self.step
+        places: Indices = np.floor(np.round(centres + 0.5, _DECIMALS)).astype(np.intp)
+        return places.clip(0, self.size - 1)
+
+    def edges(self, start: int, stop: int) -> tuple[float, float]:
+        """Give the outer edges of output pixels `start` to `stop`, cut off at the ends of the axis."""
+        low = self.first + (start - 0.5) * self.step + 0.5
+        high = self.first + (stop - 0.5) * self.step + 0.5
+        return round(max(low, 0.0), _DECIMALS), round(min(high, float(self.size)), _DECIMALS)
+
+
 @dataclass(frozen=True, slots=True)
 class TilePlaces:
-    """Maps tiles of one source to its own pixels."""
+    """Maps the tiles of one source to its own pixels."""
 
-    grid: Grid
-    """Of the source."""
-    size: int
-    """Of a tile, px."""
-    scale: tuple[float, float]
-    """Source pixels a pixel of the grid on which windows are counted: rows, columns."""
-    shape: tuple[int, int] | None
-    """``cut: whole``: rows and columns of the tile that the frame fills; else None."""
+    turn: Turn
+    sizes: tuple[int, int, int]
+    """Columns, rows and frames of the source."""
+    lines: tuple[_Line, _Line, _Line]
+    """Columns, rows and frames of the turned stack, on which windows are counted."""
+    shape: tuple[int, int, int]
+    """Columns, rows and frames of the grid on which windows are counted; ``cut: whole``: of the tile."""
+    whole: bool
+    depth: int | None
 
     @classmethod
     def of(cls, grid: Grid, recipe: TileRecipe, *, uri: str) -> TilePlaces:
         """Make it of a source's grid.
 
         Raises:
-            UnreadableSource: the recipe states a spacing and the grid has none.
+            UnreadableSource: what tiling raises too: the recipe asks for what the grid does not have.
         """
-        axes = resolution_axes(grid, recipe, uri=uri)
-        scale = (axes[0].scale, axes[1].scale) if axes else (1.0, 1.0)
-        shape = None
-        if recipe.cut == "whole":
-            height, width = (axes[0].size, axes[1].size) if axes else (grid.height, grid.width)
-            rows, cols = whole_axes(Grid(grid.frames, height, width), recipe.size)
-            shape = rows.size, cols.size
-        return cls(grid, recipe.size, scale, shape)
+        prepared = prepared_grid(grid, recipe, uri=uri)
+        turn = Turn((_COL, _ROW, _FRAME), (False, False, False))
+        turned = grid
+        if recipe.orientation is not None:
+            turn = turn_to(grid, recipe.orientation)
+            turned = turned_grid(grid, turn)
+        axes = resolution_axes(turned, recipe, uri=uri)
+        cols, rows, frames = _Line(turned.width), _Line(turned.height), _Line(turned.frames)
+        if axes is not None:
+            cols, rows = _Line.scaled(turned.width, axes[1].scale), _Line.scaled(turned.height, axes[0].scale)
+        if recipe.slice_spacing_mm is not None and turned.spacing_mm is not None:
+            slices = Slices.at_spacing(turned.frames, turned.spacing_mm[0], recipe.slice_spacing_mm)
+            if not slices.moves_nothing:
+                frames = _Line(turned.frames, slices.first, slices.scale)
+        shape = prepared.width, prepared.height, prepared.frames
+        whole = recipe.cut == "whole"
+        if whole:
+            fitted = whole_axes(prepared, recipe.size)
+            cols = cols.after(_Line.scaled(prepared.width, fitted[1].scale))
+            rows = rows.after(_Line.scaled(prepared.height, fitted[0].scale))
+            shape = fitted[1].size, fitted[0].size, prepared.frames
+            if recipe.depth is not None:
+                stretched = Slices.stretch(prepared.frames, recipe.depth)
+                frames = frames.after(_Line(prepared.frames, stretched.first, stretched.scale))
+                shape = shape[0], shape[1], recipe.depth
+        sizes = grid.width, grid.height, grid.frames
+        return cls(turn, sizes, (cols, rows, frames), shape, whole, recipe.depth)
 
     def box(self, window: Window) -> Box:
-        """Give the part of the source that a window covers, cut off at the edges of the frame."""
-        grid = self.grid
-        if self.shape is not None:
-            return Box(window.frame, 0.0, 0.0, float(grid.height), float(grid.width))
-        top, left = window.row * self.scale[0], window.col * self.scale[1]
-        bottom = min((window.row + window.height) * self.scale[0], float(grid.height))
-        right = min((window.col + window.width) * self.scale[1], float(grid.width))
-        return Box(window.frame, top, left, bottom, right)
+        """Give the part of the source that a window covers, cut off at its edges."""
+        low, high = [0.0] * 3, [0.0] * 3
+        for axis, (start, stop) in enumerate(self._spans(window)):
+            source, size = self.turn.axes[axis], self.lines[axis].size
+            first, last = self.lines[axis].edges(start, stop)
+            low[source], high[source] = (size - last, size - first) if self.turn.flips[axis] else (first, last)
+        frames = self.voxels(window).of_source()[0]
+        frame = int(frames.min())
+        return Box(frame, int(frames.max()) - frame + 1, low[_ROW], low[_COL], high[_ROW], high[_COL])
 
-    def pixels(self, window: Window) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Give the source row of each tile row and the source column of each tile column that lies inside.
+    def voxels(self, window: Window) -> Voxels:
+        """Give the source's pixel for each pixel of a tile that lies inside: the one in which its centre lies."""
+        found = []
+        for axis, (start, stop) in enumerate(self._spans(window)):
+            places = self.lines[axis].nearest(start, stop)
+            found.append(self.sizes[self.turn.axes[axis]] - 1 - places if self.turn.flips[axis] else places)
+        axes = self.turn.axes
+        # From columns, rows, frames to frames, rows, columns.
+        return Voxels((found[_FRAME], found[_ROW], found[_COL]), (2 - axes[_FRAME], 2 - axes[_ROW], 2 - axes[_COL]))
 
-        The source pixel is the one in which the centre of the tile's pixel lies. Both are shorter than the tile where
-        it reaches past the right or bottom edge.
-        """
-        grid = self.grid
-        if self.shape is not None:
-            return _spread(self.shape[0], grid.height), _spread(self.shape[1], grid.width)
+    def _spans(self, window: Window) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """Give the columns, rows and frames of a window that lie inside."""
+        cols, rows, frames = self.shape
+        if self.whole:
+            through = (0, frames) if self.depth is not None else (window.frame, window.frame + 1)
+            return (0, cols), (0, rows), through
         return (
-            _inside(window.row, window.height, self.scale[0], grid.height),
-            _inside(window.col, window.width, self.scale[1], grid.width),
+            (window.col, min(window.col + window.width, cols)),
+            (window.row, min(window.row + window.height, rows)),
+            (window.frame, min(window.frame + window.depth, frames)),
         )
-
-
-def _inside(start: int, count: int, scale: float, limit: int) -> NDArray[np.intp]:
-    places: NDArray[np.intp] = np.floor((start + np.arange(count) + 0.5) * scale).astype(np.intp)
-    inside: NDArray[np.intp] = places[places < limit]
-    return inside
-
-
-def _spread(count: int, length: int) -> NDArray[np.intp]:
-    places: NDArray[np.intp] = np.floor((np.arange(count) + 0.5) * (length / count)).astype(np.intp)
-    return places.clip(max=length - 1)

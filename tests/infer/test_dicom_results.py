@@ -14,10 +14,17 @@ import pytest
 from tests.domains.dicom_cases import COLS, ROWS, SERIES, STUDY, instance, save
 from tests.infer.infer_cases import make_package
 from tests.infer.result_cases import CLASSES, IDENTITY, Written, make_predictor, predict_and_write, write_series
-from vitpipe.errors import ConfigError
+from vitpipe.errors import ConfigError, DataError
 from vitpipe.infer.dicom_results import identity, require_dicom_results
+from vitpipe.infer.dicom_results.findings import SourceFindings, Verdict
+from vitpipe.infer.dicom_results.originals import read_originals
+from vitpipe.infer.dicom_results.report import build_report
+from vitpipe.infer.dicom_results.segmentation import paint
+from vitpipe.infer.dicom_results.whence import read_identity
 from vitpipe.infer.predictor import Predictor
 from vitpipe.infer.versions import ModelIdentity
+from vitpipe.results import whence
+from vitpipe.tile_places import Box
 
 highdicom = pytest.importorskip("highdicom", reason="needs the extra dicom-results")
 
@@ -143,12 +150,26 @@ def test_dciodvfy_finds_no_error(predictor: Predictor, series: Path, tmp_path: P
     if shutil.which("dciodvfy") is None:
         pytest.skip("needs the program dciodvfy (Debian: dicom3tools)")
     flat = save(instance(1, **FLAT), tmp_path / "flat" / "a").parent
-    for data in (series, flat):
-        for path in predict_and_write(predictor, data, tmp_path / "out", kind).files:  # type: ignore[arg-type]
-            told = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
-            lines = (told.stdout + told.stderr).splitlines()
-            assert any(line.startswith(("ComprehensiveSR", "Segmentation")) for line in lines), lines
-            assert [line for line in lines if line.startswith("Error")] == []
+    thin = write_series(tmp_path / "thin", SliceThickness=None)
+    lone = write_series(tmp_path / "lone", (1,), SliceThickness=None)
+    for data in (series, flat, thin, lone):
+        (path,) = predict_and_write(predictor, data, tmp_path / "out", kind).files  # type: ignore[arg-type]
+        told = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+        lines = (told.stdout + told.stderr).splitlines()
+        assert any(line.startswith(("ComprehensiveSR", "Segmentation")) for line in lines), lines
+        assert [line for line in lines if line.startswith("Error")] == []
+
+
+def test_empty_codes_of_the_images_are_not_handed_on(predictor: Predictor, tmp_path: Path) -> None:
+    empty, whole = pydicom.Dataset(), pydicom.Dataset()
+    empty.CodeValue, empty.CodeMeaning = "1", ""
+    whole.CodeValue, whole.CodingSchemeDesignator, whole.CodeMeaning = "2", "99X", "chest"
+    whole.CodingSchemeVersion = ""
+    data = write_series(tmp_path / "d", ProcedureCodeSequence=[empty, whole])
+    found = pydicom.dcmread(predict_and_write(predictor, data, tmp_path, "seg").files[0])
+    (code,) = found.ProcedureCodeSequence
+    assert code.CodeValue == "2"
+    assert "CodingSchemeVersion" not in code
 
 
 def test_class_names_beyond_the_character_set_make_the_object_utf8(series: Path, tmp_path: Path) -> None:
@@ -191,3 +212,46 @@ def test_a_missing_extra_is_named(predictor: Predictor, monkeypatch: pytest.Monk
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(ConfigError, match=r"vitpipe\[dicom-results\]"):
         require_dicom_results(predictor.contract)
+
+
+@pytest.mark.parametrize("kind", ["report", "segmentation"])
+def test_a_result_says_whence_it_is(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    file = request.getfixturevalue(kind).files[0]
+    assert read_identity(file) == IDENTITY
+    findings = whence(str(file), str(tmp_path))
+    assert findings.values["manifest_digest"] == "ef" * 8
+    assert "version: 3" in findings.lines
+    assert str(findings.values["registry"]).startswith("not asked")
+    assert "CANARY" not in str(findings)
+
+
+def test_what_is_not_ours_or_was_changed_is_refused(report: Written, series: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="was not written by vitpipe"):
+        read_identity(next(series.iterdir()))
+    with pytest.raises(DataError, match="cannot be read as DICOM"):
+        read_identity(Path(__file__))
+    with pytest.raises(DataError, match="No such file"):
+        read_identity(tmp_path / "none")
+    changed = pydicom.dcmread(report.files[0])
+    for item in changed.ContributingEquipmentSequence:
+        if item.Manufacturer == "vitpipe":
+            item.ContributionDescription = item.ContributionDescription.replace("version=3", "version=4")
+    changed.save_as(tmp_path / "changed.dcm")
+    with pytest.raises(DataError, match="names two models"):
+        read_identity(tmp_path / "changed.dcm")
+
+
+def test_a_volume_is_a_region_on_each_of_its_frames(report: Written, tmp_path: Path) -> None:
+    (source,) = report.result.used
+    verdict = Verdict(("lesion",), {"lesion": 0.75, "none": 0.25}, abstains=False)
+    findings = SourceFindings(verdict, ((Box(1, 2, 0, 0, 8, 6.5), verdict),), "digest")
+    originals = read_originals(source, CLASSES)
+    built = build_report(findings, originals, IDENTITY, "seed")
+    built.save_as(tmp_path / "sr.dcm", enforce_file_format=True)
+    content = highdicom.sr.srread(tmp_path / "sr.dcm").content
+    (group,) = highdicom.sr.MeasurementReport.from_sequence(
+        content, is_root=True
+    ).get_volumetric_roi_measurement_groups()
+    assert [region.value.max(axis=0).tolist() for region in group.roi] == [[6.5, 8], [6.5, 8]]
+    painted = paint(source.grid, findings)
+    assert painted[..., 0].sum(axis=(1, 2)).tolist() == [0, 0.75 * 8 * 6, 0.75 * 8 * 6]

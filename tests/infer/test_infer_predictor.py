@@ -39,7 +39,7 @@ def test_a_file_gives_the_numbers_of_its_tiles(predictor: Predictor, tmp_path: P
     pixels = write_scene(tmp_path / "scene.tif")
     result = predictor.predict_path(tmp_path / "scene.tif")
     assert list(result.tiles.columns) == [
-        "source_id", "frame", "row", "col", "height", "width", "box_mm", "valid_fraction",
+        "source_id", "frame", "row", "col", "height", "width", "depth", "box_mm", "valid_fraction",
         "predicted", "p_forest", "p_water", "conformal_set", "abstain",
     ]  # fmt: skip
     # 70 x 100 px: rows 0, 32 (the rest of 6 px is padded: too little is valid), columns 0, 32, 64; 96 is too narrow.

@@ -34,6 +34,7 @@ class Case:
     dtype: str = "int16"
     shards: int = 3
     multi_label: bool = False
+    depth: int | None = None
 
 
 def make_manifest(folder: Path, case: Case | None = None) -> Manifest:
@@ -42,11 +43,12 @@ def make_manifest(folder: Path, case: Case | None = None) -> Manifest:
     generator = np.random.default_rng(5)
     numbers = np.arange(case.tiles)
     label = numbers % len(case.classes)
-    tiles = generator.normal(100, 20, (case.tiles, len(case.channels), case.size, case.size))
-    tiles[:, 0] += 30 * label[:, None, None]
+    pixels = (case.size, case.size) if case.depth is None else (case.depth, case.size, case.size)
+    tiles = generator.normal(100, 20, (case.tiles, len(case.channels), *pixels))
+    tiles[:, 0] += 30 * label.reshape(-1, *(1 for _ in pixels))
     tiles = tiles.clip(0, 250).astype(case.dtype)
-    valid = np.ones((case.tiles, case.size, case.size), bool)
-    valid[::7, : case.size // 4] = False
+    valid = np.ones((case.tiles, *pixels), bool)
+    valid[::7, ..., : case.size // 4, :] = False
     tiles = np.where(valid[:, None], tiles, 0).astype(case.dtype)
     rows = []
     for shard, places in enumerate(np.array_split(numbers, case.shards)):
@@ -71,6 +73,7 @@ def make_manifest(folder: Path, case: Case | None = None) -> Manifest:
         digest=digest([str(case), *table["tile_id"]]),
         notes=(),
         unlabelled=0,
+        depth=case.depth,
     )
 
 
@@ -93,7 +96,7 @@ def _write_shard(
         }
         for number, mask in zip(numbers, valid, strict=True)
     ]
-    writer = ShardWriter(folder, ShardContract(case.channels, case.units, case.dtype, case.size))
+    writer = ShardWriter(folder, ShardContract(case.channels, case.units, case.dtype, case.size, case.depth))
     writer.append(tiles, valid, pd.DataFrame(rows).to_dict("list"))
     writer.close(dropped=0)
     return [row | {"shard_id": folder.name, "shard_row": place} for place, row in enumerate(rows)]

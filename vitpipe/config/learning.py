@@ -68,8 +68,12 @@ class MlflowWeights(Recipe):
 Weights = Annotated[RandomWeights | TimmWeights | FileWeights | MlflowWeights, Field(discriminator="source")]
 
 
+_Size8 = Annotated[int, Field(ge=8)]
+_Size1 = Annotated[int, Field(ge=1)]
+
+
 class ModelRecipe(Recipe):
-    """A timm ViT; sizes that are given override those of the named architecture."""
+    """A timm ViT, or MONAI's (2-D and 3-D); sizes that are given override those of the named architecture."""
 
     model_config = ConfigDict(title="Model")
 
@@ -79,8 +83,16 @@ class ModelRecipe(Recipe):
         description="A name of timm.list_models(), or monai_vit for MONAI's ViT.",
     )
     weights: Weights = Field(title="Weights")
-    img_size: int | None = Field(None, ge=8, title="Image size (px)", description="The tile size if empty.")
-    patch_size: int | None = Field(None, ge=1, title="Patch size (px)", description="Footprint of one token.")
+    img_size: _Size8 | tuple[_Size1, _Size8, _Size8] | None = Field(
+        None,
+        title="Image size (px)",
+        description="The tile size if empty; depth, height and width for 3-D tiles.",
+    )
+    patch_size: _Size1 | tuple[_Size1, _Size1, _Size1] | None = Field(
+        None,
+        title="Patch size (px)",
+        description="Footprint of one token; for 3-D tiles the edge of a cube, or depth, height and width.",
+    )
     in_chans: int | None = Field(None, ge=1, title="Channels", description="Checked against the tiles.")
     num_classes: int | None = Field(None, ge=1, title="Classes", description="Checked against the labels.")
     embed_dim: int | None = Field(None, ge=8, title="Embedding width")

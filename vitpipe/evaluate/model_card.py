@@ -40,7 +40,7 @@ def _use(judged: Judged) -> str:
     kind = "one or more of the classes" if manifest.multi_label else "one of the classes"
     return (
         "## Intended use\n\n"
-        f"Research. The model gives tiles of {manifest.tile_size} x {manifest.tile_size} pixels "
+        f"Research. The model gives tiles of {' x '.join(map(str, manifest.tile_shape[1:]))} pixels "
         f"({', '.join(manifest.channels)}; {manifest.units}) {kind} {', '.join(manifest.classes)}, and with it "
         "probabilities, a prediction set and a flag to abstain. It is no medical device: it must not decide on the "
         "care of a patient, nor on anything else without a person who can overrule it."

@@ -108,7 +108,7 @@ def _check_comparable(champion: Predictor, manifest: Manifest) -> None:
         ("channels", contract.channels, tuple(manifest.channels)),
         ("units", contract.units, manifest.units),
         ("classes", tuple(sorted(contract.classes)), tuple(sorted(manifest.classes))),
-        ("tile size", contract.tiles.size, manifest.tile_size),
+        ("tile size", contract.tile_shape[1:], manifest.tile_shape[1:]),
     )
     for what, theirs, ours in pairs:
         if theirs != ours:

@@ -40,6 +40,12 @@ class ModelContract:
     """DICOM modalities of the training sources; empty: not known."""
     preprocessing: Preprocessing
 
+    @property
+    def tile_shape(self) -> tuple[int, ...]:
+        """Channels, height, width; of volumes: channels, depth, height, width."""
+        through = () if self.tiles.depth is None else (self.tiles.depth,)
+        return len(self.channels), *through, self.tiles.size, self.tiles.size
+
     @classmethod
     def read(cls, description: Mapping[str, Any]) -> ModelContract:
         """Read model.json.
@@ -94,45 +100,47 @@ class ModelContract:
         """Check an array of tiles.
 
         Args:
-            tiles: (N, C, H, W) or (C, H, W), physical units, numbers.
-            valid: (N, H, W) or (H, W); None: every pixel is valid.
+            tiles: (N, C, H, W) or (C, H, W), of a model of volumes (N, C, D, H, W) or (C, D, H, W), physical units,
+                numbers.
+            valid: as the tiles, without the channel axis; None: every pixel is valid.
 
         Returns:
-            Tiles as float32 (N, C, H, W), and masks (N, H, W).
+            Tiles as float32, with a first axis, and masks.
 
         Raises:
             ContractError: dtype, shape, number of channels or tile size do not fit, or valid pixels are NaN.
         """
         if tiles.dtype.kind not in "fiu":
             raise ContractError(f"the array holds {tiles.dtype}; expected numbers in `{self.units}`, such as float32")
-        size, wanted = self.tiles.size, f"(N, {len(self.channels)}, {self.tiles.size}, {self.tiles.size})"
-        if tiles.ndim == 3:
+        shape = self.tile_shape
+        wanted = f"(N, {', '.join(map(str, shape))})"
+        if tiles.ndim == len(shape):
             tiles, valid = tiles[None], valid[None] if valid is not None else None
-        if tiles.ndim != 4:
-            raise ContractError(
-                f"the array has the shape {tiles.shape}; expected {wanted}: tiles, channels, rows, columns"
-            )
+        if tiles.ndim != 1 + len(shape):
+            axes = "tiles, channels, slices, rows, columns" if len(shape) == 4 else "tiles, channels, rows, columns"
+            raise ContractError(f"the array has the shape {tiles.shape}; expected {wanted}: {axes}")
         if tiles.shape[1] != len(self.channels):
             raise ContractError(
                 f"the array has {tiles.shape[1]} channels (shape {tiles.shape}), the model takes {len(self.channels)}: "
                 f"{', '.join(self.channels)}, in this order, as {wanted}"
             )
-        if tiles.shape[2:] != (size, size):
+        if tiles.shape[2:] != shape[1:]:
+            found, known = (" x ".join(map(str, each)) for each in (tiles.shape[2:], shape[1:]))
             raise ContractError(
-                f"the tiles are {tiles.shape[2]} x {tiles.shape[3]} px, the model takes {size} x {size} px; cut them "
-                "to this size at the resolution of the training data, or give the file to predict_path, which does"
+                f"the tiles are {found} px, the model takes {known} px; cut them to this size at "
+                "the resolution of the training data, or give the file to predict_path, which does"
             )
-        mask = np.ones((len(tiles), size, size), bool) if valid is None else np.asarray(valid)
-        if mask.shape != (len(tiles), size, size) or mask.dtype != np.bool_:
-            raise ContractError(
-                f"the valid mask is {mask.dtype} of shape {mask.shape}; expected bool {(len(tiles), size, size)}"
-            )
+        expected = (len(tiles), *shape[1:])
+        mask = np.ones(expected, bool) if valid is None else np.asarray(valid)
+        if mask.shape != expected or mask.dtype != np.bool_:
+            raise ContractError(f"the valid mask is {mask.dtype} of shape {mask.shape}; expected bool {expected}")
         values = np.ascontiguousarray(tiles, dtype=np.float32)
         bad = ~np.isfinite(values).all(axis=1) & mask
         if bad.any():
+            count = int(bad.reshape(len(bad), -1).any(axis=1).sum())
             raise ContractError(
-                f"{int(bad.sum())} pixels of {int(bad.any(axis=(1, 2)).sum())} tiles are NaN or infinite; give a "
-                "`valid` mask (N, H, W) that is False there, and they count for nothing"
+                f"{int(bad.sum())} pixels of {count} tiles are NaN or infinite; give a "
+                "`valid` mask (the shape without channels) that is False there, and they count for nothing"
             )
         return np.where(mask[:, None], values, np.float32(0)), mask
 
@@ -155,7 +163,7 @@ class RangeWatch:
         self._squares = np.zeros(channels)
 
     def add(self, tiles: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
-        """Add tiles (N, C, H, W) and their masks (N, H, W)."""
+        """Add tiles (N, C, ...) and their masks (N, ...)."""
         values = np.moveaxis(tiles, 1, -1)[valid].astype(np.float64)
         if self._contract.preprocessing.clip is not None:
             values = values.clip(*self._contract.preprocessing.clip)

@@ -91,10 +91,11 @@ def contract(described: Mapping[str, Any]) -> dict[str, Any]:
     """Give what a reader of an MLmodel file wants to know: what goes in and what comes out."""
     return {
         "input": "a table with the column `path` (a DICOM series, a GeoTIFF, a photograph, a folder of them), or an "
-        "array of tiles (N, C, H, W) in physical units",
+        "array of tiles (N, C, H, W), of volumes (N, C, D, H, W), in physical units",
         "channels": list(described["channels"]),
         "units": described["units"],
         "tile_size_px": described["tiles"]["size"],
+        **({"tile_depth": depth} if (depth := described["tiles"].get("depth")) else {}),
         "classes": list(described["classes"]),
         "multi_label": bool(described["multi_label"]),
     }

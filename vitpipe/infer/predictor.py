@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class Predictor:
         return self.contract.classes
 
     def logits(self, tiles: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[Any]:
-        """Give logits (N, K) of tiles (N, C, H, W) in physical units with masks (N, H, W)."""
+        """Give logits (N, K) of tiles (N, C, H, W) or (N, C, D, H, W) in physical units, and their masks."""
         return np.asarray(self._model.logits(tiles, valid))
 
     def columns(self, logits: NDArray[Any]) -> pd.DataFrame:
@@ -97,8 +98,9 @@ class Predictor:
         """Predict on an array.
 
         Args:
-            tiles: (N, C, H, W), or (C, H, W) for one, in the physical units and the channel order of the model.
-            valid: (N, H, W), False where a pixel counts for nothing.
+            tiles: (N, C, H, W), or (C, H, W) for one, in the physical units and the channel order of the model; with
+                an axis D after the channels where the model takes volumes.
+            valid: the shape without channels, False where a pixel counts for nothing.
 
         Raises:
             ContractError: the array does not fit the model.
@@ -154,8 +156,8 @@ class Predictor:
 
     def _tiles_at_once(self) -> int:
         """Give the tiles of a batch for each core, as far as they are small."""
-        contract, batch = self.contract, self._model.record.batch_size
-        batch_bytes = 4 * batch * len(contract.channels) * contract.tiles.size**2
+        batch = self._model.record.batch_size
+        batch_bytes = 4 * batch * math.prod(self.contract.tile_shape)
         return batch * max(1, min(os.cpu_count() or 1, _WAITING_BYTES // batch_bytes))
 
     def _joined(self, tables: list[pd.DataFrame], logits: NDArray[Any], used: Mapping[str, Source]) -> pd.DataFrame:

@@ -18,8 +18,8 @@ def serve(predictor: Predictor, model_input: Any) -> pd.DataFrame:  # noqa: ANN4
 
     Args:
         predictor: the model.
-        model_input: a DataFrame with the one column ``path``, an array of paths (N,), or tiles (N, C, H, W) in
-            physical units; JSON may give them as lists.
+        model_input: a DataFrame with the one column ``path``, an array of paths (N,), or tiles (N, C, H, W) (volumes:
+            (N, C, D, H, W)) in physical units; JSON may give them as lists.
 
     Returns:
         A row a tile: predicted, p_<class>, conformal_set, abstain; for paths also the place of the tile, and ``input``,

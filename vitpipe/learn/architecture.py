@@ -75,12 +75,23 @@ def check_name(name: str) -> None:
     raise ConfigError(f"model.name: timm has no architecture `{name}`; {hint}")
 
 
-def overrides_of(recipe: ModelRecipe, channels: int, classes: int, tile_size: int) -> dict[str, Json]:
+def overrides_of(
+    recipe: ModelRecipe, channels: int, classes: int, tile_size: int, depth: int | None = None
+) -> dict[str, Json]:
     """Give the keyword arguments of the architecture: what the recipe overrides, and what the data demand.
 
+    Args:
+        recipe: names the architecture.
+        channels: of the tiles.
+        classes: of the labels.
+        tile_size: height and width of a tile, pixels.
+        depth: slices of a 3-D tile; None: tiles are 2-D.
+
     Raises:
-        ConfigError: `in_chans` or `num_classes` is given and the data say otherwise, or heads do not divide the width.
+        ConfigError: `in_chans` or `num_classes` is given and the data say otherwise, heads do not divide the width, or
+            the architecture or its sizes are of another number of dimensions than the tiles.
     """
+    _check_dimensions(recipe, depth)
     for key, found, what in (("in_chans", channels, "channels of the tiles"), ("num_classes", classes, "classes")):
         asked = getattr(recipe, key)
         if asked is not None and asked != found:
@@ -92,10 +103,35 @@ def overrides_of(recipe: ModelRecipe, channels: int, classes: int, tile_size: in
             f"model.embed_dim {recipe.embed_dim} is not a multiple of model.num_heads {recipe.num_heads}; "
             "each head takes an equal share of the width"
         )
-    given: dict[str, Json] = {key: value for key in _OVERRIDES if (value := getattr(recipe, key)) is not None}
+    given: dict[str, Json] = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key in (*_OVERRIDES, "img_size")
+        if (value := getattr(recipe, key)) is not None
+    }
     if recipe.drop_path_rate > 0:
         given["drop_path_rate"] = recipe.drop_path_rate
-    return given | {"img_size": recipe.img_size or tile_size, "in_chans": channels, "num_classes": classes}
+    size: Json = tile_size if depth is None else [depth, tile_size, tile_size]
+    return {"img_size": size} | given | {"in_chans": channels, "num_classes": classes}
+
+
+def _check_dimensions(recipe: ModelRecipe, depth: int | None) -> None:
+    if depth is None:
+        for key in ("img_size", "patch_size"):
+            if isinstance(size := getattr(recipe, key), tuple):
+                raise ConfigError(
+                    f"model.{key} is {list(size)}, but the tiles are 2-D; give one number, or set `tiles.depth`"
+                )
+        return
+    if recipe.name != MONAI_VIT:
+        raise ConfigError(
+            f"model.name: `{recipe.name}` takes 2-D tiles, but `tiles.depth` makes 3-D ones of {depth} slices; set "
+            f"`model.name: {MONAI_VIT}`, or cut slices with their neighbours as channels (`tiles.neighbours`)"
+        )
+    if isinstance(recipe.img_size, int):
+        raise ConfigError(
+            f"model.img_size is {recipe.img_size}, but the tiles are 3-D; give depth, height and width, such as "
+            f"[{depth}, {recipe.img_size}, {recipe.img_size}], or remove it"
+        )
 
 
 def build(recipe: ModelRecipe, overrides: Mapping[str, Json]) -> tuple[nn.Module, dict[str, Json]]:

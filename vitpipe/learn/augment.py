@@ -79,8 +79,8 @@ def change_values(images: torch.Tensor, mask: torch.Tensor, draws: Draws) -> tor
     """Change contrast (about each tile's own mean) and brightness of the valid pixels.
 
     Args:
-        images: normalised (N, C, H, W); invalid pixels are 0.
-        mask: 1.0 where valid, (N, 1, H, W).
+        images: normalised (N, C, H, W) or (N, C, D, H, W); invalid pixels are 0.
+        mask: 1.0 where valid, of the same shape with one channel.
         draws: of this batch.
 
     Returns:
@@ -88,19 +88,25 @@ def change_values(images: torch.Tensor, mask: torch.Tensor, draws: Draws) -> tor
     """
     if not bool((draws.offset != 0).any() | (draws.gain != 1).any()):
         return images
-    gain, offset = draws.gain[:, None, None, None], draws.offset[:, None, None, None]
-    count = mask.sum((2, 3), keepdim=True).clamp(min=1.0)
-    centre = images.sum((2, 3), keepdim=True) / count
+    by_tile = (-1, *(1 for _ in images.shape[1:]))
+    gain, offset = draws.gain.view(by_tile), draws.offset.view(by_tile)
+    pixels = tuple(range(2, images.ndim))
+    count = mask.sum(pixels, keepdim=True).clamp(min=1.0)
+    centre = images.sum(pixels, keepdim=True) / count
     return ((images - centre) * gain + centre + offset) * mask
 
 
 def move_pixels(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Turn, flip and warp; what comes from outside the tile is 0, as invalid pixels are.
 
+    The slices of a volume are all moved alike, in their plane.
+
     Args:
-        images: square (N, C, S, S).
+        images: square (N, C, S, S), or volumes (N, C, D, S, S).
         draws: of this batch.
     """
+    if images.ndim == 5:
+        return move_pixels(images.flatten(1, 2), draws).reshape(images.shape)
 
     def where(flag: torch.Tensor, changed: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return torch.where(flag[:, None, None, None], changed, other)

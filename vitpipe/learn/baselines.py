@@ -1,7 +1,7 @@
 """Trivial baselines: a model that does not beat them has learnt nothing about pictures.
 
 `majority` says the shares of the train split for every tile. `pixels` is a logistic regression on what no network is
-needed for: mean, deviation and quantiles per channel, and a 12 x 12 thumbnail.
+needed for: mean, deviation and quantiles per channel, and a 12 x 12 thumbnail (of volumes 4 x 12 x 12).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _QUANTILE_EDGE_PX = 64
 """Quantiles are taken of every second, third, ... pixel of larger tiles."""
 _THUMBNAIL_PX = 12
+_THUMBNAIL_SLICES = 4
 _TRAIN_TILES = 10_000
 _BLOCK_BYTES = 32 << 20
 _STRENGTHS = (1e-3, 1e-2, 1e-1)
@@ -97,31 +98,43 @@ def _features(tiles: SplitTiles, places: NDArray[np.int64] | None) -> NDArray[np
     places = np.arange(len(tiles)) if places is None else places
     block = max(1, _BLOCK_BYTES // (4 * int(np.prod(tiles.tile_shape))))
     parts = [_block_features(*tiles.read(places[start : start + block])) for start in range(0, len(places), block)]
-    channels = tiles.tile_shape[0]
-    width = channels * (2 + len(_QUANTILES) + _THUMBNAIL_PX**2)
+    channels, slices = tiles.tile_shape[0], _THUMBNAIL_SLICES if len(tiles.tile_shape) == 4 else 1
+    width = channels * (2 + len(_QUANTILES) + slices * _THUMBNAIL_PX**2)
     return np.concatenate(parts) if parts else np.empty((0, width))
 
 
 def _block_features(tiles: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Give (N, F) of tiles (N, C, H, W), valid pixels alone; what has no valid pixel takes the tile's mean, or 0."""
-    count = np.maximum(valid.sum((1, 2)), 1)[:, None].astype(np.float64)
+    """Give (N, F) of tiles (N, C, H, W) or (N, C, D, H, W), valid pixels alone.
+
+    A part of the thumbnail that has no valid pixel takes the tile's mean; a tile without any gives 0.
+    """
+    axes = tuple(range(2, tiles.ndim))
+    spread = (slice(None), slice(None), *(np.newaxis for _ in axes))
+    count = np.maximum(valid.reshape(len(valid), -1).sum(1), 1)[:, None].astype(np.float64)
     mask = valid[:, None]
-    mean = np.where(mask, tiles, 0).sum((2, 3), dtype=np.float64) / count
-    centred = np.where(mask, tiles - mean[:, :, None, None], 0)
-    std = np.sqrt(np.square(centred).sum((2, 3), dtype=np.float64) / count)
-    thumbnail = functional.adaptive_avg_pool2d(torch.from_numpy(centred), _THUMBNAIL_PX).numpy()
-    share = functional.adaptive_avg_pool2d(torch.from_numpy(mask.astype(np.float64)), _THUMBNAIL_PX).numpy()
-    thumbnail = thumbnail / np.where(share > 0, share, 1.0) + mean[:, :, None, None]
+    mean = np.where(mask, tiles, 0).sum(axes, dtype=np.float64) / count
+    centred = np.where(mask, tiles - mean[spread], 0)
+    std = np.sqrt(np.square(centred).sum(axes, dtype=np.float64) / count)
+    thumbnail = _pooled(centred)
+    share = _pooled(mask.astype(np.float64))
+    thumbnail = thumbnail / np.where(share > 0, share, 1.0) + mean[spread]
     flat = (mean, std, _quantiles(tiles, valid).reshape(len(tiles), -1), thumbnail.reshape(len(tiles), -1))
     return np.concatenate(flat, axis=1)
+
+
+def _pooled(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    tensor = torch.from_numpy(values)
+    if values.ndim == 4:
+        return np.asarray(functional.adaptive_avg_pool2d(tensor, _THUMBNAIL_PX))
+    return np.asarray(functional.adaptive_avg_pool3d(tensor, (_THUMBNAIL_SLICES, _THUMBNAIL_PX, _THUMBNAIL_PX)))
 
 
 def _quantiles(tiles: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Give (N, C, Q): the nearest rank among the valid pixels of a sparse grid, 0 where there is none."""
     step = -(-tiles.shape[-1] // _QUANTILE_EDGE_PX)
-    values, mask = tiles[:, :, ::step, ::step], valid[:, None, ::step, ::step]
+    values, mask = tiles[..., ::step, ::step], valid[:, None, ..., ::step, ::step]
     ordered = np.sort(np.where(mask, values, np.inf).reshape(*values.shape[:2], -1), axis=-1)
-    count = mask.sum((2, 3))
+    count = mask.reshape(len(mask), 1, -1).sum(-1)
     ranks = np.rint((count - 1).clip(0)[:, :, None] * np.asarray(_QUANTILES)).astype(np.int64)
     found = np.take_along_axis(ordered, np.broadcast_to(ranks, (*values.shape[:2], len(_QUANTILES))), axis=-1)
     return np.where(np.isfinite(found), found, 0.0)

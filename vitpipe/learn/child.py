@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import signal
 import sys
@@ -106,7 +107,7 @@ def judge(folder: RunFolder, manifest: Manifest, store: TileStore, device: str) 
     """
     model = load_model(folder.model, device)
     table = manifest.table[manifest.table["split"].isin(_JUDGED)].reset_index(drop=True)
-    tile_bytes = 4 * len(manifest.channels) * manifest.tile_size**2
+    tile_bytes = 4 * math.prod(manifest.tile_shape)
     batch = model.record.batch_size
     # Whole batches: the last alone is padded.
     block = batch * max(1, _BLOCK_BYTES // (tile_bytes * batch))

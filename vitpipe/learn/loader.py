@@ -39,9 +39,9 @@ class Batch:
     total: int
     """Tiles of the global batch."""
     tiles: torch.Tensor
-    """float32 (N, C, H, W), physical units."""
+    """float32 (N, C, H, W), volumes (N, C, D, H, W), physical units."""
     valid: torch.Tensor
-    """bool (N, H, W)."""
+    """bool (N, H, W), volumes (N, D, H, W)."""
     targets: torch.Tensor
     """int64 (N,), or float32 (N, K) for multi-label."""
 
@@ -81,7 +81,7 @@ class SplitTiles:
         table = manifest.table[manifest.table["split"] == split]
         self._store = store
         self._rows = table[["shard_id", "shard_row", "valid_fraction"]].reset_index(drop=True)
-        self.tile_shape = (len(manifest.channels), manifest.tile_size, manifest.tile_size)
+        self.tile_shape = manifest.tile_shape
         self.tile_ids: list[str] = table["tile_id"].tolist()
         self.targets = encode_targets(table["label"], manifest.classes, multi_label=manifest.multi_label)
 
@@ -91,7 +91,7 @@ class SplitTiles:
     def read(
         self, places: NDArray[np.int64], out: NDArray[np.float32] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Read tiles (N, C, H, W), into `out` where given, and valid masks (N, H, W) at places of this split."""
+        """Read tiles, into `out` where given, and their valid masks, at places of this split."""
         return self._store.gather(self._rows.iloc[places], out)
 
 

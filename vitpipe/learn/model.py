@@ -8,6 +8,7 @@ order, or on the number of cores: they are equal bit for bit.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from vitpipe.atomic import write_folder, write_json
 from vitpipe.config import TileRecipe
 from vitpipe.errors import ContractError
 from vitpipe.learn.architecture import rebuild
-from vitpipe.learn.preprocessing import Preprocessing
+from vitpipe.learn.preprocessing import ImageSize, Preprocessing
 from vitpipe.learn.tensors import write_tensors
 from vitpipe.learn.weights import MODEL_FILE, RECORD_FILE
 from vitpipe.records import Json
@@ -155,8 +156,9 @@ class LoadedModel:
         """Give logits of tiles.
 
         Args:
-            tiles: (N, C, H, W) in physical units (`record.units`), channels as in `record.channels`.
-            valid: (N, H, W).
+            tiles: (N, C, H, W), or volumes (N, C, D, H, W), in physical units (`record.units`), channels as in
+                `record.channels`.
+            valid: as the tiles, without the channel axis.
 
         Returns:
             float32 (N, K).
@@ -177,8 +179,8 @@ def forward_fixed(
     Args:
         module: what is run: the model's module or a part of it.
         model: gives preprocessing, batch size and device.
-        tiles: (N, C, H, W) in physical units.
-        valid: (N, H, W).
+        tiles: (N, C, H, W) or (N, C, D, H, W) in physical units.
+        valid: as the tiles, without the channel axis.
 
     Returns:
         float32 (N, F).
@@ -209,10 +211,12 @@ def forward_fixed(
         torch.set_num_threads(threads)
 
 
-def batch_size_for(module: nn.Module, img_size: int) -> int:
+def batch_size_for(module: nn.Module, img_size: ImageSize) -> int:
     """Choose the fixed batch size: about 2048 tokens, so that one tile alone is not padded to a great deal of work."""
-    embed = getattr(getattr(module, "backbone", module), "patch_embed", None)
-    patches = getattr(embed, "num_patches", None) or (img_size // 16) ** 2
+    backbone = getattr(module, "backbone", module)
+    patches = getattr(getattr(backbone, "patch_embed", backbone), "num_patches", None)
+    if patches is None:
+        patches = math.prod(max(1, size // 16) for size in ((img_size,) * 2 if isinstance(img_size, int) else img_size))
     batch = 1
     while batch < _LARGEST_BATCH and 2 * batch * patches <= _TOKENS_PER_BATCH:
         batch *= 2

@@ -5,6 +5,8 @@ MONAI's own classifier puts a Tanh on the logits, wants one image size and retur
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,11 +15,11 @@ from torch import nn
 
 
 class MonaiVit(nn.Module):
-    """MONAI's 2-D ViT (learnable positions, no class token), the mean of its tokens, and a linear head.
+    """MONAI's ViT (learnable positions, no class token), the mean of its tokens, and a linear head; 2-D or 3-D.
 
     Args:
-        img_size: edge of the image, pixels.
-        patch_size: edge of a token's footprint, pixels.
+        img_size: edge of the image, pixels; depth, height and width of a volume.
+        patch_size: edge of a token's footprint, pixels; of a volume also depth, height and width.
         in_chans: channels of the image.
         num_classes: rows of the head; 0: no head.
         embed_dim: width of a token.
@@ -31,8 +33,8 @@ class MonaiVit(nn.Module):
     def __init__(  # noqa: PLR0913 - the keys of timm's VisionTransformer
         self,
         *,
-        img_size: int = 224,
-        patch_size: int = 16,
+        img_size: int | Sequence[int] = 224,
+        patch_size: int | Sequence[int] = 16,
         in_chans: int = 3,
         num_classes: int = 1000,
         embed_dim: int = 768,
@@ -40,17 +42,20 @@ class MonaiVit(nn.Module):
         num_heads: int = 12,
     ) -> None:
         super().__init__()
-        if img_size % patch_size:
+        image = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        patch = (patch_size,) * len(image) if isinstance(patch_size, int) else tuple(patch_size)
+        if len(patch) != len(image) or any(size % step for size, step in zip(image, patch, strict=True)):
             raise ValueError(f"img_size {img_size} is not a multiple of patch_size {patch_size}")
+        self.num_patches = math.prod(size // step for size, step in zip(image, patch, strict=True))
         self.encoder = ViT(
             in_channels=in_chans,
-            img_size=(img_size, img_size),
-            patch_size=(patch_size, patch_size),
+            img_size=image,
+            patch_size=patch,
             hidden_size=embed_dim,
             mlp_dim=4 * embed_dim,
             num_layers=depth,
             num_heads=num_heads,
-            spatial_dims=2,
+            spatial_dims=len(image),
             qkv_bias=True,
         )
         self.embed_dim = self.num_features = embed_dim
@@ -70,7 +75,7 @@ class MonaiVit(nn.Module):
         }
 
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:
-        """Give the tokens (N, T, D) of images (N, C, H, W)."""
+        """Give the tokens (N, T, D) of images (N, C, H, W) or volumes (N, C, D, H, W)."""
         tokens: torch.Tensor = self.encoder(images)[0]
         return tokens
 

@@ -17,7 +17,7 @@ from vitpipe.learn.loader import SplitTiles
 from vitpipe.learn.losses import class_priors, make_criterion
 from vitpipe.learn.model import ModelRecord, batch_size_for, versions
 from vitpipe.learn.place import Place, resolve_precision
-from vitpipe.learn.preprocessing import Preprocessing, fit_preprocessing
+from vitpipe.learn.preprocessing import ImageSize, Preprocessing, fit_preprocessing
 from vitpipe.learn.progress import ProgressWriter
 from vitpipe.learn.task import LearnTask, seed_of
 from vitpipe.learn.weights import StartingWeights, load_into, read_weights, statistics_for
@@ -54,7 +54,7 @@ def prepare(task: LearnTask, manifest: Manifest, store: TileStore, around: Surro
     )
     model, overrides = _model(task, manifest)
     weights, provenance = _start(task, manifest, model, around)
-    img_size = int(str(overrides.get("img_size", task.model.img_size or manifest.tile_size)))
+    img_size = _image_size(overrides.get("img_size", manifest.tile_size))
     preprocessing = _preprocessing(task, manifest, store, around, (weights, img_size))
     record = ModelRecord(
         architecture=task.model.name,
@@ -78,6 +78,14 @@ def prepare(task: LearnTask, manifest: Manifest, store: TileStore, around: Surro
     return Lesson(task, around, model, record, train, val, criterion, priors)
 
 
+def _image_size(value: Json) -> ImageSize:
+    """Read a size as the overrides of an architecture hold it."""
+    if isinstance(value, list):
+        depth, height, width = (int(str(size)) for size in value)
+        return depth, height, width
+    return int(str(value))
+
+
 def _training(task: LearnTask, place: Place) -> dict[str, Json]:
     precision = "fp32" if task.train.recipe == PROBE else resolve_precision(task.train.precision, place.device)
     return {
@@ -98,7 +106,9 @@ def _say_what_is_not_used(task: LearnTask, val: SplitTiles, progress: ProgressWr
 
 def _model(task: LearnTask, manifest: Manifest) -> tuple[nn.Module, dict[str, Json]]:
     """Build with fresh weights: a function of the seed."""
-    overrides = overrides_of(task.model, len(manifest.channels), len(manifest.classes), manifest.tile_size)
+    overrides = overrides_of(
+        task.model, len(manifest.channels), len(manifest.classes), manifest.tile_size, manifest.depth
+    )
     torch.manual_seed(seed_of("init", task.train.seed))
     if task.train.recipe != PROBE:
         return build(task.model, overrides)
@@ -131,7 +141,7 @@ def _preprocessing(
     manifest: Manifest,
     store: TileStore,
     around: Surroundings,
-    model: tuple[StartingWeights | None, int],
+    model: tuple[StartingWeights | None, ImageSize],
 ) -> Preprocessing:
     """Fit it once a run; the first process measures, the others read what it wrote."""
     path, place = around.folder.preprocessing, around.place

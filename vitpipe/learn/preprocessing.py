@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _BLOCK_VALUES = 4 << 20
 """Values of one block of the statistics (32 MiB as float64). Fixed: the order of the sums is part of the result."""
 
+ImageSize: TypeAlias = "int | tuple[int, int, int]"
+"""Edge of a square image; depth, height and width of a volume."""
 FloatTiles = NDArray[np.float32] | torch.Tensor
 ValidMask = NDArray[np.bool_] | torch.Tensor
 
@@ -37,8 +40,8 @@ class Preprocessing:
     """Per channel, in `units`."""
     std: tuple[float, ...]
     """Per channel, in `units`."""
-    img_size: int
-    """Edge of what the model sees, in pixels."""
+    img_size: ImageSize
+    """Edge of what the model sees, in pixels; of 3-D tiles its depth, height and width."""
 
     def __post_init__(self) -> None:
         """Refuse a record that does not hold together."""
@@ -57,7 +60,7 @@ class Preprocessing:
             "clip": list(self.clip) if self.clip is not None else None,
             "mean": list(self.mean),
             "std": list(self.std),
-            "img_size": self.img_size,
+            "img_size": list(self.img_size) if isinstance(self.img_size, tuple) else self.img_size,
         }
 
     @classmethod
@@ -70,11 +73,11 @@ class Preprocessing:
         """Make model input of tiles.
 
         Args:
-            tiles: float32 (N, C, H, W), physical units.
-            valid: bool (N, H, W).
+            tiles: float32 (N, C, H, W) or (N, C, D, H, W), physical units.
+            valid: bool, without the channel axis.
 
         Returns:
-            float32 (N, C, img_size, img_size), on the device of `tiles`; invalid pixels are 0, the mean.
+            float32 (N, C, *img_size), on the device of `tiles`; invalid pixels are 0, the mean.
 
         Raises:
             ContractError: the shapes or the number of channels do not fit.
@@ -86,17 +89,18 @@ class Preprocessing:
         """Clip and normalise without resizing.
 
         Returns:
-            Images (N, C, H, W) and the valid mask as float32 (N, 1, H, W).
+            Images of the shape of the tiles and the valid mask as float32, with one channel.
 
         Raises:
             ContractError: the shapes or the number of channels do not fit.
         """
         images = torch.as_tensor(tiles)
         mask = torch.as_tensor(valid)
-        if images.ndim != 4 or images.shape[1] != len(self.channels):
+        axes = 2 if isinstance(self.img_size, int) else 3
+        if images.ndim != 2 + axes or images.shape[1] != len(self.channels):
             raise ContractError(
-                f"tiles of shape {tuple(images.shape)} do not fit: expected (N, {len(self.channels)}, H, W), "
-                f"channels {', '.join(self.channels)}"
+                f"tiles of shape {tuple(images.shape)} do not fit: expected (N, {len(self.channels)}, "
+                f"{'H, W' if axes == 2 else 'D, H, W'}), channels {', '.join(self.channels)}"
             )
         if mask.shape != (images.shape[0], *images.shape[2:]):
             raise ContractError(f"a valid mask of shape {tuple(mask.shape)} does not fit tiles {tuple(images.shape)}")
@@ -106,18 +110,25 @@ class Preprocessing:
         # In float64 first: 1/std of a band in units of 1e-4 keeps its last bit.
         scale = torch.tensor(1.0 / np.asarray(self.std), dtype=torch.float32, device=images.device)
         shift = torch.tensor(self.mean, dtype=torch.float32, device=images.device)
-        images = (images - shift[:, None, None]) * scale[:, None, None]
+        by_channel = (-1, *(1 for _ in range(axes)))
+        images = (images - shift.view(by_channel)) * scale.view(by_channel)
         weights = mask.to(device=images.device, dtype=torch.float32)[:, None]
         # where, not a product: what is not valid may be NaN in an array that a user gives.
         return torch.where(weights > 0, images, images.new_zeros(())), weights
 
     def resize(self, images: torch.Tensor) -> torch.Tensor:
-        """Resize a batch to `img_size` (bilinear, antialiased), if it has another size."""
-        if images.shape[-2:] == (self.img_size, self.img_size):
+        """Resize a batch to `img_size`, if it has another size: bilinear, antialiased; linear in depth."""
+        size = (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
+        if images.shape[2:] == size:
             return images
-        return functional.interpolate(
-            images, (self.img_size, self.img_size), mode="bilinear", antialias=True, align_corners=False
-        )
+        if images.shape[-2:] != size[-2:]:
+            # The slices of a volume are resized like channels: torch has no antialiased filter in three dimensions.
+            flat = images.flatten(1, -3)
+            flat = functional.interpolate(flat, size[-2:], mode="bilinear", antialias=True, align_corners=False)
+            images = flat.reshape(*images.shape[:-2], *size[-2:])
+        if images.shape[2:] == size:
+            return images
+        return functional.interpolate(images, size, mode="trilinear", align_corners=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +154,7 @@ def measure_channels(recipe: PreprocessRecipe, manifest: Manifest, store: TileSt
         manifest.table["split"] == Split.TRAIN.value, ["tile_id", "shard_id", "shard_row", "valid_fraction"]
     ]
     n_channels = len(manifest.channels)
-    per_block = max(1, _BLOCK_VALUES // (n_channels * manifest.tile_size**2))
+    per_block = max(1, _BLOCK_VALUES // math.prod(manifest.tile_shape))
     mean, squares = np.zeros(n_channels), np.zeros(n_channels)
     low, high = np.full(n_channels, np.inf), np.full(n_channels, -np.inf)
     pixels = 0
@@ -157,7 +168,8 @@ def measure_channels(recipe: PreprocessRecipe, manifest: Manifest, store: TileSt
         whole = count == valid.size
         values = [(tiles[:, c].reshape(-1) if whole else tiles[:, c][valid]) for c in range(n_channels)]
         if not all(np.isfinite(each).all() for each in values):
-            bad = block["tile_id"].iloc[int(np.argmin(np.isfinite(np.where(valid[:, None], tiles, 0)).all((1, 2, 3))))]
+            finite = np.isfinite(np.where(valid[:, None], tiles, 0)).reshape(len(tiles), -1).all(axis=1)
+            bad = block["tile_id"].iloc[int(np.argmin(finite))]
             raise DataError(f"tile {bad} holds NaN or infinite values marked as valid; ingest its source again")
         if recipe.clip is not None:
             values = [each.clip(*recipe.clip) for each in values]
@@ -179,7 +191,7 @@ def fit_preprocessing(
     manifest: Manifest,
     store: TileStore,
     *,
-    img_size: int,
+    img_size: ImageSize,
     weights_statistics: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> tuple[Preprocessing, tuple[str, ...]]:
     """Fit the preprocessing on the train split.
@@ -188,7 +200,7 @@ def fit_preprocessing(
         recipe: clip and kind of normalisation.
         manifest: its train rows are measured.
         store: its tiles.
-        img_size: edge of what the model sees, in pixels.
+        img_size: what the model sees, in pixels.
         weights_statistics: mean and deviation per channel of `manifest` that the weights were trained with, for values
             in 0..1; None where they are not known.
 

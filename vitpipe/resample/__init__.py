@@ -5,6 +5,7 @@ Every step is a :class:`vitpipe.domains.base.Raster` over another one, so it str
 
 from __future__ import annotations
 
+from vitpipe.resample.orientation import Turn, TurnedRaster, code_of, turn_to, turned_grid
 from vitpipe.resample.plane import (
     LEAST_VALID_WEIGHT,
     Axis,
@@ -15,8 +16,15 @@ from vitpipe.resample.plane import (
     resolution_axes,
     whole_axes,
 )
-from vitpipe.resample.prepare import NO_REGULAR_STACK, prepare, prepared_grid, tile_channels, with_neighbours
-from vitpipe.resample.stack import FrameCache, NeighbourRaster
+from vitpipe.resample.prepare import (
+    NO_REGULAR_STACK,
+    preparation,
+    prepare,
+    prepared_grid,
+    tile_channels,
+    with_neighbours,
+)
+from vitpipe.resample.stack import FrameCache, NeighbourRaster, SlicedRaster, Slices
 
 __all__ = [
     "Axis",
@@ -28,10 +36,18 @@ __all__ = [
     "RowBuffer",
     "at_resolution",
     "ground_pixel_m",
+    "SlicedRaster",
+    "Slices",
+    "Turn",
+    "TurnedRaster",
+    "code_of",
+    "preparation",
     "prepare",
     "prepared_grid",
     "resolution_axes",
     "tile_channels",
+    "turn_to",
+    "turned_grid",
     "whole_axes",
     "with_neighbours",
 ]

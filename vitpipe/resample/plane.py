@@ -30,7 +30,7 @@ RowRead: TypeAlias = "Callable[[int, int, int], tuple[Pixels, Pixels]]"
 
 LEAST_VALID_WEIGHT = 0.5
 """A resampled pixel is valid where valid pixels carry at least this share of its weight."""
-_WEIGHT_NOISE = 1e-5
+WEIGHT_NOISE = 1e-5
 _STRIP_VALUES = 1 << 22
 """Values in working precision that a strip may hold (16 MiB of float32)."""
 _SAME_PX = 0.01
@@ -146,7 +146,7 @@ class ResampledRaster:
         self.channels = raster.channels
         self.dtype = raster.dtype
         self.block_rows = 1
-        self._work: np.dtype[np.floating] = _working_dtype(raster.dtype)
+        self._work: np.dtype[np.floating] = working_dtype(raster.dtype)
         self._col_weights = cols.weights(0, cols.size, self._work)[1]
         self._lines = RowBuffer(self._narrow, height=rows.source, block_rows=raster.block_rows)
 
@@ -195,13 +195,13 @@ class ResampledRaster:
         values = np.stack([weights @ line[:, cols] for line in lines])
         share = shares[:, cols]
         if bool((share == 1).all()):
-            return _to_dtype(values, self.dtype), np.ones(values.shape[1:], bool)
+            return to_dtype(values, self.dtype), np.ones(values.shape[1:], bool)
         weight = weights @ share
         # A sum of rounded weights is one up to noise: dividing by the noise would let a strip's mask change its pixels.
-        weight[np.abs(weight - 1) < _WEIGHT_NOISE] = 1
-        valid = weight >= LEAST_VALID_WEIGHT - _WEIGHT_NOISE
+        weight[np.abs(weight - 1) < WEIGHT_NOISE] = 1
+        valid = weight >= LEAST_VALID_WEIGHT - WEIGHT_NOISE
         values = np.where(valid, values / np.where(valid, weight, 1), 0)
-        return _to_dtype(values, self.dtype), valid
+        return to_dtype(values, self.dtype), valid
 
     def _narrow(self, frame: int, start: int, stop: int) -> tuple[Floats, Floats]:
         """Resample the columns of source rows: values times mask, and the share of valid weight."""
@@ -218,7 +218,7 @@ class ResampledRaster:
                 lines[channel, place] = self._narrow_one(pixels[channel])
             if not valid.all():
                 shares[place] = self._narrow_one(valid)
-                shares[place][np.abs(shares[place] - 1) < _WEIGHT_NOISE] = 1
+                shares[place][np.abs(shares[place] - 1) < WEIGHT_NOISE] = 1
         return lines, shares
 
     def _narrow_one(self, rows: Pixels) -> Floats:
@@ -342,12 +342,12 @@ def moved_grid(grid: Grid, rows: Axis, cols: Axis) -> Grid:
     )
 
 
-def _working_dtype(dtype: np.dtype[np.generic]) -> np.dtype[np.floating]:
+def working_dtype(dtype: np.dtype[np.generic]) -> np.dtype[np.floating]:
     """Give float32 where it holds the values exactly, else float64."""
     return np.dtype(np.float32 if np.can_cast(dtype, np.float32) else np.float64)
 
 
-def _to_dtype(values: Floats, dtype: np.dtype[Any]) -> Pixels:
+def to_dtype(values: Floats, dtype: np.dtype[Any]) -> Pixels:
     """Round and clip to an integer dtype; cast to others."""
     if np.issubdtype(dtype, np.integer):
         limits = np.iinfo(dtype)

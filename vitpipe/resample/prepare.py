@@ -9,8 +9,9 @@ from vitpipe.config import TileRecipe
 from vitpipe.domains.base import Raster
 from vitpipe.errors import UnreadableSource
 from vitpipe.records import Grid
+from vitpipe.resample.orientation import TurnedRaster, code_of, turn_to, turned_grid
 from vitpipe.resample.plane import at_resolution, moved_grid, resolution_axes
-from vitpipe.resample.stack import NeighbourRaster
+from vitpipe.resample.stack import NeighbourRaster, SlicedRaster, Slices
 
 NO_REGULAR_STACK: Final = "NO_REGULAR_STACK"
 """Code of a source whose frames do not lie at one step along one line, where the recipe needs that."""
@@ -35,8 +36,12 @@ def prepared_grid(grid: Grid, recipe: TileRecipe, *, uri: str) -> Grid:
             or ``NO_GSD``: it does not say how large its pixels are.
     """
     _check_stack(grid, recipe, uri=uri)
+    if recipe.orientation is not None:
+        grid = turned_grid(grid, turn_to(grid, recipe.orientation))
     axes = resolution_axes(grid, recipe, uri=uri)
-    return moved_grid(grid, *axes) if axes else grid
+    grid = moved_grid(grid, *axes) if axes else grid
+    slices = _slices(grid, recipe)
+    return slices.moved(grid) if slices else grid
 
 
 def prepare(raster: Raster, recipe: TileRecipe, *, uri: str) -> Raster:
@@ -51,7 +56,44 @@ def prepare(raster: Raster, recipe: TileRecipe, *, uri: str) -> Raster:
         UnreadableSource: see :func:`prepared_grid`.
     """
     _check_stack(raster.grid, recipe, uri=uri)
-    return at_resolution(raster, recipe, uri=uri)
+    if recipe.orientation is not None:
+        turn = turn_to(raster.grid, recipe.orientation)
+        raster = raster if turn.moves_nothing else TurnedRaster(raster, turn)
+    raster = at_resolution(raster, recipe, uri=uri)
+    slices = _slices(raster.grid, recipe)
+    return SlicedRaster(raster, slices) if slices else raster
+
+
+def preparation(grid: Grid, recipe: TileRecipe, *, uri: str) -> str:
+    """Say what is done to a source, for the table of tiles; empty where nothing is.
+
+    Such as ``turned from RAS to LPS; rows 0.8 to 1 mm, columns 0.8 to 1 mm; slices 5 to 2.5 mm``.
+
+    Raises:
+        UnreadableSource: see :func:`prepared_grid`.
+    """
+    _check_stack(grid, recipe, uri=uri)
+    done = []
+    if recipe.orientation is not None and (code := code_of(grid)) != recipe.orientation:
+        done.append(f"turned from {code} to {recipe.orientation}")
+        grid = turned_grid(grid, turn_to(grid, recipe.orientation))
+    if axes := resolution_axes(grid, recipe, uri=uri):
+        if recipe.gsd_m is not None:
+            done.append(f"pixels {axes[0].scale:g} x {axes[1].scale:g} times as large: {recipe.gsd_m:g} m")
+        elif grid.spacing_mm is not None:
+            _, rows, cols = grid.spacing_mm
+            done.append(f"rows {rows:g} to {recipe.spacing_mm:g} mm, columns {cols:g} to {recipe.spacing_mm:g} mm")
+    if _slices(grid, recipe) and grid.spacing_mm is not None:
+        done.append(f"slices {grid.spacing_mm[0]:g} to {recipe.slice_spacing_mm:g} mm")
+    return "; ".join(done)
+
+
+def _slices(grid: Grid, recipe: TileRecipe) -> Slices | None:
+    """Give the frames at the recipe's spacing; None where they stay as they are."""
+    if recipe.slice_spacing_mm is None or grid.spacing_mm is None:
+        return None
+    slices = Slices.at_spacing(grid.frames, grid.spacing_mm[0], recipe.slice_spacing_mm)
+    return None if slices.moves_nothing else slices
 
 
 def with_neighbours(raster: Raster, recipe: TileRecipe) -> Raster:
@@ -62,7 +104,8 @@ def with_neighbours(raster: Raster, recipe: TileRecipe) -> Raster:
 
 
 def _check_stack(grid: Grid, recipe: TileRecipe, *, uri: str) -> None:
-    if not recipe.along_stack or (grid.affine is not None and grid.frames > 1):
+    regular = grid.affine is not None and grid.spacing_mm is not None and grid.spacing_mm[0] > 0
+    if not recipe.along_stack or (regular and grid.frames > 1):
         return
     raise UnreadableSource(
         NO_REGULAR_STACK,

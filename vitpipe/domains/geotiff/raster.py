@@ -109,7 +109,7 @@ class GeotiffRaster:
         crs, transform = (fitted["crs"], fitted["transform"]) if fitted else (self.grid.crs, self.grid.transform)
         if crs is None or transform is None:
             return [otherwise] * len(windows)
-        row, col, height, width = np.array([window[1:] for window in windows], dtype=np.float64).reshape(-1, 4).T
+        row, col, height, width = np.array([window[1:5] for window in windows], dtype=np.float64).reshape(-1, 4).T
         rows = (row + np.minimum(row + height, self.grid.height)) / 2
         cols = (col + np.minimum(col + width, self.grid.width)) / 2
         a, b, c, d, e, f = transform

@@ -17,6 +17,10 @@ MANUFACTURER: Final = "vitpipe"
 SCHEME: Final = "99VITPIPE"
 """Coding scheme of class names and of what the standard has no code for."""
 
+MODEL: Final = "model"
+VERSION: Final = "version"
+MODEL_SHA256: Final = "model_sha256"
+
 _LONGEST: Final = 64
 """Characters of the value representation LO, and of a code meaning."""
 
@@ -30,7 +34,8 @@ def short(text: str) -> str:
 
 def facts_of(identity: ModelIdentity) -> dict[str, str]:
     """Give what leads back to the registry and to the data, by name."""
-    return {"model_sha256": identity.sha256, **identity.facts}
+    named = {MODEL: identity.name, VERSION: identity.version, MODEL_SHA256: identity.sha256}
+    return {**named, **identity.facts}
 
 
 def result_uid(identity: ModelIdentity, *parts: str) -> str:

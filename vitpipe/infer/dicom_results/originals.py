@@ -91,7 +91,25 @@ def _whole(header: Dataset, *, utf8: bool) -> Dataset:
     for keyword in _TYPE_2:
         if keyword not in whole:
             setattr(whole, keyword, "")
+    for element in list(whole):
+        if element.VR == "SQ" and element.keyword.endswith("CodeSequence"):
+            # Copied as they are, empty codes of a scanner would make the result wrong.
+            del whole[element.tag]
+            if codes := [code for item in element.value if (code := _sound_code(item)) is not None]:
+                setattr(whole, element.keyword, codes)
     if whole.PatientSex not in _SEXES:
         # No defined term (PS3.3 C.7.1.1): a result with it would be refused.
         whole.PatientSex = ""
     return whole
+
+
+def _sound_code(item: Dataset) -> Dataset | None:
+    """Give a code without an empty version; None where it lacks what every code has (PS3.3 table 8.8-1)."""
+    values = any(item.get(keyword) for keyword in ("CodeValue", "LongCodeValue", "URNCodeValue"))
+    if not (values and item.get("CodeMeaning") and (item.get("CodingSchemeDesignator") or item.get("URNCodeValue"))):
+        return None
+    sound = Dataset()
+    sound.update({element.tag: element for element in item})
+    if "CodingSchemeVersion" in sound and not sound.CodingSchemeVersion:
+        del sound.CodingSchemeVersion
+    return sound

@@ -5,7 +5,7 @@ The algorithm is identified in the group of the source alone: repeated a tile it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +23,7 @@ from vitpipe.infer.dicom_results.identity import (
 )
 from vitpipe.infer.dicom_results.originals import Originals
 from vitpipe.infer.versions import ModelIdentity
+from vitpipe.tile_places import Box
 
 SERIES_NUMBER: Final = 9901
 
@@ -100,21 +101,26 @@ def _source_group(findings: SourceFindings, originals: Originals, algorithm: Any
     )
 
 
-def _tile_group(place: Sequence[float], verdict: Verdict, originals: Originals, tracking: str) -> Any:  # noqa: ANN401
+def _tile_group(box: Box, verdict: Verdict, originals: Originals, tracking: str) -> Any:  # noqa: ANN401
+    """Make the group of a tile: a region on its frame, or for a volume one on each of its frames (TID 1410, 1411)."""
     from highdicom import sr
 
-    frame, top, left, bottom, right = place
-    sop_class, instance, numbers = originals.reference(int(frame))
+    _, _, top, left, bottom, right = box
     # PS3.3 C.18.6.1.2: column, then row; (0, 0) is the outer corner of the first pixel.
     corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom], [left, top]])
-    region = sr.ImageRegion("POLYLINE", corners, sr.SourceImageForRegion(sop_class, instance, numbers))
-    identifier = f"tile frame {int(frame)} row {top:g} column {left:g}"
-    return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(uid=tracking, identifier=identifier),
-        referenced_region=region,
-        measurements=_measurements(verdict.probabilities),
-        qualitative_evaluations=_evaluations(verdict),
-    )
+    regions = [
+        sr.ImageRegion("POLYLINE", corners, sr.SourceImageForRegion(*originals.reference(frame)))
+        for frame in range(box.frame, box.frame + box.frames)
+    ]
+    identifier = f"tile frame {box.frame} row {top:g} column {left:g}"
+    shared: dict[str, Any] = {
+        "tracking_identifier": sr.TrackingIdentifier(uid=tracking, identifier=identifier),
+        "measurements": _measurements(verdict.probabilities),
+        "qualitative_evaluations": _evaluations(verdict),
+    }
+    if box.frames == 1:
+        return sr.PlanarROIMeasurementsAndQualitativeEvaluations(referenced_region=regions[0], **shared)
+    return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(referenced_regions=regions, **shared)
 
 
 def _measurements(probabilities: Mapping[str, float]) -> list[Any]:

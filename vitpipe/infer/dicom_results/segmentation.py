@@ -66,6 +66,11 @@ def build_segmentation(
     ]
     probabilities = paint(grid, findings)
     sources = originals.headers
+    step_mm = grid.spacing_mm[0] if grid.spacing_mm and grid.spacing_mm[0] > 0 else None
+    for header in sources:
+        if not header.get("SliceThickness"):
+            # It needs the extent of its planes (PS3.3 C.7.6.16.2.1): the measured step, where there is one.
+            header.SliceThickness = step_mm
     if len(sources) == 1 and grid.frames > 1:
         # highdicom takes the frames of a multi-frame image in the order of the file.
         # The source may be one of several stacks of the file.
@@ -74,7 +79,7 @@ def build_segmentation(
             in_file[frame.number] = probabilities[place]
         probabilities = in_file
     else:
-        used = sorted({int(box.frame) for box, _ in findings.tiles})
+        used = sorted({frame for box, _ in findings.tiles for frame in range(box.frame, box.frame + box.frames)})
         sources, probabilities = tuple(sources[frame] for frame in used), probabilities[used]
     built = seg.Segmentation(
         source_images=list(sources),
@@ -106,7 +111,8 @@ def paint(grid: Grid, findings: SourceFindings) -> NDArray[np.float32]:
     for box, verdict in findings.tiles:
         rows = slice(round(box.top), max(round(box.bottom), round(box.top) + 1))
         cols = slice(round(box.left), max(round(box.right), round(box.left) + 1))
-        sums[box.frame, rows, cols] += np.array([verdict.probabilities[name] for name in classes], np.float32)
-        counts[box.frame, rows, cols] += 1
+        frames = slice(box.frame, box.frame + box.frames)
+        sums[frames, rows, cols] += np.array([verdict.probabilities[name] for name in classes], np.float32)
+        counts[frames, rows, cols] += 1
     sums /= np.maximum(counts, 1)
     return sums
