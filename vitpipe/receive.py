@@ -7,6 +7,7 @@ comes into sight of ingest. What comes later for it is kept apart until it is qu
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 import threading
@@ -215,7 +216,9 @@ def _entity_of(options: ReceiverOptions) -> tuple[ApplicationEntity, Any]:
         from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config, evt
     except ModuleNotFoundError:
         raise ConfigError("`vitpipe receive` needs the package pynetdicom; `pip install 'vitpipe[network]'`") from None
-    # Its own lines hold UIDs, and the text of an error may hold a value.
+    # Its own lines hold UIDs, and the text of an error may hold a value. It also makes pydicom warn, in threads of its
+    # own, of UIDs that do not follow the standard, and quote them: this import keeps pydicom silent in the process.
+    importlib.import_module("vitpipe.domains.dicom.quiet")
     _config.LOG_HANDLER_LEVEL = "none"
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
     entity = AE(ae_title=options.ae_title)
