@@ -347,6 +347,18 @@ def test_only_what_is_new_or_changed_is_planned_and_no_header_is_read_for_it(
     assert len([path for batch in plan_batches(lenient, workspace) for path in batch]) == 7
 
 
+def test_the_current_folder_is_rescanned_as_any_other(
+    place: Place, domain: TextDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _, workspace = place
+    write(root, "a/1.src")
+    monkeypatch.chdir(root)
+    config = make_config(Path(), workspace.root)
+    assert list_files(config) == [Path("a/1.src")]
+    ingest(config, workspace)
+    assert plan_batches(config, workspace) == []
+
+
 def test_the_catalog_indexes_files_that_came_late(place: Place, domain: TextDomain) -> None:
     root, config, workspace = place
     write(root, "a.src")

@@ -27,7 +27,7 @@ from vitpipe.domains.base import Domain, ScanContext, render
 from vitpipe.domains.known import domain_of
 from vitpipe.errors import ConfigError, TransientError
 from vitpipe.pseudonym import load_pseudonymiser
-from vitpipe.records import FileRecord, Rejected, StageSummary
+from vitpipe.records import FileRecord, Json, Rejected, StageSummary
 from vitpipe.workspace import Workspace
 
 INDEX_VERSION: Final = 2
@@ -39,6 +39,7 @@ _SECONDS_PER_FILE: Final = 0.002
 _SECONDS_PER_BYTE: Final = 1 / 400e6
 _SIZES_LOOKED_AT: Final = 10_000
 
+_MOST_SHARED: Final = 10_000
 _PIECES = "index"
 _ROW_GROUP = 20_000
 _COLUMNS: Final = ("path", "size", "mtime_ns", "reader", "digest", "header", "code", "reason", "junk")
@@ -87,7 +88,8 @@ def list_paths(config: PipelineConfig) -> list[str]:
     linked = _walk(str(root), seen, found)
     while linked:
         linked = [deeper for folder in sorted(linked) for deeper in _walk(folder, seen, found)]
-    return sorted(found)
+    # As `Path` writes them.
+    return sorted(path.removeprefix("./") for path in found)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -381,12 +383,24 @@ def split_index(index: pd.DataFrame) -> tuple[list[FileRecord], list[Rejected]]:
     """Turn the rows of the index into records and rejections, in the order of paths."""
     records: list[FileRecord] = []
     rejected: list[Rejected] = []
+    shared: dict[str, Json] = {}
     for path, size, mtime_ns, _, content, header, code, reason, junk in _rows(index):
         if code:
             rejected.append(Rejected(path, code, reason, junk=bool(junk)))
         else:
-            records.append(FileRecord(path, size, mtime_ns, content, json.loads(header)))
+            records.append(FileRecord(path, size, mtime_ns, content, _parse(header, shared)))
     return records, rejected
+
+
+def _parse(text: str, shared: dict[str, Json]) -> dict[str, Json]:
+    """Parse a header; parts that are the same in many files, such as a pixel format, become one object."""
+    header: dict[str, Json] = json.loads(text)
+    if len(shared) >= _MOST_SHARED:
+        shared.clear()
+    for name, value in header.items():
+        if isinstance(value, dict | list):
+            header[name] = shared.setdefault(repr(value), value)
+    return header
 
 
 def missing_from(index: pd.DataFrame, paths: Sequence[str], reader: str) -> list[Path]:

@@ -22,6 +22,7 @@ from vitpipe.records import Attribute, Json
 
 Vector = tuple[float, ...]
 
+_MOST_KNOWN: Final = 10_000
 _UNIT_TOLERANCE: Final = 1e-2
 # Segmentations and doses lie on the grid of an image and speak about it: labels and plans, never sources.
 _NOT_IMAGES: Final = {
@@ -98,13 +99,36 @@ class Instance:
         return value
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Json]) -> Instance:
-        """Read what :meth:`to_json` wrote."""
-        fields: dict[str, Any] = {name: _tuples(item) for name, item in value.items()}
-        fields["pixels"] = PixelFormat(**fields["pixels"])
-        fields["geometry"] = Geometry(**fields["geometry"])
-        fields["frame_kinds"] = FrameKinds(**fields.get("frame_kinds", {}))
+    def from_json(cls, value: Mapping[str, Json], known: dict[int, tuple[Json, Any]] | None = None) -> Instance:
+        """Read what :meth:`to_json` wrote.
+
+        Args:
+            value: the JSON form.
+            known: parts that were read before, by the identity of their JSON forms; where many records share a part, it
+                is read once. None: nothing is shared.
+        """
+        known = {} if known is None else known
+        if len(known) >= _MOST_KNOWN:
+            known.clear()
+        fields: dict[str, Any] = {}
+        for name, item in value.items():
+            if not isinstance(item, dict | list):
+                fields[name] = item
+                continue
+            if id(item) not in known:
+                # The JSON form is kept too: another object must not come to its identity.
+                known[id(item)] = (item, _read_part(name, item))
+            fields[name] = known[id(item)][1]
         return cls(**fields)
+
+
+def _read_part(name: str, value: dict[str, Json] | list[Json]) -> object:
+    part: Any = _tuples(value)
+    if name == "pixels":
+        return PixelFormat(**part)
+    if name == "frame_kinds":
+        return FrameKinds(**part)
+    return Geometry(**part) if name == "geometry" else part
 
 
 _INSTANCE_FIELDS: Final = tuple(field.name for field in dataclasses.fields(Instance))

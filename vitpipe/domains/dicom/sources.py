@@ -39,7 +39,9 @@ def assemble(records: Sequence[FileRecord], context: ScanContext) -> Iterator[So
     """
     # By content, then path: equal trees give equal sources wherever they lie.
     ordered = sorted(records, key=lambda record: (record.digest, record.path))
-    members = [Member(record, Instance.from_json(record.header)) for record in ordered]
+    known: dict[int, tuple[Json, object]] = {}
+    members = [Member(record, Instance.from_json(record.header, known)) for record in ordered]
+    del known
     kept: list[Member] = []
     for item in _without_conflicts(_of_modality(members, context)):
         if isinstance(item, Rejected):
@@ -293,7 +295,9 @@ def _keys(members: Sequence[Member], context: ScanContext) -> dict[str, tuple[st
 
 def _relative(path: str, root: Path) -> str:
     """Give a path relative to the root; to its folder where the root is a file: this one, or a DICOMDIR."""
-    place = Path(path)
-    if not place.is_relative_to(root) or place == root:
-        root = root.parent
-    return place.relative_to(root).as_posix() if place.is_relative_to(root) else place.as_posix()
+    # Texts, not paths: this is done for every file of the catalog.
+    for folder in (str(root), str(root.parent)):
+        prefix = f"{folder.rstrip('/')}/"
+        if path.startswith(prefix):
+            return path.removeprefix(prefix)
+    return path
