@@ -12,6 +12,7 @@ import yaml
 
 from tests.end_to_end.pipeline_cases import make_series
 from vitpipe import stages
+from vitpipe.check import check_pipeline
 from vitpipe.evaluate.evaluation import evaluate
 from vitpipe.infer.predictor import Predictor
 from vitpipe.infer.serving import serve
@@ -88,3 +89,24 @@ def test_the_predictor_gives_the_rows_of_the_evaluation_and_their_places(
     assert valid.all()
     served = serve(predictor, arrays)
     assert np.array_equal(served[names[:2]].to_numpy(), judged.loc[rows["tile_id"], names[:2]].to_numpy())
+
+
+def test_check_counts_volumes_and_says_which_series_are_no_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITPIPE_KEY", "volumes")
+    path = make_series(tmp_path, 4)
+    for gone in ("1-0", "1-1"):
+        (tmp_path / "dicom" / "f1" / gone).unlink()
+    values = yaml.safe_load(path.read_text())
+    values["tiles"] = {"size": 16, "depth": 2}
+    values["model"] |= VOLUMES | {"patch_size": [1, 8, 8]}
+    path.write_text(yaml.safe_dump(values))
+    found = check_pipeline(load_config(path))
+    # Three series of 32 x 32 x 3 pixels: 2 x 2 x 2 tiles each, 16 bits a pixel.
+    assert (found.values["tiles"], found.values["tile_bytes"]) == (24, 24 * 2 * 16 * 16 * 2)
+    assert found.values["tokens"] == 2 * 2 * 2
+    said = "\n".join(found.lines)
+    assert "24 tiles of 2 x 16 x 16 px" in said
+    assert "REJECTED when tiles are cut: 1 x NO_REGULAR_STACK" in said
+    assert "`source.geometry: repair`" in said

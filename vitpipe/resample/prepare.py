@@ -110,7 +110,7 @@ def _check_stack(grid: Grid, recipe: TileRecipe, *, uri: str) -> None:
     raise UnreadableSource(
         NO_REGULAR_STACK,
         f"`tiles.{recipe.along_stack[0]}` needs frames at one step along one line, and the {grid.frames} frame(s) of "
-        "the source have gaps, irregular steps or no positions in the patient; repair the series (or ask the reader "
-        "to), take it away, or cut 2-D tiles",
+        "the source have gaps, irregular steps or no positions in the patient; set `source.geometry: repair`, which "
+        "makes a regular stack of many such series, take the source away, or cut 2-D tiles",
         uri,
     )
