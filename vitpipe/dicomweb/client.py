@@ -295,11 +295,8 @@ def value_of(entry: Entry, tag: str) -> str | None:
 
 
 def _session(access: Access) -> requests.Session:
-    try:
-        import requests
-        from requests.auth import AuthBase, HTTPBasicAuth
-    except ModuleNotFoundError:
-        raise ConfigError("`kind: dicomweb` needs the package requests; `pip install 'vitpipe[dicomweb]'`") from None
+    import requests
+    from requests.auth import AuthBase, HTTPBasicAuth
 
     class Token(AuthBase):
         """Sets the token, and keeps requests from looking for credentials in a ``.netrc``."""
