@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
-import os
+import itertools
 import zlib
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -161,7 +161,9 @@ def all_support() -> Iterator[Support]:
 
 def _together(uids: list[str]) -> str:
     """Write the first UID whole, the others by what stands after what they share with it: `1.2.840.1, .2, .3`."""
-    shared = len(os.path.commonprefix(uids).rpartition(".")[0])
+    # Of equal beginnings as texts, up to the last dot: UIDs are no paths.
+    same = sum(1 for _ in itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*uids, strict=False)))
+    shared = uids[0][:same].rfind(".")
     return ", ".join((uids[0], *(uid[shared:] for uid in uids[1:])))
 
 
