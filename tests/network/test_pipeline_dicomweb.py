@@ -62,4 +62,4 @@ def test_check_fetches_and_says_what_would_be_done(
     # It says of this machine what it says of plain DICOM files.
     machine = machine_findings("dicom")
     assert machine.lines
-    assert findings.lines[: len(machine.lines)] == machine.lines
+    assert set(machine.lines) <= set(findings.lines)
