@@ -236,14 +236,16 @@ def receive(  # noqa: PLR0913 - a parameter an option
     ] = 60.0,
     allow: Annotated[list[str] | None, typer.Option("--allow", help="AE title that may send; all if none.")] = None,
     config: Annotated[Path | None, typer.Option("--run", help="Pipeline that ingests complete studies.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Receive studies by C-STORE until interrupted, and ingest them when they are complete."""
     from flows.receive import receive as listen
+    from flows.terminal import print_stage
     from vitpipe.receive import ReceiverOptions
 
-    with reporting(as_json=False):
+    with reporting(as_json=as_json):
         options = ReceiverOptions(to.resolve(), host, port, aet, quiet_seconds, tuple(allow or ()))
-        listen(options, config, lambda line: typer.echo(line, err=True))
+        print_stage(listen(options, config, lambda line: typer.echo(line, err=True)), as_json=as_json)
 
 
 @app.command()

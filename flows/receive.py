@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ from vitpipe.config import DicomSource, PipelineConfig
 from vitpipe.errors import ConfigError
 from vitpipe.loading import load_config
 from vitpipe.pseudonym import Pseudonymiser, load_pseudonymiser
-from vitpipe.receive import Receiver, ReceiverOptions, receiver_key
+from vitpipe.receive import CONFLICTING_SOP, Receiver, ReceiverOptions, receiver_key
+from vitpipe.records import StageSummary
 from vitpipe.studies import StudyCommit
 
 _RETRY_SECONDS = 60.0
@@ -25,7 +27,7 @@ _TRIES = 5
 _END_SECONDS = 20.0
 
 
-def receive(options: ReceiverOptions, config_path: Path | None, say: Callable[[str], None]) -> None:
+def receive(options: ReceiverOptions, config_path: Path | None, say: Callable[[str], None]) -> StageSummary:
     """Receive until SIGTERM or SIGINT.
 
     Args:
@@ -33,24 +35,40 @@ def receive(options: ReceiverOptions, config_path: Path | None, say: Callable[[s
         config_path: a pipeline that is ingested whenever studies are complete; None: they are kept alone.
         say: told what happens, a sentence each; none names a patient.
 
+    Returns:
+        Stage ``receive``: `done` studies that became complete, `rejected` conflicts in them.
+
     Raises:
         ConfigError: the address is taken, or the pipeline reads another folder.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # Our own lines alone: those of the libraries may hold what a file holds.
+    lines = logging.StreamHandler()
+    lines.setLevel(logging.WARNING)
+    logging.getLogger("vitpipe").addHandler(lines)
+    started = time.perf_counter()
+    complete_studies: dict[str, int] = {}
     stop = threading.Event()
     with _ending(stop), Ingester(config_path, say) as ingester:
         pseudonym = _pseudonym(options, config_path)
 
         def complete(commit: StudyCommit) -> None:
-            conflicts = f", {len(commit.rejected)} of them CONFLICTING_SOP" if commit.rejected else ""
+            conflicts = f", {len(commit.rejected)} of them {CONFLICTING_SOP}" if commit.rejected else ""
             count = f"{commit.series} series, {len(commit.files)} instances{conflicts}"
             say(f"study {commit.study} is complete: {count}")
+            complete_studies[commit.study] = len(commit.rejected)
             ingester.wake()
 
         with Receiver(options, pseudonym, complete) as receiver:
             say(f"{options.ae_title} listens on {options.host}:{receiver.port}, studies go to {options.folder}")
             stop.wait()
             say("ending")
+    conflicting = sum(complete_studies.values())
+    return StageSummary(
+        "receive",
+        done=len(complete_studies),
+        rejected={CONFLICTING_SOP: conflicting} if conflicting else {},
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _pseudonym(options: ReceiverOptions, config_path: Path | None) -> Pseudonymiser:

@@ -17,7 +17,7 @@ from tests.tiling_cases import MemoryDomain, config_of, source_of
 from tests.volume_cases import affine_of, centres_of_box, field, field_raster, places_mm
 from vitpipe.config import PipelineConfig, TileRecipe
 from vitpipe.cutting import cut, planned_windows, windows
-from vitpipe.errors import UnreadableSource, WorkspaceError
+from vitpipe.errors import TransientError, UnreadableSource, WorkspaceError
 from vitpipe.records import Grid, Window, box_mm
 from vitpipe.resample import code_of, preparation, prepare, prepared_grid, tile_channels
 from vitpipe.store import TABLE_FILE, TileStore, committed_shards
@@ -474,6 +474,29 @@ def test_volumes_are_stored_with_their_masks_and_what_was_done(tmp_path: Path, m
     assert table["pixel_digest"].is_unique
     recipe = json.loads((store.folder / "recipe.json").read_text())["tiles"]
     assert (recipe["depth"], recipe["stride_depth"], recipe["slice_spacing_mm"]) == (3, 3, 2.5)
+
+
+@pytest.mark.parametrize("changes", [{"neighbours": 2}, {"depth": 4, "stride_depth": 2, "orientation": "SRA"}])
+def test_a_run_that_was_stopped_half_way_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
+) -> None:
+    rasters = {name * 16: field_raster((9, 60, 50)) for name in "abc"}
+    sources = [source_of(name, raster) for name, raster in rasters.items()]
+    found = []
+    for number, stops in enumerate((False, True)):
+        workspace, config = Workspace(tmp_path / f"workspace{number}"), config_of(tmp_path, **changes)
+        if stops:
+            failing = MemoryDomain(rasters, failures={"b" * 16: TransientError("the store does not answer")})
+            monkeypatch.setattr(room, "domain_of", lambda _kind, domain=failing: domain)
+            with pytest.raises(TransientError):
+                tile(config, workspace, sources)
+        monkeypatch.setattr(room, "domain_of", lambda _kind: MemoryDomain(rasters))
+        tile(config, workspace, sources)
+        folder = workspace.tiles(tile_digest(config))
+        assert not [path for path in folder.iterdir() if path.name.startswith(".partial")]
+        found.append({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()})
+    assert found[0] == found[1]
+    assert len(found[0]) > 3
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 4, 4), (3, 2, 5, 4, 4)])

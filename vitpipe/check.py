@@ -31,16 +31,16 @@ def check_pipeline(config: PipelineConfig) -> Findings:
         ConfigError, DataError: what would stop the run, other than too many rejects, which are listed.
     """
     workspace = Workspace(Path(config.workspace))
+    given, config = config, config.on_disk()
     machine = machine_findings(config.source.kind)
-    lines: list[str] = [*machine.lines]
+    lines: list[str] = []
     values: dict[str, Json] = {**machine.values}
     with workspace.lock():
         try:
-            ingest(config, workspace)
+            ingest(given, workspace)
         except TooManyRejected as error:
             lines.append(f"STOPS: {error}")
             values["stops"] = str(error)
-        config = config.on_disk()
         sources = read_catalog(workspace) if workspace.catalog.exists() else []
         lines += _rejects(workspace, values)
         if sources:
@@ -49,6 +49,7 @@ def check_pipeline(config: PipelineConfig) -> Findings:
             lines += _labels(config, sources, workspace, values)
     if config.model is not None and sources:
         lines += _model(config, sources, values)
+    lines += machine.lines
     return Findings(lines=tuple(lines), values=values)
 
 

@@ -22,14 +22,13 @@ from vitpipe.atomic import make_folder, write_file, write_json
 from vitpipe.config import DicomwebSource, PipelineConfig
 from vitpipe.dicomweb.access import Access, read_access, read_persons
 from vitpipe.dicomweb.client import (
-    BODY_PART,
     FETCH_FAILED,
     INSTANCE_COUNT,
     INSTANCE_UID,
-    MODALITY,
     SERIES_UID,
     STUDY_UID,
     Backoff,
+    Entry,
     Server,
     value_of,
 )
@@ -43,6 +42,15 @@ from vitpipe.workspace import Workspace
 _LOGGER = logging.getLogger(__name__)
 _FAILURES: Final = "fetch.json"
 _OWNER: Final = ".fetched-by"
+_TAGS: Final = {
+    "PatientID": "00100020",
+    "AccessionNumber": "00080050",
+    "StudyInstanceUID": STUDY_UID,
+    "StudyDate": "00080020",
+    "Modality": "00080060",
+    "BodyPartExamined": "00180015",
+}
+"""Of the keys of a query that have one value in an answer."""
 _SAY_SECONDS: Final = 10.0
 
 
@@ -184,6 +192,8 @@ class _Job:
         with self._server() as server:
             for persons in read_persons():
                 for entry in server.search(("studies",), {**filters, **persons}, STUDY_UID):
+                    if not _fits(entry, {**filters, **persons}):
+                        continue
                     uid, count = value_of(entry, STUDY_UID) or "", value_of(entry, INSTANCE_COUNT)
                     found[uid] = _Offer(uid, int(count) if count and count.isdigit() else None)
         return list(found.values())
@@ -215,9 +225,7 @@ class _Job:
         filters = self._series_filters()
         found: dict[str, tuple[str, str]] = {}
         for series in server.search(("studies", study_uid, "series"), filters, SERIES_UID):
-            # A server may pass over a filter that it does not know.
-            stated = {"Modality": value_of(series, MODALITY), "BodyPartExamined": value_of(series, BODY_PART)}
-            if any(stated[key] is not None and stated[key] != value for key, value in filters.items()):
+            if not _fits(series, filters):
                 continue
             series_uid = value_of(series, SERIES_UID) or ""
             place = ("studies", study_uid, "series", series_uid, "instances")
@@ -256,6 +264,18 @@ class _Job:
     def _is_current(self, folder: Path, commit: StudyCommit, offer: _Offer) -> bool:
         same = commit.selection == self._selection and commit.offered == offer.instances
         return same and offer.instances is not None and not commit.rejected and studies.is_whole(folder, commit)
+
+
+def _fits(entry: Entry, filters: Mapping[str, str]) -> bool:
+    """Say whether what an entry states fits: a server may pass over a filter that it does not know, and give all."""
+    for keyword, wanted in filters.items():
+        stated = value_of(entry, _TAGS[keyword]) if keyword in _TAGS else None
+        if stated is None:
+            continue
+        first, dash, last = wanted.partition("-") if keyword == "StudyDate" else (wanted, "", "")
+        if not (first <= stated <= (last or "9") if dash else stated.upper() == wanted.upper()):
+            return False
+    return True
 
 
 def _set_aside(folder: Path, wanted: Mapping[str, object]) -> None:

@@ -224,7 +224,10 @@ def index_files(config: PipelineConfig, workspace: Workspace, paths: Sequence[Pa
             size_before, mtime_before, reader_before, content, code = known.get(text, _NEVER_LOOKED_AT)
             same_bytes = (size_before, mtime_before) == (size, mtime_ns) and size != _GONE
             if not same_bytes or reader_before != reader:
-                found = _look_inside(path, domain, context, known_digest=content if same_bytes else "")
+                if size == _GONE:
+                    found = _look_for(path, domain, context)
+                else:
+                    found = _look_inside(path, domain, context, known_digest=content if same_bytes else "")
                 rows.append((text, size, mtime_ns, reader, *found))
                 code = found[2]
             codes.append(code)
@@ -257,6 +260,27 @@ def _look(path: str | Path) -> tuple[int, int]:
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (_GONE, 0)
 
 
+def _look_for(path: Path, domain: Domain, context: ScanContext) -> tuple[str, str, str, str, bool]:
+    """Say why a file that was listed cannot be looked at."""
+    if not os.path.lexists(path):
+        reason = "the file was listed, but it is not there; copy it again, with the folder that it belongs to"
+        return "", "", "MISSING_FILE", reason, False
+    try:
+        path.stat()
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError | PermissionError):
+            raise TransientError(
+                f"{path} cannot be looked at ({error.strerror}); the storage may answer later"
+            ) from error
+        return _cannot_open(error)
+    return _look_inside(path, domain, context, known_digest="")
+
+
+def _cannot_open(error: OSError) -> tuple[str, str, str, str, bool]:
+    reason = f"the file cannot be opened ({error.strerror}); check the link, or give this user access"
+    return "", "", "CANNOT_OPEN", reason, False
+
+
 def _look_inside(
     path: Path, domain: Domain, context: ScanContext, *, known_digest: str
 ) -> tuple[str, str, str, str, bool]:
@@ -264,17 +288,12 @@ def _look_inside(
     if _texts([str(path)]) != [str(path)]:
         return "", "", "NAME_NOT_UTF8", "the name of the file is not UTF-8; rename it", False
     try:
-        if not os.path.lexists(path):
-            reason = "the file was listed, but it is not there; copy it again, with the folder that it belongs to"
-            return "", "", "MISSING_FILE", reason, False
-        path.stat()
         header = domain.index(path, context)
         if isinstance(header, Rejected):
             return known_digest, "", header.code, header.reason, header.junk
         content = known_digest or digest_file(path)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        reason = f"the file cannot be opened ({error.strerror}); check the link, or give this user access"
-        return "", "", "CANNOT_OPEN", reason, False
+        return _cannot_open(error)
     except OSError as error:
         raise TransientError(f"{path} could not be read ({error.strerror}); the storage may answer later") from error
     return content, render(header), "", "", False

@@ -7,6 +7,7 @@ comes into sight of ingest. What comes later for it is kept apart until it is qu
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 import threading
@@ -89,26 +90,26 @@ class Inbox:
             if place.is_dir() and _HIDDEN_STUDY.fullmatch(place.name):
                 self._last[place.name.removeprefix(".")] = time.monotonic()
 
-    def take(self, encoded: bytes) -> int:
+    def take(self, *encoded: bytes) -> int:
         """Store one instance.
 
         Args:
-            encoded: a whole DICOM file, from its preamble.
+            encoded: the pieces of a whole DICOM file, from its preamble.
 
         Returns:
             The status of the C-STORE response (PS3.4 table B.2-1): stored, out of resources or cannot understand.
         """
         try:
-            uids = studies.read_uids(encoded, "an instance")
-        except UnreadableSource:
-            _LOGGER.warning("an instance was refused: it states no study, series and instance UID")
-            return CANNOT_UNDERSTAND
-        try:
-            partial, stored = studies.write_partial(self._folder / _WORK, [encoded])
+            partial, stored = studies.write_partial(self._folder / _WORK, encoded)
             try:
+                with partial.open("rb") as stream:
+                    uids = studies.read_uids(stream, "an instance")
                 self._place(uids.study_name(self._pseudonym), uids.file_name(self._pseudonym), partial, stored)
             finally:
                 partial.unlink(missing_ok=True)
+        except UnreadableSource:
+            _LOGGER.warning("an instance was refused: it states no study, series and instance UID")
+            return CANNOT_UNDERSTAND
         except (WorkspaceError, OSError) as error:
             # The text of an error of the system names no more than our own path.
             reason = error if isinstance(error, WorkspaceError) else error.strerror
@@ -215,7 +216,9 @@ def _entity_of(options: ReceiverOptions) -> tuple[ApplicationEntity, Any]:
         from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config, evt
     except ModuleNotFoundError:
         raise ConfigError("`vitpipe receive` needs the package pynetdicom; `pip install 'vitpipe[network]'`") from None
-    # Its own lines hold UIDs, and the text of an error may hold a value.
+    # Its own lines hold UIDs, and the text of an error may hold a value. It also makes pydicom warn, in threads of its
+    # own, of UIDs that do not follow the standard, and quote them: this import keeps pydicom silent in the process.
+    importlib.import_module("vitpipe.domains.dicom.quiet")
     _config.LOG_HANDLER_LEVEL = "none"
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
     entity = AE(ae_title=options.ae_title)
@@ -299,7 +302,11 @@ class Receiver:
         self._entity = entity
 
     def _store(self, event: Event) -> int:
-        return self._inbox.take(event.encoded_dataset())
+        from pynetdicom.dsutils import encode_file_meta
+
+        # Apart: together they would be one more copy of what may be gigabytes.
+        head = b"\0" * 128 + b"DICM" + encode_file_meta(event.file_meta)
+        return self._inbox.take(head, event.encoded_dataset(include_meta=False))
 
     def _watch_studies(self) -> None:
         tick = min(_LONGEST_TICK_SECONDS, self._options.quiet_seconds / 4)

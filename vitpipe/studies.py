@@ -12,7 +12,6 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -81,7 +80,7 @@ def file_name(pseudonym: Pseudonymiser, series_uid: str, instance_uid: str) -> s
     return f"{pseudonym('series_uid', series_uid)}/{pseudonym('instance_uid', instance_uid)}{SUFFIX}"
 
 
-def read_uids(stream: BinaryIO | bytes, uri: str) -> Uids:
+def read_uids(stream: BinaryIO, uri: str) -> Uids:
     """Read the three UIDs of a data set, no more of it.
 
     Args:
@@ -97,10 +96,9 @@ def read_uids(stream: BinaryIO | bytes, uri: str) -> Uids:
     from vitpipe.domains.dicom.quiet import quiet
 
     keywords = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-    source = BytesIO(stream) if isinstance(stream, bytes) else stream
     try:
         with quiet():
-            dataset = dcmread(source, stop_before_pixels=True, specific_tags=list(keywords), force=True)
+            dataset = dcmread(stream, stop_before_pixels=True, specific_tags=list(keywords), force=True)
             values = [str(dataset.get(keyword) or "").strip(" \x00") for keyword in keywords]
     except PARSE_ERRORS:
         values = []

@@ -147,3 +147,15 @@ def test_what_the_judge_says_of_text(tmp_path: Path) -> None:
         write(save(instance(2, BurnedInAnnotation="YES"), tmp_path / "2.dcm"), tmp_path / "out")
     with pytest.raises(ValueError, match="at least one pixel"):
         Mask((), "nothing")
+
+
+def test_a_large_value_before_the_pixels_comes_along_and_what_follows_them_does_not(tmp_path: Path) -> None:
+    # Larger than what the reader holds in memory at once.
+    profile = np.arange(2 << 20, dtype=np.uint32).astype(np.uint8).tobytes()
+    path = save(instance(1, ICCProfile=profile), tmp_path / "in.dcm")
+    path.write_bytes(path.read_bytes() + b"\0" * 4096)
+    found = write(path, tmp_path / "out")
+    assert found.ICCProfile == profile
+    assert found.PixelData == stored(1).tobytes()
+    (output,) = (tmp_path / "out").rglob("*.dcm")
+    assert output.read_bytes().endswith(found.PixelData)

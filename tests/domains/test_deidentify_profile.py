@@ -159,7 +159,7 @@ def test_moved_dates_keep_intervals_days_of_the_week_and_times(tmp_path: Path) -
     one = write(save(instance(0, **times), tmp_path / "0.dcm"), tmp_path / "out", "retain-dates")
     weeks = read_patient(instance(0), KEY).weeks
     assert 1 <= weeks <= 520
-    assert one.StudyDate == shift_date("20190228", weeks) != "20190228"
+    assert one.StudyDate == shift_date("20190228", weeks)
     assert one.ContentDate == shift_date("20190301", weeks)
     assert one.AcquisitionDateTime == f"{one.StudyDate}235959.123456+0100"
     assert (one.StudyTime, one.ContentTime) == ("235930", "000030.5")
@@ -169,6 +169,7 @@ def test_moved_dates_keep_intervals_days_of_the_week_and_times(tmp_path: Path) -
     moved = np.datetime64(f"{two.StudyDate[:4]}-{two.StudyDate[4:6]}-{two.StudyDate[6:]}")
     first = np.datetime64(f"{one.StudyDate[:4]}-{one.StudyDate[4:6]}-{one.StudyDate[6:]}")
     assert moved - first == np.datetime64("2020-02-29") - np.datetime64("2019-02-28")
+    assert np.datetime64("2019-02-28") - first == np.timedelta64(7 * weeks, "D")
     someone = instance(2, PatientID="another", StudyDate="20190228")
     other = write(save(someone, tmp_path / "2.dcm"), tmp_path / "out", "retain-dates")
     assert other.StudyDate != one.StudyDate
@@ -271,6 +272,43 @@ def test_a_structure_set_comes_through(tmp_path: Path) -> None:
     assert found.StructureSetROISequence[0].ROIName == ""
     assert found.StructureSetROISequence[0].ReferencedFrameOfReferenceUID == found.FrameOfReferenceUID
     assert "PixelData" not in found
+
+
+def test_a_name_in_the_place_of_a_term_is_found_by_the_names_of_the_file(tmp_path: Path) -> None:
+    names = {"PatientName": "Quorth^Zyx", "OperatorsName": "Smithers^W", "PatientID": "A77123"}
+    terms = {
+        "BodyPartExamined": "QUORTH",
+        "ConvolutionKernel": "B30 Smithers",
+        "ImageType": ["ORIGINAL", "PRIMARY", "A77123"],
+    }
+    dataset = instance(0, ProtocolName="chest", SequenceName="zyxin", Manufacturer="Smithers", **names, **terms)
+    item = Dataset()
+    item.SequenceName, item.PatientName = "SE Fraulein", "Fraulein^X"
+    dataset.SharedFunctionalGroupsSequence = [item]
+    path = save(dataset, tmp_path / "in.dcm")
+    found = write(path, tmp_path / "out", "retain-device", "clean-descriptors")
+    assert (found.BodyPartExamined, found.ConvolutionKernel, found.ImageType) == ("ANON", "ANONYMIZED", "ANON")
+    # Other words stay, and so does a maker who shares the name.
+    assert (found.ProtocolName, found.SequenceName, found.Manufacturer) == ("chest", "zyxin", "Smithers")
+    assert found.SharedFunctionalGroupsSequence[0].SequenceName == "ANONYMIZED"
+    anatomy = instance(1, PatientName="Chest^Phantom", BodyPartExamined="CHEST")
+    assert write(save(anatomy, tmp_path / "1.dcm"), tmp_path / "out").BodyPartExamined == "CHEST"
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"])
+def test_numbers_whose_vr_depends_on_others_stay(tmp_path: Path, syntax: str) -> None:
+    lut = Dataset()
+    lut.LUTDescriptor, lut.LUTData, lut.ModalityLUTType = [2, 0, 16], [1, 2], "HU"
+    lut["LUTDescriptor"].VR, lut["LUTData"].VR = "US", "US"
+    numbers = {"SmallestImagePixelValue": 3, "PixelPaddingValue": 7, "RescaleSlope": None, "RescaleIntercept": None}
+    dataset = instance(0, ModalityLUTSequence=[lut], **numbers)
+    for keyword in ("SmallestImagePixelValue", "PixelPaddingValue"):
+        dataset[keyword].VR = "US"
+    found = write(save(dataset, tmp_path / "in.dcm", syntax), tmp_path / "out")
+    assert (found.SmallestImagePixelValue, found.PixelPaddingValue) == (3, 7)
+    kept = found.ModalityLUTSequence[0]
+    assert (kept.LUTDescriptor, kept.ModalityLUTType) == ([2, 0, 16], "HU")
+    assert kept.LUTData in ([1, 2], b"\1\0\2\0")
 
 
 def test_twice_is_as_good_as_once(tmp_path: Path) -> None:

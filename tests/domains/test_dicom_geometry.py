@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import math
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
-from dicom_cases import SERIES, STUDY, codes, context, enhanced, instance, read, save, scan, series, stored
+from dicom_cases import ROWS, SERIES, STUDY, codes, context, enhanced, instance, read, save, scan, series, stored
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 
 from vitpipe.config import PipelineConfig
+from vitpipe.domains.dicom import Dicom
+from vitpipe.domains.dicom.frames import read_frames
 from vitpipe.domains.dicom.geometry import arrange
 from vitpipe.domains.dicom.report import MOST_LISTED
 from vitpipe.errors import UnreadableSource
 from vitpipe.ingest import ingest, read_catalog, write_catalog
-from vitpipe.records import Source
+from vitpipe.records import FileRecord, Rejected, Source
 from vitpipe.workspace import Workspace
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -260,6 +265,7 @@ def test_the_stacks_of_one_file_become_sources(tmp_path: Path, kind: str, note: 
         assert len({ORDER[frame][0] for frame in frames}) == 1
         assert note in source.notes
         assert source.grid.spacing_mm[0] == 2.5
+        assert {frame.spacing_mm for frame in read_frames(source)} == {source.grid.spacing_mm[1:]}
         for number in range(3):
             wanted = stored(number).astype(int) * (1 + number) - 1024
             np.testing.assert_array_equal(read(source, number)[0][0], wanted)
@@ -310,6 +316,10 @@ def test_a_frame_that_moved_is_noticed_when_it_is_read(tmp_path: Path) -> None:
     source = only(tmp_path)
     save(instance(3, ImagePositionPatient=[0, 0.02, 7.5]), paths[3])
     read(source, 2)
+    with pytest.raises(UnreadableSource, match="CHANGED"):
+        read(source, 3)
+    # Without a plan the header is read again, and the place itself is compared.
+    source = dataclasses.replace(source, reader={})
     with pytest.raises(UnreadableSource, match=r"frame 3 lies 0.020 mm") as caught:
         read(source, 3)
     assert caught.value.code == "CHANGED"
@@ -322,3 +332,56 @@ def test_frames_of_one_file_that_moved_are_noticed(tmp_path: Path) -> None:
     save(enhanced([0, 1, 2]), path)
     with pytest.raises(UnreadableSource, match="ingest again"):
         read(source)
+
+
+# ------------------------------------------------------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize("value", [1e300, -1e308, 1e-300, 1e12])
+@pytest.mark.parametrize("keyword", ["ImagePositionPatient", "PixelSpacing"])
+@pytest.mark.parametrize("geometry", ["strict", "repair"])
+def test_absurd_numbers_end_in_codes(
+    tmp_path: Path, keyword: str, value: float, geometry: Literal["strict", "repair"]
+) -> None:
+    for number in range(5):
+        dataset = instance(number, ImagePositionPatient=[0, 0.9 * number, 2.5 * number])
+        if keyword == "PixelSpacing":
+            dataset.PixelSpacing = [value, 0.8]
+        elif number == 2:
+            dataset.ImagePositionPatient = [0, 0, value]
+        save(dataset, tmp_path / str(number))
+    sources, found = scan(tmp_path, geometry=geometry)
+    assert sum(len(source.files) for source in sources) + len(found) == 5
+    for source in sources:
+        json.dumps([source.grid.to_json(), dict(source.geometry), dict(source.reader)], allow_nan=False)
+        assert source.notes or source.grid.affine is not None
+        assert source.grid.height <= 4 * ROWS
+        for frame in range(source.grid.frames):
+            read(source, frame)
+
+
+def test_damaged_groups_end_in_codes(tmp_path: Path) -> None:
+    """Whatever bytes of the functional groups are damaged: sources or codes, and numbers that JSON can carry."""
+    whole = save(stacks("time", ORDER), tmp_path / "whole").read_bytes()
+    generator = np.random.default_rng(0)
+    digits = [found.start() for found in re.finditer(rb"[0-9]\.[0-9]|\\[0-9]", whole)]
+    domain, path = Dicom(), tmp_path / "damaged"
+    outcomes = set()
+    for turn in range(80):
+        damaged = bytearray(whole)
+        damaged[int(generator.choice(digits))] = int(generator.choice(list(b"0123456789eE-+.")))
+        damaged[int(generator.integers(132, len(whole) - 1200))] = int(generator.integers(0, 256))
+        path.write_bytes(damaged)
+        where = context(tmp_path, geometry="repair" if turn % 2 else "strict")
+        header = domain.index(path, where)
+        if isinstance(header, Rejected):
+            outcomes.add(header.code)
+            continue
+        kept = json.loads(json.dumps(header, allow_nan=False))
+        for source in domain.assemble([FileRecord(str(path), len(damaged), 0, "0" * 32, kept)], where):
+            assert isinstance(source, Source)
+            outcomes.update(source.notes)
+            json.dumps([source.grid.to_json(), dict(source.geometry), dict(source.reader)], allow_nan=False)
+            with contextlib.suppress(UnreadableSource):
+                read(source)
+    assert {"NO_GEOMETRY", "TEMPORAL_STACK"} < outcomes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -117,6 +118,10 @@ def test_a_tilted_frame_that_moved_is_noticed_when_it_is_read(tmp_path: Path) ->
     source, _ = repaired(tmp_path)
     save(linear(3, (0, 2.8, 7.5)), tmp_path / "03")
     read(source, 2)
+    with pytest.raises(UnreadableSource, match="CHANGED"):
+        read(source, 3)
+    # Without a plan the header is read again, and the place itself is compared.
+    source = dataclasses.replace(source, reader={"repair": source.reader["repair"]})
     with pytest.raises(UnreadableSource, match=r"frame 3 lies 0.100 mm"):
         read(source, 3)
 
@@ -197,9 +202,19 @@ def test_a_missing_frame_is_bridged_and_a_longer_gap_is_not(tmp_path: Path) -> N
     assert len(source.keys["instance_uid"]) == source.grid.frames
 
 
-def test_tilt_and_unequal_steps_together(tmp_path: Path) -> None:
+def test_the_last_frame_is_kept_where_a_gap_is_a_little_short(tmp_path: Path) -> None:
+    write(tmp_path, [(0, 0, height) for height in (0, 2.5, 7.49, 9.99)])
+    source, _ = repaired(tmp_path)
+    assert source.geometry["codes"] == ["GAP", "REPAIRED"]
+    assert source.grid.frames == 5
+    assert source.grid.spacing_mm[0] == pytest.approx(9.99 / 4)
+    assert check_field(source) == 1.0
+
+
+@pytest.mark.parametrize("sideways", [0.2, -0.2])
+def test_tilt_and_unequal_steps_together(tmp_path: Path, sideways: float) -> None:
     heights = np.array([0, 2.5, 5.3, 7.5, 10.1, 12.5])
-    write(tmp_path, [(0.2 * height, 0.4 * height, height) for height in heights])
+    write(tmp_path, [(sideways * height, 0.4 * height, height) for height in heights])
     source, _ = repaired(tmp_path)
     assert set(source.notes) == {"IRREGULAR", "TILT", "REPAIRED"}
     assert_orthogonal(source)
@@ -225,7 +240,7 @@ def test_exact_copies_are_dropped(tmp_path: Path) -> None:
     assert codes(found) == ["DUPLICATE"]
     assert set(source.notes) == {"DUPLICATE_POSITION", "REPAIRED"}
     assert (source.grid.frames, source.grid.spacing_mm[0], source.dtype) == (6, 2.5, "int16")
-    assert source.reader == {}
+    assert "repair" not in source.reader
     for number in range(6):
         np.testing.assert_array_equal(read(source, number)[0][0], stored(number).astype(int) - 1024)
     series(tmp_path / "alone")
@@ -330,6 +345,27 @@ def test_a_repaired_source_passes_through_the_catalog(tmp_path: Path) -> None:
     (note,) = [note for note in summary.notes if "marked REPAIRED" in note]
     assert "deskewed frames by up to 2.70 mm" in note
     json.dumps(dict(kept.geometry), allow_nan=False)
+
+
+def test_repair_of_a_workspace_that_was_strict_reads_no_header_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, workspace = tmp_path / "data", Workspace(tmp_path / "work")
+    series(data, [0, 1, 3])
+
+    def run(geometry: str) -> Source:
+        source = {"kind": "dicom", "path": str(data), "geometry": geometry}
+        ingest(
+            PipelineConfig.model_validate({"name": "t", "source": source, "workspace": str(workspace.root)}), workspace
+        )
+        return read_catalog(workspace)[0]
+
+    strict = run("strict")
+    monkeypatch.setattr(Dicom, "index", None)
+    source = run("repair")
+    assert (strict.grid.frames, source.grid.frames) == (3, 4)
+    assert strict.source_id != source.source_id
+    assert run("strict") == strict
 
 
 def test_repair_leaves_a_regular_series_alone(tmp_path: Path) -> None:

@@ -129,6 +129,20 @@ def test_phases_become_sources(tmp_path: Path) -> None:
     assert sources[0].group_id == sources[1].group_id
 
 
+@pytest.mark.parametrize("several", [True, False])
+def test_acquisitions_that_share_no_step_become_sources(tmp_path: Path, several: bool) -> None:
+    for place, height in enumerate([0, 2.5, 5, 7.5, 11.1, 13.6, 16.1]):
+        acquisition = 1 + (several and place > 3)
+        save(instance(place, ImagePositionPatient=[0, 0, height], AcquisitionNumber=acquisition), tmp_path / str(place))
+    sources, _ = scan(tmp_path)
+    if several:
+        assert sorted(source.grid.frames for source in sources) == [3, 4]
+        assert all(source.notes == ("TEMPORAL_STACK",) for source in sources)
+        assert all(source.grid.spacing_mm[0] == pytest.approx(2.5) for source in sources)
+    else:
+        assert [source.notes for source in sources] == [("IRREGULAR",)]
+
+
 def test_tilt_keeps_its_shear(tmp_path: Path) -> None:
     for number in range(5):
         save(instance(number, ImagePositionPatient=[0, 0.9 * number, 2.5 * number]), tmp_path / str(number))
@@ -151,6 +165,7 @@ def test_jitter_of_the_cosines_splits_nothing(tmp_path: Path) -> None:
         ({"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, "MIXED_ORIENTATION"),
         ({"PixelSpacing": [0.6, 0.8]}, "MIXED_SPACING"),
         ({"FrameOfReferenceUID": "1.2.9"}, "MIXED_KIND"),
+        ({"PatientID": "another"}, "MIXED_KIND"),
         ({"EchoTime": 7}, "MIXED_STACK"),
         ({"ImageType": ["DERIVED", "SECONDARY", "REFORMATTED"]}, "MIXED_STACK"),
         ({"Rows": 6, "PixelData": stored(0)[:6].tobytes()}, "MIXED_SHAPE"),

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.filewriter import dcmwrite
 from pydicom.sequence import Sequence
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, SecondaryCaptureImageStorage
 
 from tests.end_to_end.pipeline_cases import MODEL, TRAIN, pattern, write_pipeline
 
@@ -41,7 +42,7 @@ def make_canary_tree(folder: Path, patients: int) -> Path:
             place = folder / "dicom" / f"Qzfolder_{number:03d}" / f"{FOLDER}-name-{number}-{position}.dcm"
             write(canary_slice(number, position, stored.tobytes()), place)
         rows.append(
-            {"patient": patient_id(number), "label": ("rows", "columns")[kind], "name": f"QZPERSON LABEL{number}"}
+            {"patient": patient_id(number), "label": ("rows", "columns")[kind], "family": f"QZPERSON FAMILY{number}"}
         )
     write_oddities(folder / "dicom" / "QZFOLDER odd")
     pd.DataFrame(rows).to_csv(folder / "labels.csv", index=False)
@@ -50,7 +51,7 @@ def make_canary_tree(folder: Path, patients: int) -> Path:
         {
             "name": "series",
             "source": {"kind": "dicom", "path": "dicom", "modality": "CT"},
-            "labels": {"kind": "table", "path": "labels.csv", "key": "patient", "column": "label"},
+            "labels": {"kind": "table", "path": "labels.csv", "key": "patient", "column": "label", "group": "family"},
             "tiles": {"cut": "whole", "size": 32},
             "model": MODEL | {"depth": 1},
             "train": TRAIN | {"epochs": 1},
@@ -116,10 +117,10 @@ def item(**values: object) -> Dataset:
     return data
 
 
-def write(data: Dataset, path: Path) -> Path:
+def write(data: Dataset, path: Path, syntax: str = ExplicitVRLittleEndian) -> Path:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = data.SOPClassUID, data.SOPInstanceUID
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = syntax
     meta.ImplementationVersionName = meta.SourceApplicationEntityTitle = "QZPERSON META"
     meta.PrivateInformationCreatorUID, meta.PrivateInformation = f"{ROOT_UID}.9", b"QZPERSON META PR"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,6 +159,17 @@ def write_oddities(folder: Path) -> None:
     odd(5, "charset.dcm", (b"ISO_IR 192", b"QZPERSON"))
     odd(6, "position.dcm", (b"0.0\\0.0\\0.0", b"QZPERSON"))
     odd(7, "colour.dcm", (b"MONOCHROME2", b"QZPERSON"))
+    write_broken_stream(canary_slice(909, 0, blank), folder / f"{FOLDER}-stream.dcm")
     report = canary_slice(908, 0, blank)
     report.SOPClassUID, report.Modality, report.BurnedInAnnotation = SecondaryCaptureImageStorage, "OT", "YES"
     write(report, folder / f"{FOLDER}-screen.dcm")
+
+
+def write_broken_stream(data: Dataset, path: Path) -> None:
+    """Write a compressed slice whose stream is broken behind its header: that is seen when its pixels are read."""
+    import imagecodecs
+
+    whole = imagecodecs.jpeg2k_encode(np.arange(ROWS * COLS, dtype=np.uint16).reshape(ROWS, COLS), codecformat="j2k")
+    data.PixelData = encapsulate([whole[: len(whole) // 3] + b"\xff\x93 broken" + whole[-2:]])
+    data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+    write(data, path, JPEG2000Lossless)

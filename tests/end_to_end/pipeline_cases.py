@@ -158,6 +158,23 @@ def make_series(folder: Path, count: int) -> Path:
     )
 
 
+def make_volumes(folder: Path, count: int) -> Path:
+    """Write the series of :func:`make_series`, each cut into one 3-D tile; returns the pipeline file."""
+    path = make_series(folder, count)
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return write_pipeline(
+        folder,
+        values
+        | {
+            "name": "volumes",
+            "tiles": {"cut": "whole", "size": 32, "depth": 3, "orientation": "LPS"},
+            "model": {**MODEL, "name": "monai_vit", "patch_size": [3, 8, 8], "depth": 1},
+            "train": TRAIN | {"epochs": 40, "batch_size": 8},
+            "register": {"model": "volumes"},
+        },
+    )
+
+
 def write_pipeline(folder: Path, values: dict[str, Any]) -> Path:
     """Complete a configuration by what all the small pipelines share, and write it."""
     whole = {

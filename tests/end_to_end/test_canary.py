@@ -2,7 +2,8 @@
 
 File names: the tables that lead to the files (`LOCAL_TABLES`) have to hold their paths, and what is printed for the one
 who named them may. Nothing else may: no tile, no prediction, no report, no registered model, no database of MLflow or
-Prefect, no log in a file.
+Prefect, no log in a file. What a user writes into a label, a subgroup column or the name of a device is his own choice
+and is not sought here. The sentence of a run that fails names the file that made it fail, and Prefect keeps it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image, PngImagePlugin
 
 from tests.end_to_end.canary_cases import (
@@ -35,8 +37,30 @@ from tests.end_to_end.canary_search import Search
 from tests.end_to_end.pipeline_cases import environment, result_of
 
 PERSONAL = (PERSON, ACCENTED, ROOT_UID, BIRTH_DATE, "1937-04-05", STUDY_DATE, "2019-06-07", STUDY_TIME)
-LOCAL_TABLES = ("catalog.parquet", "index.parquet", "index/*", "quarantine.parquet")
-"""The tables of the workspace that hold the paths of the files, since these are opened by them."""
+LOCAL_TABLES = ("catalog.parquet", "index.parquet", "index/*", "quarantine.parquet", "tiles/*/*/rejected.parquet")
+"""The tables of the workspace that hold the paths of the files: they are opened by them, or named as rejected."""
+KEY = "qzsecret-key"
+"""Of the pseudonyms: who has it can try out names."""
+
+
+def run(pipeline: Path, home: Path, scratch: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, as a user starts it; its temporary files are searched, too."""
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", "run", str(pipeline), "--json"],
+        env=environment(home) | {"TMPDIR": str(scratch), "VITPIPE_KEY": KEY},
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+def personal_hits(done: subprocess.CompletedProcess[str], *folders: Path) -> list[str]:
+    """Search what a run wrote and printed for identifiers."""
+    personal = Search(*PERSONAL, KEY)
+    hits = [hit for folder in folders for hit in personal.folder(folder)]
+    return hits + personal.blob(done.stdout.encode(), "stdout") + personal.blob(done.stderr.encode(), "stderr")
 
 
 @pytest.mark.slow
@@ -45,33 +69,23 @@ def test_no_canary_comes_out_of_a_whole_run(tmp_path: Path) -> None:
     home, scratch, workspace = tmp_path / "home", tmp_path / "scratch", tmp_path / "case" / "workspace"
     home.mkdir()
     scratch.mkdir()
-    # The command in a process of its own, as a user starts it; what it leaves in temporary folders is searched, too.
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "run", str(pipeline), "--json"],
-        env=environment(home) | {"TMPDIR": str(scratch)},
-        cwd=home,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run(pipeline, home, scratch)
     assert done.returncode == 0, done.stderr
     result = result_of(done)
 
     # The run was a whole one: what is searched is there.
     assert result["model_uri"] == "models:/series/1"
-    run = workspace / "runs" / result["run_id"]
+    run_folder = workspace / "runs" / result["run_id"]
     for name in ("predictions.parquet", "report.html", "metrics.json", "model_card.md", "model/model.safetensors"):
-        assert (run / name).is_file(), name
+        assert (run_folder / name).is_file(), name
     assert any(workspace.glob("mlartifacts/**/model.safetensors"))
     assert (workspace / "mlflow.db").is_file()
     assert (workspace / ".prefect" / "prefect.db").is_file()
     quarantine = pd.read_parquet(workspace / "quarantine.parquet")
-    assert {"NOT_DICOM", "ZERO_BYTES", "TRUNCATED"} <= set(quarantine["code"])
+    assert {"NOT_DICOM", "ZERO_BYTES", "TRUNCATED", "UNDECODABLE"} <= set(quarantine["code"])
+    assert any(workspace.glob("tiles/*/*/rejected.parquet"))
 
-    personal = Search(*PERSONAL)
-    hits = [hit for root in (workspace, home, scratch) for hit in personal.folder(root)]
-    hits += personal.blob(done.stdout.encode(), "stdout") + personal.blob(done.stderr.encode(), "stderr")
+    hits = personal_hits(done, workspace, home, scratch)
     assert not hits, "\n".join(hits)
 
     by_path = Search(FOLDER)
@@ -81,6 +95,22 @@ def test_no_canary_comes_out_of_a_whole_run(tmp_path: Path) -> None:
     leaked = [hit for hit in found if not any(fnmatch(place_of(hit), pattern) for pattern in LOCAL_TABLES)]
     leaked += by_path.folder(home) + by_path.folder(scratch)
     assert not leaked, "\n".join(leaked)
+
+
+@pytest.mark.slow
+def test_no_name_comes_out_of_a_run_that_fails(tmp_path: Path) -> None:
+    pipeline = make_canary_tree(tmp_path / "case", patients=2)
+    values = yaml.safe_load(pipeline.read_text())
+    values["source"]["max_reject_share"] = 0.0
+    pipeline.write_text(yaml.safe_dump(values))
+    home, scratch = tmp_path / "home", tmp_path / "scratch"
+    home.mkdir()
+    scratch.mkdir()
+    done = run(pipeline, home, scratch)
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["error"]["kind"] == "TooManyRejected"
+    hits = personal_hits(done, tmp_path / "case" / "workspace", home, scratch)
+    assert not hits, "\n".join(hits)
 
 
 def place_of(hit: str) -> str:

@@ -21,7 +21,7 @@ from vitpipe.errors import ConfigError, ContractError
 from vitpipe.evaluate import evaluation
 from vitpipe.evaluate.calibration import load_calibration
 from vitpipe.evaluate.evaluation import EvaluationSummary, evaluate
-from vitpipe.evaluate.report_gallery import choose, short_group, shown_channels, thumbnail, window_of
+from vitpipe.evaluate.report_gallery import choose, middle_slice, short_group, shown_channels, thumbnail, window_of
 
 Judge = Callable[[Case], EvaluationSummary]
 METRICS = {"accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precision", "brier", "nll", "ece"}
@@ -190,6 +190,15 @@ def test_logits_that_do_not_fit_are_refused(tmp_path: Path, judged: Judge) -> No
         judged(case)
 
 
+def test_of_a_volume_the_middle_slice_is_shown() -> None:
+    pixels, valid = np.random.default_rng(0).random((1, 5, 4, 4), np.float32), np.ones((5, 4, 4), bool)
+    valid[2, 0] = False
+    shown, inside = middle_slice(pixels, valid)
+    assert np.array_equal(shown, pixels[:, 2])
+    assert np.array_equal(inside, valid[2])
+    assert thumbnail(shown, inside) == thumbnail(*middle_slice(shown, inside))
+
+
 def test_the_gallery_takes_the_surest_errors_and_two_a_group_at_most() -> None:
     n = 60
     sure = np.linspace(0.55, 0.99, n)
@@ -219,6 +228,9 @@ def test_thumbnails_show_colour_where_there_is_and_hide_what_is_not_valid() -> N
 
     assert shown_channels(("B02", "B03", "B04", "B08")) == [2, 1, 0]
     assert shown_channels(("HU",)) == [0]
+    # Slices beside the centre are no colours.
+    assert shown_channels(("HU-1", "HU", "HU+1")) == [1]
+    assert shown_channels(("r-1", "g-1", "b-1", "r", "g", "b", "r+1", "g+1", "b+1")) == [3, 4, 5]
     assert shown_channels(("VV", "VH")) == [0]
     pixels = np.linspace(-1000, 1000, 32 * 32, dtype=np.float32).reshape(1, 32, 32)
     valid = np.ones((32, 32), dtype=bool)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ class Flaky:
     """What the server holds, and how it fails.
 
     `faults` maps what is asked for (``studies``, ``series``, ``instances``, ``all`` of a series, or the last number of
-    an instance) to what happens to the next requests: a status, ``(status, headers)``, or ``"cut"`` in mid-part.
+    an instance) to what happens to the next requests: a status, ``(status, headers)``, ``"cut"`` or ``"slow"``.
     """
 
     def __init__(self, paths: list[Path]) -> None:
@@ -37,7 +39,7 @@ class Flaky:
 
 
 @contextmanager
-def running(flaky: Flaky) -> Iterator[Flaky]:
+def running(flaky: Flaky, certificate: Path | None = None) -> Iterator[Flaky]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -52,6 +54,8 @@ def running(flaky: Flaky) -> Iterator[Flaky]:
             flaky.authorization = self.headers.get("Authorization", "")
             waiting = flaky.faults[kind]
             fault = waiting.popleft() if waiting else flaky.always.get(kind)
+            if fault == "slow":
+                time.sleep(0.5)
             if isinstance(fault, int | tuple):
                 status, headers = fault if isinstance(fault, tuple) else (fault, {})
                 self._send(status, b"", headers)
@@ -62,8 +66,15 @@ def running(flaky: Flaky) -> Iterator[Flaky]:
                 self._images([flaky.instances[name] for name in names], cut=fault == "cut")
 
         def _search(self, kind: str, query: dict[str, list[str]]) -> None:
+            # No filter is known here: all is given, whatever was asked for.
+            study = {
+                "0020000D": STUDY,
+                "00201208": len(flaky.instances),
+                "00100020": "CANARY-0",
+                "00080020": "20190607",
+            }
             listed: dict[str, list[dict[str, object]]] = {
-                "studies": [{"0020000D": STUDY, "00201208": len(flaky.instances)}],
+                "studies": [study],
                 "series": [{"0020000E": SERIES, "00080060": "CT"}],
                 "instances": [{"00080018": name} for name in flaky.instances],
             }
@@ -94,6 +105,10 @@ def running(flaky: Flaky) -> Iterator[Flaky]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     flaky.port = int(server.server_address[1])
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
 import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+import certifi
 import pytest
 
 from tests.network.flaky_server import Flaky, running
@@ -14,7 +18,7 @@ from tests.network.network_cases import CANARIES, QUICK, pipeline, texts_below, 
 from tests.network.orthanc import free_port
 from vitpipe import ingest as ingesting
 from vitpipe.dicomweb import Backoff, client
-from vitpipe.errors import ConfigError, TooManyRejected, TransientError
+from vitpipe.errors import ConfigError, DataError, TooManyRejected, TransientError
 from vitpipe.fetch import fetch
 from vitpipe.studies import committed, read_commit
 
@@ -50,6 +54,20 @@ def test_busy_answers_and_cut_connections_are_tried_again(
     assert 3 <= sum(kind.isdigit() for kind in flaky.asked) < 2 * SLICES
     assert "0" not in flaky.asked
     assert not list(workspace.root.rglob(".partial-*"))
+
+
+def test_an_answer_that_does_not_come_in_time_is_asked_for_again(
+    flaky: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_TIMEOUTS_SECONDS", (1.0, 0.2))
+    config, workspace = pipeline(tmp_path, flaky.url)
+    flaky.faults["studies"] = deque(["slow"])
+    flaky.faults["all"] = deque(["slow"])
+    assert fetch(config, workspace, QUICK).done == SLICES
+    assert flaky.asked.count("studies") == 3
+    flaky.always = {"studies": "slow"}
+    with pytest.raises(TransientError, match="does not answer in time"):
+        fetch(config, workspace, QUICK)
 
 
 def test_the_server_may_ask_for_a_longer_wait(flaky: Flaky, tmp_path: Path) -> None:
@@ -127,6 +145,58 @@ def test_a_redirect_is_not_followed(flaky: Flaky, tmp_path: Path) -> None:
     flaky.always = {"studies": (302, {"Location": "http://127.0.0.1:1/login"})}
     with pytest.raises(ConfigError, match="sends elsewhere"):
         fetch(config, workspace, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("query", "private", "found"),
+    [
+        ({"StudyDate": "20190607"}, None, SLICES),
+        ({"StudyDate": "20190601-20190630"}, {"PatientID": "canary-0"}, SLICES),
+        ({"StudyDate": "-20190607", "Modality": "CT"}, None, SLICES),
+        ({"StudyDate": "20190608-"}, None, None),
+        ({"StudyDate": "-20190606"}, None, None),
+        ({}, {"PatientID": ["CANARY-1"]}, None),
+        ({"Modality": "MR"}, None, 0),
+    ],
+)
+def test_a_filter_that_the_server_passes_over_still_holds(
+    query: dict[str, str],
+    private: object,
+    found: int | None,
+    flaky: Flaky,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if private:
+        (tmp_path / "private.json").write_text(json.dumps(private))
+        monkeypatch.setenv("VITPIPE_DICOMWEB_QUERY", str(tmp_path / "private.json"))
+    config, workspace = pipeline(tmp_path, flaky.url, query=query)
+    if found is None:
+        with pytest.raises(DataError, match="no study that fits"):
+            fetch(config, workspace, QUICK)
+    else:
+        assert fetch(config, workspace, QUICK).done == found
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, to make a certificate")
+def test_a_certificate_is_trusted_only_where_its_authority_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(made)]
+    subprocess.run(command, check=True, capture_output=True)
+    both = tmp_path / "both.pem"
+    both.write_bytes(made.read_bytes() + key.read_bytes())
+    paths = [write_instance(tmp_path / "made", 0, 0, number) for number in range(2)]
+    with running(Flaky(paths), both) as server:
+        config, workspace = pipeline(tmp_path, server.url.replace("http:", "https:"))
+        with pytest.raises(ConfigError, match="cannot be trusted; name the file of its authority"):
+            fetch(config, workspace, QUICK)
+        # A bundle for other programs does not win over it.
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", certifi.where())
+        monkeypatch.setenv("VITPIPE_DICOMWEB_CA", str(made))
+        assert fetch(config, workspace, QUICK).done == 2
 
 
 def test_the_token_is_sent_and_never_told(flaky: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import ipaddress
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from vitpipe.config.base import Recipe
 
@@ -15,6 +15,10 @@ RejectShare = Annotated[
     float,
     Field(ge=0, le=1, title="Largest share of rejects", description="The run stops when more sources are rejected."),
 ]
+
+
+_SINCE_FIRST: Final[dict[str, JsonValue]] = {"geometry": "strict", "burned_in": "keep"}
+"""Keys of DICOM sources that came later, with the value that means what was done before."""
 
 
 class DicomSource(Recipe):
@@ -31,6 +35,18 @@ class DicomSource(Recipe):
         description="strict: what is odd about positions is told by code. repair: copies are dropped, tilt and unequal "
         "steps resampled away, and each repair is reported.",
     )
+    burned_in: Literal["keep", "reject"] = Field(
+        "keep",
+        title="Text in pixels",
+        description="keep: what states that text is burned in is marked. reject: files whose headers make names in the "
+        "pixels likely are left out; `vitpipe deidentify` masks what can be masked.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_what_changes_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        """Leave a key that came later out of every dump, thus of every digest, where it means what was done before."""
+        values: dict[str, JsonValue] = dump(self)
+        return {key: value for key, value in values.items() if key not in _SINCE_FIRST or value != _SINCE_FIRST[key]}
 
 
 IDENTIFYING_KEYS: Final = ("PatientID", "AccessionNumber", "StudyInstanceUID")

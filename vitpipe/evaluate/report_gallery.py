@@ -49,11 +49,7 @@ def gallery(
     cards = []
     for number, values in enumerate(chosen.to_dict("records")):
         row = {str(name): value for name, value in values.items()}
-        pixels, inside = tiles[number][bands], valid[number]
-        if inside.ndim == 3:
-            # Of a volume the middle slice is shown.
-            pixels, inside = pixels[:, len(inside) // 2], inside[len(inside) // 2]
-        picture = thumbnail(pixels, inside, window)
+        picture = thumbnail(*middle_slice(tiles[number][bands], valid[number]), window)
         cards.append((bool(row["hit"]), _card(row, picture, classes)))
     parts = []
     for hit, title in ((False, "Surest errors"), (True, "Hits")):
@@ -90,6 +86,16 @@ def shown_channels(channels: Sequence[str]) -> list[int]:
         if all(name in names for name in colours):
             return [names.index(name) for name in colours]
     return [0, 1, 2] if len(names) >= 3 else [0]
+
+
+def middle_slice(
+    pixels: NDArray[np.float32], valid: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Give the middle slice of a volume (C, D, H, W) and of its mask; a 2-D tile as it is."""
+    if valid.ndim == 2:
+        return pixels, valid
+    middle = len(valid) // 2
+    return pixels[:, middle], valid[middle]
 
 
 def window_of(clip: tuple[float, float] | None, units: str, dtypes: set[str]) -> tuple[float, float] | None:

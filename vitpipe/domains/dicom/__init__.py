@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from vitpipe.config import DicomSource
 from vitpipe.domains.base import ScanContext
+from vitpipe.domains.dicom.burnedin.door import refuse_text_in_pixels
 from vitpipe.domains.dicom.directory import read_directory
 from vitpipe.domains.dicom.files import JUNK_CODES, read_file
 from vitpipe.domains.dicom.indexing import HeaderIndex
@@ -24,8 +26,9 @@ class Dicom:
     """Reads trees of DICOM files; see :class:`vitpipe.domains.base.Domain`.
 
     Codes of rejected files: ``ZERO_BYTES NOT_DICOM DICOMDIR MALFORMED_HEADER UNREADABLE_FILE NO_PIXELS PIXELS_MISSING
-    NOT_AN_IMAGE LOCALIZER TRUNCATED UNSUPPORTED UNDECODABLE OTHER_MODALITY CONFLICTING_SOP DUPLICATE OUTSIDE_RUN``;
-    ``MISSING_FILE`` where a DICOMDIR names a file that is not there; at a read ``CHANGED``.
+    NOT_AN_IMAGE LOCALIZER TRUNCATED FRAME_COUNT UNSUPPORTED UNDECODABLE OTHER_MODALITY CONFLICTING_SOP DUPLICATE
+    OUTSIDE_RUN``; ``MISSING_FILE`` where a DICOMDIR names a file that is not there; at a read ``CHANGED``; with
+    ``burned_in: reject`` those of :mod:`vitpipe.domains.dicom.burnedin.door`.
 
     Notes of sources: ``NO_GEOMETRY SINGLE_FRAME GAP IRREGULAR DUPLICATE_POSITION TILT TEMPORAL_STACK MIXED_KIND
     MIXED_SHAPE MIXED_ORIENTATION MIXED_SPACING MIXED_STACK LOCALIZER REPAIRED NOT_REPAIRED NO_SPACING
@@ -58,10 +61,13 @@ class Dicom:
             headers = self._headers = HeaderIndex(context.pseudonym)
         try:
             try:
-                return headers.index(path)
+                record: Mapping[str, Json] = headers.index(path)
             except InDoubt:
                 with quiet():
-                    return read_instance(read_file(path), context.pseudonym).to_json()
+                    record = read_instance(read_file(path), context.pseudonym).to_json()
+            if isinstance(context.recipe, DicomSource) and context.recipe.burned_in == "reject":
+                refuse_text_in_pixels(read_file(path))
+            return record
         except UnreadableSource as error:
             return Rejected(str(path), error.code, error.reason, junk=error.code in JUNK_CODES)
 

@@ -93,7 +93,7 @@ CODECS: Final[dict[str, Codec]] = {
     "1.2.840.10008.1.2.4.202": Codec("OpenJPH", _high_throughput),
     "1.2.840.10008.1.2.4.203": Codec("OpenJPEG", _jpeg_2000),
 }
-READ: Final = frozenset({*NATIVE, *CODECS, RLE})
+READ: Final = frozenset({*NATIVE, *CODECS, RLE, ENCAPSULATED, DEFLATED_FRAMES})
 """Transfer syntaxes that are read where the libraries are whole; `vitpipe.domains.dicom.support` tries them here."""
 
 
@@ -158,19 +158,18 @@ def decode_runs(data: bytes, described: PixelFormat) -> Samples:
     segments = rle_planes(data)
     if described.bits_allocated == 1 or len(segments) != described.samples * dtype.itemsize:
         raise ValueError("the number of RLE segments is not that of the bytes of a pixel")
-    planes = np.empty((described.samples, dtype.itemsize, pixels), np.uint8)
+    unsigned = np.zeros((described.samples, pixels), f"u{dtype.itemsize}")
     for place, segment in enumerate(segments):
         # Padding may follow the pixels of a segment, never precede them.
         unpacked = np.frombuffer(imagecodecs.packbits_decode(segment), np.uint8)[:pixels]
         if len(unpacked) < pixels:
             raise ValueError("an RLE segment holds fewer bytes than the frame has pixels")
-        # DICOM files keep the most significant byte first; this machine's order is the other one.
-        planes[place // dtype.itemsize, dtype.itemsize - 1 - place % dtype.itemsize] = unpacked
-    if dtype.itemsize == 1:
-        return planes[:, 0].view(dtype)
-    return (
-        np.ascontiguousarray(planes.transpose(0, 2, 1)).view(dtype.newbyteorder("<"))[..., 0].astype(dtype, copy=False)
-    )
+        # The most significant byte of a sample comes first.
+        values = unsigned[place // dtype.itemsize]
+        if place % dtype.itemsize:
+            values <<= 8
+        values |= unpacked
+    return unsigned.view(dtype)
 
 
 def inflate_frame(data: bytes, described: PixelFormat) -> bytes:

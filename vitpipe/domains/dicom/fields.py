@@ -71,7 +71,7 @@ def acquired_year(dataset: Dataset) -> str | None:
     """Give the year of the acquisition: a date says more than a study's reader may know."""
     for keyword in ("AcquisitionDateTime", "AcquisitionDate", "ContentDate", "SeriesDate", "StudyDate"):
         value = text(dataset, keyword)
-        if value and value[:4].isdigit() and 1900 <= int(value[:4]) <= 2200:
+        if value and _is_number(value[:4]) and 1900 <= int(value[:4]) <= 2200:
             return value[:4]
     return None
 
@@ -80,7 +80,7 @@ def age_years(dataset: Dataset) -> float | None:
     """Give the patient's age in years at the study, 90 and more as 90."""
     stated = text(dataset, "PatientAge")
     years = None
-    if stated and stated[:-1].isdigit() and stated[-1] in _DAYS:
+    if stated and _is_number(stated[:-1]) and stated[-1] in _DAYS:
         years = round(int(stated[:-1]) * _DAYS[stated[-1]] / _DAYS["Y"], 2)
     else:
         born, seen = (_date(text(dataset, key)) for key in ("PatientBirthDate", "StudyDate"))
@@ -89,8 +89,13 @@ def age_years(dataset: Dataset) -> float | None:
     return None if years is None else min(years, _OLDEST_AGE)
 
 
+def _is_number(value: str) -> bool:
+    # Text of another character set may hold digits that `int` does not take, such as superscripts.
+    return value.isascii() and value.isdigit()
+
+
 def _date(value: str | None) -> date | None:
-    if value is None or len(value) != 8 or not value.isdigit():
+    if value is None or len(value) != 8 or not _is_number(value):
         return None
     try:
         return date(int(value[:4]), int(value[4:6]), int(value[6:]))

@@ -13,9 +13,10 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, cast
 
 from pydicom import Dataset, dcmread
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import (
     UID,
@@ -58,6 +59,7 @@ _GONE: Final = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR,
 _MALFORMED: Final = frozenset({None, errno.EINVAL, errno.EOVERFLOW})
 _DEFER_BYTES: Final = 1 << 20
 _LARGE_READ_BYTES: Final = 1 << 20
+_UNDEFINED: Final = 0xFFFFFFFF
 _SNIFF_BYTES: Final = 132
 _LARGEST_FIRST_ELEMENT: Final = 1 << 16
 
@@ -102,11 +104,13 @@ def read_file(path: Path) -> DicomFile:
     """Read the header of a DICOM file, no pixels (a deflated file has to be inflated whole).
 
     Raises:
-        UnreadableSource: ``ZERO_BYTES``, ``NOT_DICOM``, ``DICOMDIR``, ``MALFORMED_HEADER`` or ``UNREADABLE_FILE``.
+        UnreadableSource: ``ZERO_BYTES``, ``NOT_DICOM``, ``DICOMDIR``, ``TRUNCATED``, ``MALFORMED_HEADER`` or
+            ``UNREADABLE_FILE``.
         TransientError: the store does not answer.
     """
     try:
-        with quiet(), BoundedStream(io.FileIO(path)) as stream:
+        # By a text: pydicom opens the file again for a large value, and takes a path for an open file.
+        with quiet(), BoundedStream(io.FileIO(str(path))) as stream:
             return _read_stream(path, stream)
     except PARSE_ERRORS as error:
         raise UnreadableSource(
@@ -144,7 +148,20 @@ def _read_stream(path: Path, stream: BinaryIO) -> DicomFile:
         raise UnreadableSource("DICOMDIR", "a directory of other DICOM files, not an image", str(path))
     if syntax == DeflatedExplicitVRLittleEndian:
         return DicomFile(path, dataset, syntax, _place_in_deflated(path))
-    return DicomFile(path, dataset, syntax, _place(stream, dataset))
+    pixels = _place(stream, dataset)
+    if pixels is None and _is_cut(dataset, stream.seek(0, io.SEEK_END)):
+        raise UnreadableSource(
+            "TRUNCATED", "the file ends within its header; copy it again from where it came", str(path)
+        )
+    return DicomFile(path, dataset, syntax, pixels)
+
+
+def _is_cut(dataset: Dataset, size: int) -> bool:
+    """Tell whether a data set without pixels is empty, or its last element should be longer: pydicom takes either."""
+    if not len(dataset):
+        return True
+    last = cast("DataElement | RawDataElement", dataset.get_item(max(dataset.keys()), keep_deferred=True))
+    return isinstance(last, RawDataElement) and last.length != _UNDEFINED and last.value_tell + last.length > size
 
 
 def _begins_like_dicom(head: bytes) -> bool:
@@ -197,7 +214,7 @@ def _place(stream: BinaryIO, dataset: Dataset) -> PixelPlace | None:
         vr, length = start[4:6].decode("ascii"), struct.unpack(f"{order}I", stream.read(4))[0]
     offset = stream.tell()
     available = stream.seek(0, io.SEEK_END) - offset
-    return PixelPlace(keyword, vr, offset, None if length == 0xFFFFFFFF else length, None, available)
+    return PixelPlace(keyword, vr, offset, None if length == _UNDEFINED else length, None, available)
 
 
 def _place_in_deflated(path: Path) -> PixelPlace | None:

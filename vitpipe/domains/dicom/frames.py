@@ -149,5 +149,5 @@ def _frame(header: Dataset, geometry: Geometry, index: int, frames: int) -> Fram
         number=index,
         position=positions[index] if len(positions) == frames else None,
         orientation=orientations[index if len(orientations) == frames else 0] if orientations else None,
-        spacing_mm=geometry.spacing_mm,
+        spacing_mm=geometry.spacings[index] if geometry.spacings else geometry.spacing_mm,
     )

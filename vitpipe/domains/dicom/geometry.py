@@ -25,6 +25,8 @@ LARGEST_ERROR_MM: Final = 0.01
 """Largest distance of a frame's position from what the affine says."""
 STEP_TOLERANCE: Final = 0.01
 TILT_DEGREES: Final = 0.1
+FARTHEST_MM: Final = 1e7
+"""No patient lies ten kilometres from the origin: such a number is damage, and sums of such numbers overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,11 @@ def normal_of(orientation: Vector) -> NDArray[np.float64]:
     """Give the unit normal: row direction x column direction."""
     normal = np.cross(orientation[:3], orientation[3:])
     return normal / np.linalg.norm(normal)
+
+
+def are_plausible(positions: Sequence[Vector]) -> bool:
+    """Tell whether all positions can be places in a scanner."""
+    return all(abs(value) < FARTHEST_MM for position in positions for value in position)
 
 
 def along_normal(positions: Sequence[Vector], orientation: Vector) -> NDArray[np.float64]:
@@ -86,7 +93,7 @@ def arrange(
     """
     frames, names = len(ties), names or ties
     by_tie = tuple(sorted(range(frames), key=lambda frame: ties[frame]))
-    if len(positions) != frames or not orientations:
+    if len(positions) != frames or not orientations or not are_plausible(positions):
         return _without_affine(by_tie, "NO_GEOMETRY")
     if any(np.abs(np.subtract(item, orientations[0])).max() > ORIENTATION_TOLERANCE for item in orientations[1:]):
         return _without_affine(by_tie, "MIXED_ORIENTATION")

@@ -23,7 +23,7 @@ MOVING: Final = (
 PIXELS: Final = (
     "SOPClassUID", "ImageType", "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated",
     "BitsStored", "PixelRepresentation", "PhotometricInterpretation", "PresentationLUTShape", "RescaleSlope",
-    "RescaleIntercept", "RescaleType", "Units",
+    "RescaleIntercept", "RescaleType", "Units", "PlanarConfiguration", "PixelPaddingValue", "PixelPaddingRangeLimit",
 )  # fmt: skip
 """All that `instance.read_pixels` reads."""
 
@@ -166,6 +166,8 @@ _READERS: Final[dict[str, Reader]] = {
     "DS": _decimal_strings,
     "IS": _integer_strings,
     "US": _unsigned_short,
+    # Whoever asks for one of these takes the bits, not the sign.
+    "US or SS": _unsigned_short,
     "FD": _doubles,
 }
 

@@ -6,7 +6,9 @@ the bytes behind them are the same; what moves from file to file is read each ti
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar, cast
@@ -32,7 +34,7 @@ _LONGEST_HEAD: Final = 1 << 20
 _ROOM: Final = 512
 _UNDEFINED: Final = 0xFFFFFFFF
 _NOTHING: Final = Moving(None, (), ())
-_GAPS: Final = ("instance_uid", "moments", "pixels")
+_GAPS: Final = ("head", "instance_uid", "moments", "pixels")
 # Bounds of what is kept; a tree has few layouts, and few formats each.
 _MOST_LAYOUTS: Final = 64
 _MOST_RECENT: Final = 6
@@ -104,8 +106,9 @@ class HeaderIndex:
         shared = layout.shared.get((form.described.frames, *found.fixed))
         if shared is None:
             shared = self._shared(layout, found, form)
+        head = (place.offset, zlib.crc32(memoryview(found.data)[: place.offset]))
         moving = read_moving(item.dataset, self._name, form.described.frames)
-        return _write(shared, form, moving)
+        return _write(shared, form, dataclasses.replace(moving, head=head))
 
     # ------------------------------------------------------------------------------------------------- reading
 
@@ -229,12 +232,15 @@ def _keep(parts: dict[Key, _Part], key: Key, part: _Part) -> None:
 def _write(shared: _Shared, form: _Format, moving: Moving) -> RenderedHeader:
     positions: list[Json] = [list(position) for position in moving.positions]
     moments: list[Json] = list(moving.moments)
-    first, second, third, fourth, last = shared.texts
+    assert moving.head is not None
+    head: list[Json] = list(moving.head)
+    first, at_head, second, third, fourth, last = shared.texts
     # The same texts as `json` writes: a float's repr, pseudonyms without a character to escape.
     vectors = ",".join(f"[{','.join(map(repr, position))}]" for position in moving.positions)
     uid = "null" if moving.instance_uid is None else f'"{moving.instance_uid}"'
     named = ",".join(f'"{moment}"' for moment in moving.moments)
-    header = RenderedHeader(shared.value, f"{first}[{vectors}]{second}{uid}{third}[{named}]{fourth}{form.text}{last}")
-    header["geometry"] = {**shared.geometry, "positions": positions}
+    text = f"{first}[{vectors}]{at_head}[{head[0]},{head[1]}]{second}{uid}{third}[{named}]{fourth}{form.text}{last}"
+    header = RenderedHeader(shared.value, text)
+    header["geometry"], header["head"] = {**shared.geometry, "positions": positions}, head
     header["instance_uid"], header["moments"], header["pixels"] = moving.instance_uid, moments, form.value
     return header

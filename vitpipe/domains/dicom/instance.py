@@ -15,7 +15,8 @@ from vitpipe.domains.dicom.fields import acquired_year, attributes, children, nu
 from vitpipe.domains.dicom.files import DicomFile
 from vitpipe.domains.dicom.functional import NO_KINDS, FrameKinds, read_frame_kinds
 from vitpipe.domains.dicom.pixelformat import PixelFormat, read_format
-from vitpipe.domains.dicom.pixels import check_decodable, check_length
+from vitpipe.domains.dicom.pixels import check_decodable, check_length, head_of
+from vitpipe.domains.dicom.ultrasound import region_spacing
 from vitpipe.errors import UnreadableSource
 from vitpipe.records import Attribute, Json
 
@@ -85,6 +86,8 @@ class Instance:
     notes: tuple[str, ...]
     frame_kinds: FrameKinds = NO_KINDS
     """What tells the frames of a multi-frame file apart."""
+    head: tuple[int, int] | None = None
+    """Bytes before the pixels and their CRC-32; None in a deflated file."""
 
     def to_json(self) -> dict[str, Json]:
         """Give a JSON form that :meth:`from_json` reads back exactly."""
@@ -164,6 +167,7 @@ class Moving:
     instance_uid: str | None
     positions: tuple[Vector, ...]
     moments: tuple[str, ...]
+    head: tuple[int, int] | None = None
 
 
 def read_instance(item: DicomFile, pseudonym: Callable[[str, str], str]) -> Instance:
@@ -180,7 +184,7 @@ def read_instance(item: DicomFile, pseudonym: Callable[[str, str], str]) -> Inst
     described = read_pixels(item)
     check_length(item, described)
     fixed = read_fixed(item.dataset, pseudonym, described.frames)
-    moving = read_moving(item.dataset, pseudonym, described.frames)
+    moving = dataclasses.replace(read_moving(item.dataset, pseudonym, described.frames), head=head_of(item))
     return compose(str(item.transfer_syntax), described, fixed, moving)
 
 
@@ -204,6 +208,7 @@ def compose(transfer_syntax: str, described: PixelFormat, fixed: Fixed, moving: 
         attributes=fixed.attributes,
         notes=fixed.notes,
         frame_kinds=fixed.frame_kinds,
+        head=moving.head,
     )
 
 
@@ -318,6 +323,9 @@ def read_planes(dataset: Dataset, frames: int) -> Planes:
         spacing = numbers(dataset, "ImagerPixelSpacing", 2)
         if spacing is not None:
             notes.append("DETECTOR_SPACING")
+        else:
+            spacing, note = region_spacing(dataset)
+            notes.extend([note] if note else [])
     else:
         notes.append("MIXED_SPACING")
     if spacing is not None and min(spacing) <= 0:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRBigEndian
 
 from vitpipe.domains.dicom.fields import children, number, text, value_of
 from vitpipe.domains.dicom.files import DicomFile
@@ -45,6 +46,14 @@ class PixelFormat:
     units: str
     inverted: bool
     """High stored values mean dark, and the values have no physical unit: they are inverted by the stored range."""
+    encapsulated: bool = False
+    """The frames lie in fragments, compressed as a rule."""
+    planar: bool = False
+    """Colours lie plane by plane, in a frame that is not compressed."""
+    padding: tuple[float, float] | None = None
+    """Lowest and highest stored value that stand for no pixel (C.7.5.1.1.2)."""
+    needs_header: bool = False
+    """A read needs more of the header: lookup tables, offset tables, or the order of the bytes."""
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -152,9 +161,45 @@ def read_format(item: DicomFile) -> PixelFormat:
         inverted=units == _UNSPECIFIED
         and not float_bits
         and (photometric == "MONOCHROME1" or text(dataset, "PresentationLUTShape") == "INVERSE"),
+        encapsulated=item.pixels.length is None,
+        planar=number(dataset, "PlanarConfiguration") == 1,
     )
     _check(described, path)
-    return described
+    return dataclasses.replace(
+        described, padding=_padding(item, described), needs_header=_needs_header(item, described)
+    )
+
+
+def _needs_header(item: DicomFile, described: PixelFormat) -> bool:
+    tables = described.lut_bits is not None or described.palette_bits is not None
+    deflated = item.pixels is not None and item.pixels.inflated is not None
+    big_endian = item.transfer_syntax == ExplicitVRBigEndian
+    return tables or deflated or big_endian or "ExtendedOffsetTable" in item.dataset
+
+
+def _padding(item: DicomFile, described: PixelFormat) -> tuple[float, float] | None:
+    """Give the range of stored values that stand for no pixel, or None."""
+    first = _stored_number(item, "PixelPaddingValue", described)
+    if first is None:
+        return None
+    last = _stored_number(item, "PixelPaddingRangeLimit", described)
+    return (first, first) if last is None else (min(first, last), max(first, last))
+
+
+def _stored_number(item: DicomFile, keyword: str, described: PixelFormat) -> float | None:
+    """Read a value whose VR follows PixelRepresentation: writers often give the other sign, then the bits are meant."""
+    prefix = {32: "Float", 64: "DoubleFloat"}.get(described.float_bits, "")
+    value = value_of(item.dataset, prefix + keyword)
+    if isinstance(value, bytes):
+        order: Literal["big", "little"] = "big" if item.transfer_syntax == ExplicitVRBigEndian else "little"
+        value = int.from_bytes(value, order) if value else None
+    if not isinstance(value, int | float):
+        return None
+    if described.float_bits:
+        return float(value)
+    span = 1 << max(16, described.bits_allocated)
+    wrapped = int(value) % span
+    return float(wrapped - span if described.signed and wrapped >= span // 2 else wrapped)
 
 
 def _whole(item: DicomFile, keyword: str, default: int | None = None) -> int:

@@ -7,26 +7,39 @@ damaged JPEG it ends the process (`terminate called after throwing gdcm::Excepti
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate, get_frame
+from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import convert_color_space
 from pydicom.pixels.utils import expand_ybr422
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRBigEndian
 
-from vitpipe.domains.dicom.codecs import JPEG_LOSSY, NATIVE, RLE, CutStream, decode_runs, decode_stream
+from vitpipe.domains.dicom.codecs import (
+    DEFLATED_FRAMES,
+    ENCAPSULATED,
+    JPEG_LOSSY,
+    NATIVE,
+    RLE,
+    CutStream,
+    decode_runs,
+    decode_stream,
+    inflate_frame,
+)
 from vitpipe.domains.dicom.fields import value_of
-from vitpipe.domains.dicom.files import PARSE_ERRORS, DicomFile, PixelPlace, read_file
+from vitpipe.domains.dicom.filebytes import Expected, FileBytes, Scratch, head_of
+from vitpipe.domains.dicom.files import PARSE_ERRORS, DicomFile, read_file
+from vitpipe.domains.dicom.fragments import Span, find_fragments, frames_of
 from vitpipe.domains.dicom.pixelformat import PixelFormat, read_format
 from vitpipe.domains.dicom.quiet import quiet
 from vitpipe.domains.dicom.support import support
 from vitpipe.errors import UnreadableSource
+
+__all__ = ["FrameDecoder", "check_decodable", "check_length", "head_of", "stored_values"]
 
 # imagecodecs' errors derive from RuntimeError; pydicom raises that and the parse errors.
 _DECODE_ERRORS: Final = (*PARSE_ERRORS, RuntimeError)
@@ -57,7 +70,8 @@ def check_length(item: DicomFile, described: PixelFormat) -> None:
     """Compare the bytes that are there with the bytes that the header promises; no pixel is read.
 
     Raises:
-        UnreadableSource: ``TRUNCATED``.
+        UnreadableSource: ``TRUNCATED``, or ``FRAME_COUNT``: there are more frames than NumberOfFrames states, or it
+            cannot be told which fragments belong to which frame.
     """
     place = item.pixels
     if place is None:
@@ -69,50 +83,65 @@ def check_length(item: DicomFile, described: PixelFormat) -> None:
             raise UnreadableSource(
                 "TRUNCATED", f"{found} of {wanted} bytes of pixels are there; copy the file again", str(item.path)
             )
+        # One byte more may make the length even.
+        if place.length - wanted >= max(described.frame_bits / 8, 2):
+            raise UnreadableSource(
+                "FRAME_COUNT",
+                f"NumberOfFrames states {described.frames}, but {place.length} bytes hold more frames of"
+                f" {described.frame_bits / 8:g} bytes; correct the header, or export the file again",
+                str(item.path),
+            )
         return
-    with item.path.open("rb") as stream:
-        stream.seek(place.offset)
-        fragments, complete = _walk_fragments(stream, place)
-    if fragments < described.frames or not complete:
-        raise UnreadableSource(
-            "TRUNCATED",
-            f"{fragments} whole fragments for {described.frames} frames are there; copy the file again",
-            str(item.path),
-        )
+    with FileBytes(item, None) as source:
+        fragments = find_fragments(source.read, place.offset, place.offset + place.available)
+        if len(fragments.spans) < described.frames or not fragments.complete:
+            raise UnreadableSource(
+                "TRUNCATED",
+                f"{len(fragments.spans)} whole fragments for {described.frames} frames are there; copy the file again",
+                str(item.path),
+            )
+        try:
+            frames_of(fragments, described.frames, read=source.read, extended=_extended_offsets(item))
+        except ValueError:
+            raise UnreadableSource(
+                "FRAME_COUNT",
+                f"NumberOfFrames states {described.frames}, but {len(fragments.spans)} fragments do not make as many;"
+                " correct the header, or export the file again",
+                str(item.path),
+            ) from None
 
 
-def _walk_fragments(stream: BinaryIO, place: PixelPlace) -> tuple[int, bool]:
-    """Count the fragments that lie wholly in the file, the offset table aside; tell whether none is cut."""
-    end, fragments = place.offset + place.available, -1
-    while True:
-        start = stream.read(8)
-        if len(start) < 8:
-            # Some writers leave the closing delimiter away; the fragments before it are whole.
-            return max(fragments, 0), len(start) == 0
-        tag, length = start[:4], int.from_bytes(start[4:], "little")
-        if tag != b"\xfe\xff\x00\xe0":
-            return max(fragments, 0), True
-        if stream.tell() + length > end:
-            return max(fragments, 0), False
-        fragments += 1
-        stream.seek(length, io.SEEK_CUR)
+def _extended_offsets(item: DicomFile) -> tuple[bytes, bytes] | None:
+    offsets, lengths = (value_of(item.dataset, f"ExtendedOffsetTable{part}") for part in ("", "Lengths"))
+    return (bytes(offsets), bytes(lengths)) if offsets and lengths else None
 
 
 class FrameDecoder:
-    """Decodes frames of one file.
+    """Decodes frames of one file, which is opened for each of them.
 
     Args:
         item: the file, as :func:`vitpipe.domains.dicom.files.read_file` gives it.
         described: its pixel format.
+        expected: what the index knows of it; None: it was looked at just now.
+        scratch: memory to read into; a frame is then valid until the next one is asked for.
     """
 
-    def __init__(self, item: DicomFile, described: PixelFormat) -> None:
+    def __init__(
+        self,
+        item: DicomFile,
+        described: PixelFormat,
+        expected: Expected | None = None,
+        scratch: Scratch | None = None,
+    ) -> None:
         check_decodable(item)
         if item.pixels is None:
             raise UnreadableSource("NO_PIXELS", "the object carries no pixels", str(item.path))
         self._item = item
         self._format = described
         self._place = item.pixels
+        self._expected = expected
+        self._scratch = scratch
+        self._frames: list[tuple[Span, ...]] | None = None
 
     def stored(self, frame: int) -> NDArray[np.generic]:
         """Decode one frame.
@@ -122,12 +151,13 @@ class FrameDecoder:
             machine's byte order. A palette's values are its indices.
 
         Raises:
-            UnreadableSource: ``UNDECODABLE`` or ``TRUNCATED``.
+            UnreadableSource: ``UNDECODABLE``, ``TRUNCATED`` or ``CHANGED``.
         """
         try:
-            inflated = self._place.inflated
-            with quiet(), self._item.path.open("rb") if inflated is None else io.BytesIO(inflated) as stream:
-                return self._decode(stream, frame)
+            with FileBytes(self._item, self._expected) as source:
+                values = self._decode(source, frame)
+            # The head was checked: it needs no second look.
+            self._expected = None
         except _DECODE_ERRORS as error:
             raise UnreadableSource(
                 "UNDECODABLE",
@@ -139,55 +169,73 @@ class FrameDecoder:
             raise UnreadableSource(
                 "UNREADABLE_FILE", f"it cannot be read any more ({type(error).__name__})", str(self._item.path)
             ) from None
+        return values
 
-    def _decode(self, stream: BinaryIO, frame: int) -> NDArray[np.generic]:
+    def _decode(self, source: FileBytes, frame: int) -> NDArray[np.generic]:
+        syntax = str(self._item.transfer_syntax)
         if self._place.length is not None:
-            return self._colours(self._unused_bits(self._native(stream, frame)))
-        stream.seek(self._place.offset)
-        data = get_frame(stream, frame, number_of_frames=self._format.frames, extended_offsets=self._offsets())
+            return self._colours(self._unused_bits(self._native(source, frame)))
+        data = self._encapsulated(source, frame)
+        if syntax in (ENCAPSULATED, DEFLATED_FRAMES):
+            try:
+                raw = inflate_frame(data, self._format) if syntax == DEFLATED_FRAMES else data
+            except CutStream:
+                raise self._cut() from None
+            values = np.frombuffer(raw, np.uint8)
+            if 8 * len(values) < self._format.frame_bits:
+                raise self._cut()
+            return self._colours(self._unused_bits(self._from_bytes(values, 0, swapped=False)))
         try:
             decoded = self._by_codec(data)
         except _DECODE_ERRORS:
-            return self._by_pylibjpeg(data)
+            with quiet():
+                return self._by_pylibjpeg(data)
         return self._colours(self._unused_bits(decoded))
 
-    def _offsets(self) -> tuple[bytes, bytes] | None:
-        dataset = self._item.dataset
-        offsets, lengths = (value_of(dataset, f"ExtendedOffsetTable{part}") for part in ("", "Lengths"))
-        return (bytes(offsets), bytes(lengths)) if offsets and lengths else None
+    def _encapsulated(self, source: FileBytes, frame: int) -> bytes:
+        if self._frames is None:
+            start, end = self._place.offset, self._place.offset + self._place.available
+            self._frames = frames_of(
+                find_fragments(source.read, start, end),
+                self._format.frames,
+                read=source.read,
+                extended=_extended_offsets(self._item),
+            )
+        parts = [source.read(*span) for span in self._frames[frame]]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _native(self, stream: BinaryIO, frame: int) -> NDArray[np.generic]:
+    def _native(self, source: FileBytes, frame: int) -> NDArray[np.generic]:
         """Take an uncompressed frame from its bytes."""
         described = self._format
         first_bit = frame * described.frame_bits
-        end = -(-(first_bit + described.frame_bits) // 8)
-        first = first_bit // 8
-        swapped = not self._item.dataset.original_encoding[1]
+        first, end = first_bit // 8, -(-(first_bit + described.frame_bits) // 8)
+        swapped = self._item.transfer_syntax == ExplicitVRBigEndian
         words = swapped and described.bits_allocated <= 8 and self._place.vr == "OW"
         if words:
             # Big endian files keep bytes in 16-bit words.
             first, end = first // 2 * 2, -(-end // 2) * 2
-        stream.seek(self._place.offset + first)
-        data = stream.read(end - first)
-        if len(data) < end - first - words:
-            raise EOFError
-        values: NDArray[np.generic] = np.frombuffer(data + b"\0" * (end - first - len(data)), np.uint8)
+        data = self._scratch.take(end - first) if self._scratch else np.empty(end - first, np.uint8)
+        found = source.fill(self._place.offset + first, data)
+        if found < end - first - words:
+            raise self._cut()
+        data[found:] = 0
         if words:
-            values = values.view(">u2").astype("<u2").view(np.uint8)
-        begin = first_bit - 8 * first
+            data = data.view(">u2").astype("<u2").view(np.uint8)
+        return self._from_bytes(data, first_bit - 8 * first, swapped=swapped)
+
+    def _from_bytes(self, data: NDArray[np.uint8], first_bit: int, *, swapped: bool) -> NDArray[np.generic]:
+        """Give a frame of the bytes in which it begins at a bit."""
+        described = self._format
         if described.bits_allocated == 1:
-            values = np.unpackbits(values.view(np.uint8), bitorder="little")[begin : begin + described.frame_bits]
+            values = np.unpackbits(data, bitorder="little")[first_bit : first_bit + described.frame_bits]
             return values.reshape(described.rows, described.cols)
-        values = values[begin // 8 : (begin + described.frame_bits) // 8]
+        data = data[first_bit // 8 : (first_bit + described.frame_bits) // 8]
         if described.photometric == "YBR_FULL_422":
-            expanded = expand_ybr422(values.tobytes(), described.bits_allocated)
+            expanded = expand_ybr422(data.tobytes(), described.bits_allocated)
             return np.frombuffer(expanded, np.uint8).reshape(described.rows, described.cols, 3)
         dtype = described.stored_dtype
-        values = values.view(dtype.newbyteorder(">" if swapped else "<")).astype(dtype, copy=False)
-        return self._planes(values, by_plane=self._planar())
-
-    def _planar(self) -> bool:
-        return bool(value_of(self._item.dataset, "PlanarConfiguration") == 1)
+        values = data.view(dtype.newbyteorder(">" if swapped else "<")).astype(dtype, copy=False)
+        return self._planes(values, by_plane=described.planar)
 
     def _planes(self, values: NDArray[np.generic], *, by_plane: bool) -> NDArray[np.generic]:
         described = self._format
@@ -204,9 +252,10 @@ class FrameDecoder:
                 return self._planes(decode_runs(data, self._format).ravel(), by_plane=True)
             return decode_stream(syntax, data, self._format)
         except CutStream:
-            raise UnreadableSource(
-                "TRUNCATED", "a frame ends before its end; copy the file again", str(self._item.path)
-            ) from None
+            raise self._cut() from None
+
+    def _cut(self) -> UnreadableSource:
+        return UnreadableSource("TRUNCATED", "a frame ends before its end; copy the file again", str(self._item.path))
 
     def _unused_bits(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
         """Extend the sign from the highest stored bit and clear the bits above it (overlays), PS3.5 8.1.1."""
@@ -234,7 +283,7 @@ class FrameDecoder:
         single.SamplesPerPixel, single.PhotometricInterpretation = described.samples, described.photometric
         single.BitsAllocated, single.BitsStored = described.bits_allocated, described.bits_stored
         single.PixelRepresentation = int(described.signed)
-        single.PlanarConfiguration = int(self._planar())
+        single.PlanarConfiguration = int(described.planar)
         single.PixelData = encapsulate([data], has_bot=False)
         values, _ = get_decoder(self._item.transfer_syntax).as_array(single, index=0, decoding_plugin="pylibjpeg")
         return values
@@ -255,7 +304,7 @@ def stored_values(path: Path) -> NDArray[np.generic]:
         check_decodable(item)
         check_length(item, described)
         decoder = FrameDecoder(item, described)
-        frames = [decoder.stored(frame) for frame in range(described.frames)]
+        frames = [decoder.stored(frame).copy() for frame in range(described.frames)]
     return frames[0] if described.frames == 1 else np.stack(frames)
 
 

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numpy.typing import NDArray
-from pydicom import Dataset
+from numpy.typing import DTypeLike, NDArray
 
-from vitpipe.domains.dicom.files import read_file
-from vitpipe.domains.dicom.geometry import check_positions
-from vitpipe.domains.dicom.instance import read_geometry
-from vitpipe.domains.dicom.pixelformat import PixelFormat, read_format
-from vitpipe.domains.dicom.pixels import FrameDecoder, check_length
-from vitpipe.domains.dicom.quiet import quiet
-from vitpipe.domains.dicom.sources import arrange_frames
-from vitpipe.domains.dicom.values import Transform
-from vitpipe.errors import UnreadableSource
+from vitpipe.domains.dicom.framereader import FrameReader
 from vitpipe.records import Grid, Source, Window
 
 
 class DicomRaster:
-    """Reads windows of a DICOM source; one file's header and one decoded frame are held at a time.
+    """Reads windows of a DICOM source; one decoded frame is held at a time.
 
     Args:
         source: as :func:`vitpipe.domains.dicom.sources.assemble` made it.
@@ -32,16 +22,10 @@ class DicomRaster:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._dtype = np.dtype(source.dtype)
-        self._in_one_file = len(source.files) == 1
-        self._file: int | None = None
-        chosen: Any = source.reader.get("frames", ())
-        self._chosen: tuple[int, ...] = tuple(chosen)
-        self._order: tuple[int, ...] = ()
-        self._decoder: FrameDecoder | None = None
-        self._transform: Transform | None = None
+        self._reader = FrameReader(source)
         self._frame: int | None = None
         self._pixels: NDArray[np.generic] = np.empty((0, 0, 0), self._dtype)
-        self._valid: NDArray[np.bool_] = np.empty((0, 0), np.bool_)
+        self._valid: NDArray[np.bool_] | None = None
 
     @property
     def grid(self) -> Grid:
@@ -80,13 +64,67 @@ class DicomRaster:
         self._load(window.frame)
         rows = slice(window.row, min(window.row + window.height, grid.height))
         cols = slice(window.col, min(window.col + window.width, grid.width))
-        found, found_valid = self._pixels[:, rows, cols], self._valid[rows, cols]
-        if found_valid.shape == (window.height, window.width):
-            return found.copy(), found_valid.copy()
+        found = self._pixels[:, rows, cols]
+        found_valid = np.True_ if self._valid is None else self._valid[rows, cols]
+        if found.shape[1:] == (window.height, window.width):
+            valid = np.empty((window.height, window.width), np.bool_)
+            valid[...] = found_valid
+            return found.copy(), valid
         pixels = np.zeros((len(self.channels), window.height, window.width), self._dtype)
         valid = np.zeros((window.height, window.width), np.bool_)
         pixels[:, : found.shape[1], : found.shape[2]] = found
         valid[: found.shape[1], : found.shape[2]] = found_valid
+        return pixels, valid
+
+    def read_frames(
+        self, first: int, last: int, *, dtype: DTypeLike | None = None, threads: int = 1
+    ) -> tuple[NDArray[np.generic], NDArray[np.bool_] | None]:
+        """Read whole frames, each straight to its place: the way to a volume.
+
+        Args:
+            first: the first frame.
+            last: one past the last.
+            dtype: of the result, one that holds the source's values, such as float32; None: the source's.
+            threads: that decode at once; the codecs let each other run. One where the source has no plan: pydicom then
+                parses headers, and its warnings can be silenced in one thread alone.
+
+        Returns:
+            Pixels (frames, channels, height, width) in the source's units, and the valid mask (frames, height, width);
+            None for the mask where every pixel is valid.
+
+        Raises:
+            UnreadableSource: a frame does not decode, or its file changed since it was indexed.
+            ValueError: there are no such frames, or the dtype cannot hold the values.
+        """
+        grid = self._source.grid
+        if not 0 <= first < last <= grid.frames:
+            raise ValueError(f"frames {first} to {last} of {grid.frames}")
+        wanted = self._dtype if dtype is None else np.dtype(dtype)
+        if wanted != self._dtype and not (wanted.kind == "f" and self._dtype.kind in "iuf"):
+            raise ValueError(f"{wanted} does not hold the values of {self._dtype}; ask for a floating point dtype")
+        if "pixels" not in self._source.reader:
+            threads = 1
+        pixels = np.empty((last - first, len(self.channels), grid.height, grid.width), wanted)
+        masks: list[NDArray[np.bool_] | None] = [None] * (last - first)
+
+        def fill(part: range) -> None:
+            reader = FrameReader(self._source)
+            for place in part:
+                masks[place] = reader.read(first + place, pixels[place])
+
+        parts = [range(start, last - first, threads) for start in range(min(threads, last - first))]
+        if len(parts) == 1:
+            fill(parts[0])
+        else:
+            with ThreadPoolExecutor(len(parts)) as pool:
+                # The first error is raised, when all have ended.
+                list(pool.map(fill, parts))
+        if all(mask is None for mask in masks):
+            return pixels, None
+        valid = np.ones((last - first, grid.height, grid.width), np.bool_)
+        for place, mask in enumerate(masks):
+            if mask is not None:
+                valid[place] = mask
         return pixels, valid
 
     def groups(self, windows: Sequence[Window]) -> list[str]:
@@ -96,56 +134,10 @@ class DicomRaster:
     def _load(self, frame: int) -> None:
         if frame == self._frame:
             return
-        self._open_file(0 if self._in_one_file else frame)
-        assert self._decoder is not None
-        assert self._transform is not None
-        in_file = self._order[frame] if self._in_one_file else 0
         # Not kept if the next lines fail.
         self._frame = None
-        with quiet():
-            self._pixels, self._valid = self._transform.apply(self._decoder.stored(in_file), in_file)
-        self._frame = frame
-
-    def _open_file(self, place: int) -> None:
-        if place == self._file:
-            return
-        path = Path(self._source.files[place])
-        with quiet():
-            self._describe(path)
-        self._file = place
-
-    def _describe(self, path: Path) -> None:
-        item = read_file(path)
-        described = read_format(item)
-        self._check(described, path)
-        check_length(item, described)
-        self._place_frames(item.dataset, described.frames, path)
-        self._decoder = FrameDecoder(item, described)
-        self._transform = Transform(item.dataset, described, str(path), self._dtype)
-
-    def _place_frames(self, dataset: Dataset, frames: int, path: Path) -> None:
-        """Give the frames their order, and check that they lie where the affine of the source says."""
-        affine = self._source.grid.affine
-        if not self._in_one_file and affine is None:
-            return
-        geometry = read_geometry(dataset, frames)
-        if self._in_one_file:
-            self._order = self._chosen or arrange_frames(geometry, frames).order
-        if affine is not None:
-            positions = geometry.positions
-            if self._in_one_file and positions:
-                positions = tuple(positions[frame] for frame in self._order)
-            first = 0 if self._in_one_file else self._source.files.index(str(path))
-            check_positions(affine, positions, first, str(path))
-
-    def _check(self, described: PixelFormat, path: Path) -> None:
         grid = self._source.grid
-        frames = grid.frames if self._in_one_file else 1
-        if self._chosen and max(self._chosen) < described.frames:
-            frames = described.frames
-        wanted = (frames, grid.height, grid.width, self._source.channels)
-        found = (described.frames, described.rows, described.cols, described.channels)
-        if wanted != found:
-            raise UnreadableSource(
-                "CHANGED", f"frames, rows, columns and channels were {wanted}, now {found}; ingest again", str(path)
-            )
+        if not self._pixels.size:
+            self._pixels = np.empty((len(self.channels), grid.height, grid.width), self._dtype)
+        self._valid = self._reader.read(frame, self._pixels)
+        self._frame = frame

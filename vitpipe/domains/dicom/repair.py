@@ -1,8 +1,9 @@
 """Repair of a stack on request (`geometry: repair`): plan it from positions alone, and read through the plan.
 
 Copies are dropped (one place and the same stored pixels), a tilt is sheared away by shifting each frame in its plane,
-unequal steps are resampled to the median step, linearly between the two neighbouring frames. A gap of more than twice
-the median step, and a place at which frames differ, is never bridged: the longest run without one is kept.
+unequal steps are resampled to the median step (gaps: to the step of which they are multiples), linearly between the two
+neighbouring frames. A gap of more than twice the median step, and a place at which frames differ, is never bridged: the
+longest run without one is kept.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ _LARGEST_STEP: Final = 2.0
 """Median steps that are bridged at most."""
 _LARGEST_GROWTH: Final = 4
 """Times the pixels of a frame that a deskewed frame may have: more is no tilt but a mistake in the positions."""
+_FINEST_MM: Final = 1e-6
+"""A finer pixel spacing is damage; in its pixels no shift is finite."""
 _WHOLE: Final = 1e-6
 """Parts of a pixel or of a step that make no difference."""
 
@@ -102,7 +105,7 @@ def plan_repair(placed: Placed, found: GeometryReport, pixels_of: Callable[[int]
     Returns:
         The plan; None where nothing regular of two frames or more would come of it.
     """
-    if placed.spacing_mm is None or REPAIRABLE.isdisjoint(found.codes):
+    if placed.spacing_mm is None or min(placed.spacing_mm) < _FINEST_MM or REPAIRABLE.isdisjoint(found.codes):
         return None
     chain, copies = _without_copies(placed, pixels_of)
     kept = _longest_run(along_normal(placed.positions, placed.orientation), chain)
@@ -247,14 +250,16 @@ def _plan_resampling(run: Placed, stack: Stack) -> _Resampling | None:
     assert run.spacing_mm is not None
     positions = np.asarray(run.positions, np.float64)
     places = along_normal(run.positions, run.orientation) - positions[0] @ normal_of(run.orientation)
-    step, samples = _samples(places)
+    # Where frames are missing, the median of few steps may be a mean of two: the usual step keeps what is there.
+    step, samples = _samples(places, stack.report.usual_step_mm if "GAP" in stack.notes else None)
     shifts = _shifts_px(positions, run)
     first = np.floor(shifts.min(axis=0) + _WHOLE)
     shifts = _snapped(shifts - first)
-    grown = np.ceil(shifts.max(axis=0)).astype(int)
-    rows, cols = run.rows + int(grown[0]), run.cols + int(grown[1])
-    if rows * cols > _LARGEST_GROWTH * run.rows * run.cols:
+    grown = np.ceil(shifts.max(axis=0))
+    # Asked this way round, so that what is not finite is refused too.
+    if not (run.rows + grown[0]) * (run.cols + grown[1]) <= _LARGEST_GROWTH * run.rows * run.cols:
         return None
+    rows, cols = run.rows + int(grown[0]), run.cols + int(grown[1])
     affine = _orthogonal_affine(positions[0], run, step, first)
     if _error_mm(affine, positions, shifts, places / step) >= LARGEST_ERROR_MM:
         return None
@@ -277,12 +282,19 @@ def _plan_resampling(run: Placed, stack: Stack) -> _Resampling | None:
     )
 
 
-def _samples(places_mm: NDArray[np.float64]) -> tuple[float, list[tuple[int, float]]]:
-    """Give the new step, and for each new frame the old one before it and the weight of the next one."""
+def _samples(places_mm: NDArray[np.float64], usual_mm: float | None) -> tuple[float, list[tuple[int, float]]]:
+    """Give the new step, and for each new frame the old one before it and the weight of the next one.
+
+    Args:
+        places_mm: of the frames, from zero.
+        usual_mm: the step, where one is known of which all are multiples; else it is the median.
+    """
     mean = float(places_mm[-1]) / (len(places_mm) - 1)
     if np.abs(places_mm - mean * np.arange(len(places_mm))).max() < LARGEST_ERROR_MM:
         return mean, [(place, 0.0) for place in range(len(places_mm))]
-    step = float(np.median(np.diff(places_mm)))
+    steps = np.diff(places_mm)
+    # Of all multiples together, so that the last frame is not lost to the last digits of a step.
+    step = float(places_mm[-1] / np.rint(steps / usual_mm).sum()) if usual_mm else float(np.median(steps))
     wanted = step * np.arange(math.floor(places_mm[-1] / step + _WHOLE) + 1)
     before = np.clip(np.searchsorted(places_mm, wanted, side="right") - 1, 0, len(places_mm) - 2)
     weights = _snapped((wanted - places_mm[before]) / (places_mm[before + 1] - places_mm[before]))
@@ -356,6 +368,6 @@ def _said_of_grid(
     if float(np.abs(steps_mm - step).max()) >= LARGEST_ERROR_MM:
         said.append(
             f"resampled {len(run.names)} frame(s) with steps of {steps_mm.min():.3f} to {steps_mm.max():.3f} mm to "
-            f"{frames} at the median step of {step:.3f} mm"
+            f"{frames} at the {'usual' if 'GAP' in report.codes else 'median'} step of {step:.3f} mm"
         )
     return said

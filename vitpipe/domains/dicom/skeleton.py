@@ -143,7 +143,8 @@ class Skeleton:
         if element.tag < _FIRST_TAG:
             # pydicom keeps the meta group apart from the data set.
             return
-        other = not self.implicit and element.tag in _WANTED and VR_OF[element.tag] != element.vr.decode("ascii")
+        stated = element.vr.decode("ascii")
+        other = not self.implicit and element.tag in _WANTED and stated not in VR_OF[element.tag].split(" or ")
         self.values[element.tag] = (-1 if other else len(self._segments), first, last)
 
     def lay_over(self, data: bytes) -> Found | None:

@@ -16,6 +16,7 @@ from vitpipe.domains.base import ScanContext
 from vitpipe.domains.dicom.geometry import Stack, arrange
 from vitpipe.domains.dicom.instance import Geometry, Instance
 from vitpipe.domains.dicom.pixelformat import physical_dtype
+from vitpipe.domains.dicom.plan import make_plan
 from vitpipe.domains.dicom.repair import NOT_REPAIRED, REPAIRABLE, Placed, Repair, pixel_digest, plan_repair
 from vitpipe.domains.dicom.repaired import repaired_dtype
 from vitpipe.domains.dicom.report import GeometryReport
@@ -213,7 +214,9 @@ def _source(made: _Assembly, context: ScanContext) -> Source:
         notes |= {"NO_PATIENT_ID"}
     chosen = _chosen_frames(frames, first.pixels.frames)
     dtype = physical_dtype([item.pixels for item in instances])
-    reader: dict[str, Json] = {"frames": list(chosen)} if chosen else {}
+    reader = make_plan(instances, [member.record.size for member in members])
+    if chosen:
+        reader["frames"] = list(chosen)
     if made.plan is not None:
         reader["repair"] = {**made.plan, "dtype": dtype.name}
         dtype = repaired_dtype(dtype)

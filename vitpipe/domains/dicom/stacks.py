@@ -14,6 +14,8 @@ from vitpipe.domains.dicom.geometry import (
     ORIENTATION_TOLERANCE,
     SAME_POSITION_MM,
     along_normal,
+    are_plausible,
+    arrange,
     has_duplicates,
     normal_of,
 )
@@ -27,6 +29,8 @@ _LOCALIZER_FRAMES: Final = 5
 """A plane of a three-plane localizer has no more frames."""
 _SCOUT_FRAMES: Final = 3
 _NOT_PARALLEL: Final = 0.9
+_LEAST_STACK: Final = 3
+"""Frames by which a step is known to be regular."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class Member:
         geometry, frames = self.instance.geometry, self.instance.pixels.frames
         if frames == 1 and self.instance.modality in _PROJECTIONS:
             return False
-        return len(geometry.positions) == frames and bool(geometry.orientations)
+        return len(geometry.positions) == frames and bool(geometry.orientations) and are_plausible(geometry.positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,7 @@ def _split(frames: tuple[Frame, ...]) -> list[Group]:
         ("MIXED_STACK", lambda items: _by_key(items, lambda item: item.stack)),
         ("TEMPORAL_STACK", _by_time),
         ("TEMPORAL_STACK", _by_moment),
+        ("TEMPORAL_STACK", _by_acquisition),
     )
     for code, split in splits:
         parted: list[Group] = []
@@ -201,6 +206,8 @@ def _kind(item: Frame) -> Hashable:
     instance = item.member.instance
     pixels = instance.pixels
     return (
+        # Some de-identifiers give the series of two patients one UID.
+        instance.patient,
         instance.frame_of_reference,
         instance.modality,
         pixels.channels,
@@ -261,6 +268,30 @@ def _by_moment(frames: list[Frame]) -> list[list[Frame]]:
         ):
             return parts
     return [frames]
+
+
+def _by_acquisition(frames: list[Frame]) -> list[list[Frame]]:
+    """Split a stack of unequal steps by acquisition or time, where that alone makes regular stacks of it."""
+    columns = zip(*(item.moments for item in frames), strict=True)
+    # Asked first, since it is cheap: as a rule all frames are of one acquisition, and each has a time of its own.
+    several = [index for index, column in enumerate(columns) if 1 < len(set(column)) <= len(frames) // _LEAST_STACK]
+    if not several or not _is_irregular(frames):
+        return [frames]
+    for index in several:
+        parts = _by_key(frames, lambda item, at=index: item.moments[at])  # type: ignore[misc]
+        if all(len(part) >= _LEAST_STACK and not _is_irregular(part) for part in parts):
+            return parts
+    return [frames]
+
+
+def _is_irregular(frames: Sequence[Frame]) -> bool:
+    stack = arrange(
+        [item.position for item in frames],
+        [frames[0].orientation],
+        frames[0].spacing_mm,
+        [item.tie for item in frames],
+    )
+    return not {"IRREGULAR", "DUPLICATE_POSITION"}.isdisjoint(stack.notes)
 
 
 def _most_at_one_place(places_mm: np.ndarray) -> int:

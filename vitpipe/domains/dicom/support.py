@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import itertools
 import zlib
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -29,6 +30,8 @@ _REMEDIES: Final = (
     ("1.2.840.10008.1.2.7", "a live stream, not a file: record it as images"),
     ("1.2.840.10008.1.2.6", "no encoding of pixels"),
 )
+# Of PS3.6, but not yet in pydicom's dictionary.
+_NEWER: Final = {DEFLATED_FRAMES: "Deflated Image Frame Compression"}
 _JPEG_8: Final = (
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAMCAgMCAgMDAwMEAwMEBQgFBQQEBQoHBwYIDAoMDAsKCwsNDhIQDQ4RDgsLEBYQERMUFRUVDA8XGBYU"
     "GBIUFRT/wAALCAAIAAgBAREA/8QAHwAAAQUBAQEBAQEAAAAAAAAAAAECAwQFBgcICQoL/8QAtRAAAgEDAwIEAwUFBAQAAAF9AQIDAAQRBRIhMUEG"
@@ -95,7 +98,7 @@ def support(uid: str) -> Support:
     The outcome of the trial is kept: it hangs on what is installed alone.
     """
     known = UID(uid)
-    name = known.name if known.is_transfer_syntax else "a private transfer syntax"
+    name = known.name if known.is_transfer_syntax else _NEWER.get(uid, "a private transfer syntax")
     if uid not in READ:
         remedy = next((text for start, text in _REMEDIES if uid.startswith(start)), _TRANSCODE)
         return Support(uid, name, "", remedy)
@@ -156,16 +159,25 @@ def all_support() -> Iterator[Support]:
         yield support(uid)
 
 
+def _together(uids: list[str]) -> str:
+    """Write the first UID whole, the others by what stands after what they share with it: `1.2.840.1, .2, .3`."""
+    # Of equal beginnings as texts, up to the last dot: UIDs are no paths.
+    same = sum(1 for _ in itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*uids, strict=False)))
+    shared = uids[0][:same].rfind(".")
+    return ", ".join((uids[0], *(uid[shared:] for uid in uids[1:])))
+
+
 def decoder_findings() -> Findings:
     """Say for `vitpipe check` what decodes here by which library, and what to do about the rest."""
     found = list(all_support())
-    by_decoder: dict[str, list[str]] = {}
+    lines = ["transfer syntaxes that decode here:"]
+    lines += [f"  {item.uid}  {item.name}, by {item.decoder}" for item in found if item.decoder]
     by_remedy: dict[str, list[str]] = {}
     for item in found:
-        table, key = (by_decoder, item.decoder) if item.decoder else (by_remedy, item.remedy)
-        table.setdefault(key, []).append(f"{item.name} ({item.uid.removeprefix('1.2.840.10008.')})")
-    lines = [f"decodes here by {name}: {', '.join(names)}" for name, names in by_decoder.items()]
-    lines += [f"does not decode: {', '.join(names)}: {remedy}" for remedy, names in by_remedy.items()]
+        if not item.decoder:
+            by_remedy.setdefault(item.remedy, []).append(item.uid)
+    lines.append("transfer syntaxes that do not, and what to do:")
+    lines += [f"  {_together(uids)}: {remedy}" for remedy, uids in by_remedy.items()]
     rows: list[Json] = [
         {"uid": item.uid, "name": item.name, "decoder": item.decoder, "remedy": item.remedy} for item in found
     ]

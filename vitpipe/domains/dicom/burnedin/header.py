@@ -34,7 +34,10 @@ class HeaderJudge:
 
     def judge(self, header: Dataset, pixels: PixelAccess) -> Verdict:
         """Decide without decoding a pixel; see :class:`vitpipe.domains.dicom.deidentify.judge.PixelJudge`."""
-        facts = Facts.of(header, pixels.rows, pixels.cols)
+        return self.decide(Facts.of(header, pixels.rows, pixels.cols), header)
+
+    def decide(self, facts: Facts, header: Dataset) -> Verdict:
+        """Decide by the facts of a file and, for ultrasound, the regions that its header gives."""
         suspicion = next((item for item in load_rules().suspicions if item.fits(facts)), None)
         if suspicion is not None and not suspicion.unless_stated_clean:
             return _suspected(suspicion)

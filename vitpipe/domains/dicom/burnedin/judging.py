@@ -9,21 +9,31 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import Dataset
+from scipy.ndimage import grey_closing, grey_opening
 
 from vitpipe.domains.dicom.burnedin.tesseract import Certainty, Tesseract, TextBox
 from vitpipe.domains.dicom.deidentify.judge import Keep, Mask, PixelAccess, PixelJudge, Rectangle, Reject, Verdict
 
 TEXT_FOUND: Final = "BURNED_IN_TEXT"
-_MARGIN_SHARE: Final = 0.4
-"""Of a line's height: letters that were not read stand beside those that were."""
+_BESIDE, _ABOVE = 0.5, 0.2
+"""Margins, of a line's height: letters that were not read stand beside those that were."""
 _MARGIN_PX: Final = 3
 _SMALL_PX, _LARGE_PX = 300, 1600
 _LOW, _HIGH = 1.0, 99.5
 """Percentiles that become black and white."""
 _NEAR: Final = 0.2
 """Of the range of values: how near to an extreme text may be."""
-_LARGEST_SHARE: Final = 0.25
+_LARGEST_SHARE: Final = 0.1
+"""Of the frame: text covers less."""
 _IN_EXTREMES: Final = Certainty(confidence=40.0, characters=2)
+_LEAST_STROKE_PX: Final = 9
+_STROKES_PER_FRAME: Final = 100
+"""Strokes are thinner than this part of the longer side, or than `_LEAST_STROKE_PX`."""
+_STROKE_SHARE: Final = 0.2
+"""Of the range of values: how far a stroke stands out from what is around it, at least."""
+_OVER_TEXTURE: Final = 1.6
+"""And how far in what nine tenths of the frame stay below: noise and speckle have strokes, too."""
+_IN_STROKES: Final = Certainty(confidence=60.0, characters=2)
 _IN_GREY: Final = Certainty(confidence=70.0, characters=4)
 
 
@@ -87,20 +97,20 @@ def _enlargement(rows: int, cols: int) -> int:
 
 
 def _with_margin(line: TextBox, factor: int, pixels: PixelAccess) -> Rectangle:
-    height = line.height / factor
-    margin = max(_MARGIN_PX, round(_MARGIN_SHARE * height))
-    top, left = max(0, line.row // factor - margin), max(0, line.col // factor - margin)
-    bottom = min(pixels.rows, -(-(line.row + line.height) // factor) + margin)
-    right = min(pixels.cols, -(-(line.col + line.width) // factor) + margin)
+    beside, above = (max(_MARGIN_PX, round(share * line.height / factor)) for share in (_BESIDE, _ABOVE))
+    top, left = max(0, line.row // factor - above), max(0, line.col // factor - beside)
+    bottom = min(pixels.rows, -(-(line.row + line.height) // factor) + above)
+    right = min(pixels.cols, -(-(line.col + line.width) // factor) + beside)
     return Rectangle(top, left, bottom - top, right - left)
 
 
 def renderings(stored: NDArray[np.generic]) -> Iterator[tuple[NDArray[np.uint8], Certainty]]:
-    """Draw a frame in the ways in which burned-in text is read best: what is near an extreme, then both polarities.
+    """Draw a frame in the ways in which burned-in text is read best: what is near an extreme, and thin strokes.
 
-    Text is mostly written with the lowest or the highest value there is, over an image that seldom reaches it: cut out
-    by a threshold it is read well, and noise is gone. In the other pictures noise looks like short words, so there
-    longer and surer ones are asked for.
+    Text is mostly written with the lowest or the highest value there is, over an image that seldom reaches it: a
+    threshold cuts it out. Grey text on a coloured banner is not near an extreme, but its strokes are thinner than what
+    is around them: they are what a top-hat leaves (the value less its morphological opening, and the closing less the
+    value), and the banner is gone.
 
     Args:
         stored: (rows, cols), or (rows, cols, 3).
@@ -115,11 +125,21 @@ def renderings(stored: NDArray[np.generic]) -> Iterator[tuple[NDArray[np.uint8],
         return
     # Lossy compression blurs the extremes.
     for extreme in (light >= high - _NEAR * (high - low), dark <= low + _NEAR * (high - low)):
-        # A large part of the frame is its ground or its image, which the pictures below show.
+        # A large part of the frame is its ground or its image; there text shows by its strokes.
         if extreme.mean() < _LARGEST_SHARE:
             yield np.where(extreme, 0, 255).astype(np.uint8), _IN_EXTREMES
-    yield 255 - _stretched(light), _IN_GREY
-    yield _stretched(dark), _IN_GREY
+    size = 2 * (max(light.shape) // _STROKES_PER_FRAME // 2) + 1
+    size = max(size, _LEAST_STROKE_PX)
+    for values, ink in (
+        (light, light - grey_opening(light, (size, size))),
+        (dark, grey_closing(dark, (size, size)) - dark),
+    ):
+        least = max(_STROKE_SHARE * (high - low), _OVER_TEXTURE * float(np.percentile(ink, 90)))
+        strokes = ink > least
+        if strokes.mean() < _LARGEST_SHARE:
+            yield np.where(strokes, 0, 255).astype(np.uint8), _IN_STROKES
+        else:
+            yield _stretched(values if values is dark else -values), _IN_GREY
 
 
 def _stretched(values: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydicom import Dataset
 
 from vitpipe.domains.dicom.deidentify.judge import Rectangle
@@ -26,6 +26,8 @@ _CAPTURED_BY: Final = (
 
 Box = tuple[int, int, int, int]
 """Row, col, height, width, in pixels."""
+Texts = Annotated[tuple[str, ...], AfterValidator(lambda values: tuple(value.upper() for value in values))]
+"""Alternatives, in upper case as the facts are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +81,10 @@ class _Rule(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     source: Literal["ctp", "deid", "stanford", "ps3.3"]
-    modality: tuple[str, ...] = ()
-    manufacturer: tuple[str, ...] = ()
-    model: tuple[str, ...] = ()
-    image_type: tuple[str, ...] = ()
+    modality: Texts = ()
+    manufacturer: Texts = ()
+    model: Texts = ()
+    image_type: Texts = ()
 
     def _common(self, facts: Facts) -> bool:
         return (
@@ -98,10 +100,10 @@ class Suspicion(_Rule):
 
     code: str = Field(pattern="^[A-Z_]+$")
     why: str
-    sop_class: tuple[str, ...] = ()
-    sop_class_prefix: tuple[str, ...] = ()
-    series_description: tuple[str, ...] = ()
-    conversion_type: tuple[str, ...] = ()
+    sop_class: Texts = ()
+    sop_class_prefix: Texts = ()
+    series_description: Texts = ()
+    conversion_type: Texts = ()
     captured: bool = False
     unless_stated_clean: bool = False
 
@@ -158,10 +160,8 @@ def load_rules() -> Rules:
 
 
 def _is_one(value: str, wanted: tuple[str, ...]) -> bool:
-    if not wanted:
-        return True
-    return any(value == item.upper() if item != ANY else bool(value) for item in wanted)
+    return not wanted or value in wanted or (ANY in wanted and bool(value))
 
 
 def _holds_one(value: str, wanted: tuple[str, ...]) -> bool:
-    return not wanted or any(item.upper() in value for item in wanted)
+    return not wanted or any(item in value for item in wanted)

@@ -19,6 +19,7 @@ from vitpipe.pseudonym import Pseudonymiser
 _MOST_WEEKS: Final = 520
 # A registered UID has short parts: a longer one, such as a date, is no UID of the standard.
 _WELL_KNOWN: Final = re.compile(r"1\.2\.840\.10008(\.\d{1,4}){1,9}")
+_UID: Final = re.compile(r"([0-9]+(\.[0-9]+)*)?")
 _DATE: Final = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")
 _DATETIME: Final = re.compile(r"(\d{4})(\d{2})?(\d{2})?(\d{2,6}(?:\.\d{1,6})?)?([+-]\d{4})?")
 _TIME: Final = re.compile(r"\d{2}(:?\d{2}(:?\d{2}(\.\d{1,6})?)?)?")
@@ -50,6 +51,11 @@ def read_patient(dataset: Dataset, pseudonym: Pseudonymiser) -> Patient:
 def is_well_known(uid: str) -> bool:
     """Tell whether a UID names something of the standard (a SOP class, a syntax, a coding scheme), never a person."""
     return _WELL_KNOWN.fullmatch(uid) is not None
+
+
+def is_uid(value: str) -> bool:
+    """Tell whether a text is a UID at all, or empty."""
+    return _UID.fullmatch(value.strip(" \x00")) is not None
 
 
 def replace_uid(uid: str, pseudonym: Pseudonymiser) -> str:

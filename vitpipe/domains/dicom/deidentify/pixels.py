@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Final
+import io
+from pathlib import Path
+from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
+from pydicom.datadict import tag_for_keyword
 from pydicom.uid import ExplicitVRLittleEndian
 
 from vitpipe.domains.dicom.deidentify.judge import ALL_FRAMES, Rectangle
 from vitpipe.domains.dicom.fields import number
-from vitpipe.domains.dicom.files import DicomFile
+from vitpipe.domains.dicom.files import DicomFile, PixelPlace
 from vitpipe.domains.dicom.pixelformat import PixelFormat, read_format
 from vitpipe.domains.dicom.pixels import FrameDecoder, check_length
 
+_ITEM: Final = b"\xfe\xff\x00\xe0"
 _OVERLAYS: Final = range(0x6000, 0x6020, 2)
 
 
@@ -85,6 +89,32 @@ def _darkest(values: NDArray[np.generic], described: PixelFormat) -> float | int
 
 def _even(data: bytes) -> bytes:
     return data + b"\0" * (len(data) % 2)
+
+
+def pixel_element(path: Path, place: PixelPlace) -> DataElement:
+    """Read the pixel element as it lies in a file, compressed or not.
+
+    Args:
+        path: the file.
+        place: where its value begins.
+    """
+    with path.open("rb") if place.inflated is None else io.BytesIO(place.inflated) as stream:
+        stream.seek(place.offset)
+        data = _fragments(stream) if place.length is None else stream.read(min(place.length, place.available))
+    vr = {"FloatPixelData": "OF", "DoubleFloatPixelData": "OD"}.get(place.keyword)
+    if vr is None:
+        vr = "OB" if place.length is None or place.vr == "OB" else "OW"
+    element = DataElement(tag_for_keyword(place.keyword) or 0, vr, _even(data))
+    element.is_undefined_length = place.length is None
+    return element
+
+
+def _fragments(stream: BinaryIO) -> bytes:
+    """Read the offset table and all fragments with their item headers, up to the closing delimiter (PS3.5 A.4)."""
+    parts = []
+    while (header := stream.read(8)) and header[:4] == _ITEM:
+        parts += [header, stream.read(int.from_bytes(header[4:], "little"))]
+    return b"".join(parts)
 
 
 def has_overlay_in_pixels(dataset: Dataset) -> bool:

@@ -3,6 +3,7 @@
 What the table of the profile names is done as it says. Of what it does not name, this goes: private elements, elements
 of no dictionary, values that do not fit their VR or tag, names, dates, UIDs that are not the standard's, links, curves
 and overlays, and every text but those that a machine writes (``tables/kept.txt``) and the known words of the others.
+A text or defined term that stays is replaced where it holds a part of a name or an identifier of the same file.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from vitpipe.domains.dicom.deidentify import values
 from vitpipe.domains.dicom.deidentify.identity import (
     Patient,
     is_time,
+    is_uid,
     replace_uid,
     shift_date,
     shift_datetime,
@@ -26,6 +28,7 @@ from vitpipe.domains.dicom.deidentify.identity import (
 from vitpipe.domains.dicom.deidentify.options import Option
 from vitpipe.domains.dicom.deidentify.private import keep_safe_private
 from vitpipe.domains.dicom.deidentify.profile import TOP, Action, Profile, load_profile, load_words
+from vitpipe.domains.dicom.deidentify.traces import parts_of
 from vitpipe.domains.dicom.files import PARSE_ERRORS
 from vitpipe.pseudonym import Pseudonymiser
 
@@ -37,12 +40,17 @@ _CODE_TAGS: Final = frozenset({0x00080100, 0x00080102, 0x00080104})
 _PUBLIC_DATES: Final = frozenset({"ContextGroupVersion", "ContextGroupLocalVersion"})
 
 
+_MAKERS: Final = frozenset({"Manufacturer", "ManufacturerModelName"})
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """What one file is, for the rules that depend on it."""
 
     patient: Patient
     sop_class: str
+    traces: frozenset[str] = frozenset()
+    """Parts of names and identifiers, which no text that stays may hold; see :mod:`.traces`."""
 
 
 class Scrubber:
@@ -114,7 +122,7 @@ class Scrubber:
         elif action == Action.EMPTY or element.is_empty:
             element.value = element.empty_value
         elif action == Action.KEEP:
-            self._keep(dataset, element)
+            self._keep(dataset, element, subject)
         elif element.VR == "UI":
             self._replace_uids(element)
         else:
@@ -152,11 +160,16 @@ class Scrubber:
         found = [replace_uid(value, self._pseudonym) for value in values.texts(element)]
         element.value = found[0] if len(found) == 1 else found or None
 
-    def _keep(self, dataset: Dataset, element: DataElement) -> None:
+    def _keep(self, dataset: Dataset, element: DataElement, subject: Subject) -> None:
         if element.VR == "AS":
             element.value = [values.cap_age(value) for value in values.texts(element)]
-        elif not values.fits_shape(element):
+        elif element.VR == "UI" and not all(map(is_uid, values.texts(element))):
+            self._replace_uids(element)
+        elif not (values.fits_shape(element) and _fits_time(element)):
             del dataset[element.tag]
+        elif _holds_trace(element, subject):
+            # Whatever its type: a dummy is valid where a value is needed, and harmless where none is.
+            element.value = values.dummy(element.VR)
 
     def _clean(self, element: DataElement, subject: Subject) -> Action | None:
         """Clean a value in place (C): moved dates, known words. None where nothing may stay: the basic action holds."""
@@ -200,6 +213,21 @@ class Scrubber:
         if Option.RETAIN_FULL_DATES in self._options:
             return True
         return Option.RETAIN_DATES in self._options and self._clean(element, subject) is not None
+
+
+def _holds_trace(element: DataElement, subject: Subject) -> bool:
+    """Tell whether a text that would stay names somebody of the file; makers' names aside, who may share it."""
+    texts = element.VR in values.TEXTS or element.VR == "CS"
+    return texts and keyword_for_tag(element.tag) not in _MAKERS and not subject.traces.isdisjoint(parts_of(element))
+
+
+def _fits_time(element: DataElement) -> bool:
+    """Tell whether dates and times are such; true for other values."""
+    move = {"DA": shift_date, "DT": shift_datetime}.get(element.VR)
+    found = [value for value in values.texts(element) if value]
+    if move is not None:
+        return all(move(value, 0) for value in found)
+    return element.VR != "TM" or all(map(is_time, found))
 
 
 def _keep_words(element: DataElement) -> bool:

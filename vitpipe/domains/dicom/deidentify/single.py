@@ -6,21 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pydicom import Dataset, dcmread
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
-from pydicom.uid import UID
 
 from vitpipe import __version__
 from vitpipe.atomic import write_file
 from vitpipe.digest import digest_file
-from vitpipe.domains.dicom.deidentify.identity import read_patient, replace_uid
+from vitpipe.domains.dicom.deidentify.identity import read_patient
 from vitpipe.domains.dicom.deidentify.judge import Keep, Mask, PixelJudge, Rectangle, Reject
 from vitpipe.domains.dicom.deidentify.objects import check_object
 from vitpipe.domains.dicom.deidentify.options import Option, state_method
-from vitpipe.domains.dicom.deidentify.pixels import FilePixels, has_overlay_in_pixels, replace_pixels
+from vitpipe.domains.dicom.deidentify.pixels import FilePixels, has_overlay_in_pixels, pixel_element, replace_pixels
 from vitpipe.domains.dicom.deidentify.scrub import Scrubber, Subject
+from vitpipe.domains.dicom.deidentify.traces import traces_of
 from vitpipe.domains.dicom.fields import text
 from vitpipe.domains.dicom.files import PARSE_ERRORS, DicomFile, read_file
 from vitpipe.domains.dicom.quiet import quiet
@@ -33,6 +32,15 @@ _WRITE_ERRORS: Final = (*PARSE_ERRORS, UnicodeError, OverflowError)
 
 
 _UNDEFINED: Final = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """One file whose header was read."""
+
+    item: DicomFile
+    output: str
+    """Where its result goes, below the target folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,42 +69,47 @@ class Deidentifier:
         self._judge = judge
         self._scrubber = Scrubber(options, pseudonym)
 
-    def output_of(self, path: Path) -> str:
-        """Give where a file's result goes, below the target folder, by its header alone.
+    def examine(self, path: Path) -> Examined:
+        """Read a file's header and find where its result goes.
 
         Raises:
-            UnreadableSource: it is no DICOM file, or lacks a UID.
-        """
-        with quiet():
-            return self._place(read_file(path))
-
-    def write(self, path: Path, target: Path) -> Written:
-        """De-identify one file.
-
-        Args:
-            path: the file; it is only read.
-            target: folder below which the result is written, whole or not at all.
-
-        Raises:
-            UnreadableSource: with the code of why it is not written. Its text quotes no value of the file.
+            UnreadableSource: it is no DICOM file, lacks a UID, or is an object that rules cannot make safe.
             TransientError: the store does not answer.
-            WorkspaceError: the target cannot be written.
         """
         with quiet():
             item = read_file(path)
             output = self._place(item)
             check_object(item, text(item.dataset, "SOPClassUID") or "")
+        return Examined(item, output)
+
+    def write(self, path: Path, target: Path) -> Written:
+        """De-identify one file; see :meth:`examine` and :meth:`write_examined`."""
+        return self.write_examined(self.examine(path), target)
+
+    def write_examined(self, examined: Examined, target: Path) -> Written:
+        """De-identify a file whose header was read. It can be done once: the header in memory is changed.
+
+        Args:
+            examined: the file; it is only read.
+            target: folder below which the result is written, whole or not at all.
+
+        Raises:
+            UnreadableSource: with the code of why it is not written. Its text quotes no value of the file.
+            WorkspaceError: the target cannot be written.
+        """
+        path = examined.item.path
+        with quiet():
             try:
-                dataset, masked = self._changed(item)
+                dataset, masked = self._changed(examined.item)
             except PARSE_ERRORS as error:
                 raise _malformed(path, error) from None
-            with write_file(target / output) as partial:
+            with write_file(target / examined.output) as partial:
                 try:
                     dcmwrite(partial, dataset, enforce_file_format=True)
                 except _WRITE_ERRORS as error:
                     raise _malformed(path, error) from None
                 digest = digest_file(partial)
-        return Written(output, digest, masked)
+        return Written(examined.output, digest, masked)
 
     def _place(self, item: DicomFile) -> str:
         uids = {keyword: text(item.dataset, keyword) for keyword in _UIDS}
@@ -121,17 +134,19 @@ class Deidentifier:
                 raise UnreadableSource(verdict.code, verdict.reason, str(item.path))
             rectangles = verdict.rectangles if isinstance(verdict, Mask) else ()
             cleaned = isinstance(verdict, Mask) or (isinstance(verdict, Keep) and verdict.inspected)
-        dataset = _read_whole(item.path)
+        dataset = _whole(item)
         sop_class = text(dataset, "SOPClassUID") or ""
-        # Before the patient's own ID is gone.
-        subject = Subject(read_patient(dataset, self._pseudonym), sop_class)
+        # Before names and identifiers are gone.
+        subject = Subject(read_patient(dataset, self._pseudonym), sop_class, traces_of(dataset))
         implicit, little = dataset.original_encoding
-        dataset.file_meta = self._meta(item, dataset, sop_class)
+        dataset.file_meta = _new_meta(item)
         dataset.preamble = b"\0" * 128
         if pixels is not None and (rectangles or has_overlay_in_pixels(dataset)):
             replace_pixels(dataset, pixels, rectangles)
             implicit, little = False, True
         self._scrubber.scrub(dataset, subject)
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
         if "PatientID" not in dataset:
             dataset.PatientID = subject.patient.alias
         if cleaned:
@@ -140,33 +155,32 @@ class Deidentifier:
         dataset.set_original_encoding(implicit, little)
         return dataset, bool(rectangles)
 
-    def _meta(self, item: DicomFile, dataset: Dataset, sop_class: str) -> FileMetaDataset:
-        """Make the file meta group anew: who sent the file, and private information, do not go on."""
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID = UID(sop_class)
-        instance = text(dataset, "SOPInstanceUID") or ""
-        retained = Option.RETAIN_UIDS in self._options
-        meta.MediaStorageSOPInstanceUID = UID(instance if retained else replace_uid(instance, self._pseudonym))
-        meta.TransferSyntaxUID = item.transfer_syntax
-        meta.ImplementationVersionName = f"VITPIPE {__version__}"[:16]
-        return meta
+
+def _new_meta(item: DicomFile) -> FileMetaDataset:
+    """Make the file meta group anew: who sent the file, and private information, do not go on."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = item.transfer_syntax
+    meta.ImplementationVersionName = f"VITPIPE {__version__}"[:16]
+    return meta
 
 
-def _read_whole(path: Path) -> FileDataset:
-    """Read a file with its pixels.
+def _whole(item: DicomFile) -> FileDataset:
+    """Give the header with its pixels, as they lie in the file. What follows them (signatures, padding) does not go on.
 
     Raises:
         UnreadableSource: ``TRUNCATED``: pydicom takes a value that the file's end cuts off as it is.
     """
-    try:
-        dataset = dcmread(path, force=True)
-    except OSError as error:
-        raise _malformed(path, error) from None
+    dataset: Any = item.dataset
     for tag in dataset.keys():  # noqa: SIM118
         raw: Any = dataset.get_item(tag)
         if isinstance(raw, RawDataElement) and raw.value is not None and len(raw.value) < raw.length < _UNDEFINED:
-            raise UnreadableSource("TRUNCATED", "the file ends within its data set; copy the file again", str(path))
-    return dataset
+            raise UnreadableSource(
+                "TRUNCATED", "the file ends within its data set; copy the file again", str(item.path)
+            )
+    if item.pixels is not None:
+        dataset.add(pixel_element(item.path, item.pixels))
+    whole: FileDataset = dataset
+    return whole
 
 
 def _malformed(path: Path, error: Exception) -> UnreadableSource:

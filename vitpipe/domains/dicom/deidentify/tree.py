@@ -14,25 +14,27 @@ there, is not read again. Files that were rejected are tried again: a decoder ma
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, TextIO
 
 from vitpipe.atomic import file_lock, make_folder, sweep_partials, workspace_errors, write_file, write_json
-from vitpipe.digest import digest_file
 from vitpipe.domains.dicom.deidentify.judge import PixelJudge
 from vitpipe.domains.dicom.deidentify.options import Option
 from vitpipe.domains.dicom.deidentify.single import Deidentifier
+from vitpipe.domains.dicom.deidentify.workers import Found, Workers, processes_for
 from vitpipe.domains.dicom.files import JUNK_CODES
 from vitpipe.errors import ConfigError, DataError, UnreadableSource
 from vitpipe.pseudonym import Pseudonymiser
 from vitpipe.records import Rejected, StageSummary, count_codes
 
 STAGE: Final = "deidentify"
+_BATCH_FILES: Final = 64
 _QUARANTINE_COLUMNS: Final = ("position", "source", "code", "reason")
 
 
@@ -60,8 +62,22 @@ class _Line:
     output: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One file that is to be dealt with."""
+
+    position: int
+    path: Path
+    source: str
+    state: str
+
+
 def deidentify_tree(
-    source: Path, target: Path, recipe: Recipe, on_progress: Callable[[int, int], None] | None = None
+    source: Path,
+    target: Path,
+    recipe: Recipe,
+    on_progress: Callable[[int, int], None] | None = None,
+    processes: int | None = None,
 ) -> StageSummary:
     """De-identify every DICOM file below a folder.
 
@@ -70,6 +86,7 @@ def deidentify_tree(
         target: folder, made where there is none; neither may lie in the other.
         recipe: options, key and judge.
         on_progress: called with how many files are dealt with, and of how many.
+        processes: how many work at once; None: by the number of files and processors. The result is the same.
 
     Returns:
         `done` files were written, `skipped` were there already, `rejected` were not written, by code.
@@ -89,14 +106,18 @@ def deidentify_tree(
         found = list(_walk(source))
         if not found:
             raise DataError(f"there is no file below {source}; name the folder that holds the DICOM files")
-        run = _Run(source, target, recipe)
-        with workspace_errors(target), (target / "ledger.jsonl").open("a", encoding="ascii") as ledger:
-            # The line before may be cut off: a run was killed while it wrote.
-            ledger.write("\n")
-            for position, item in enumerate(found):
-                run.take(position, item, ledger)
+        make = functools.partial(Deidentifier, recipe.options, recipe.pseudonym, recipe.judge)
+        with (
+            workspace_errors(target),
+            (target / "ledger.jsonl").open("a", encoding="ascii") as ledger,
+            Workers(make, target, processes or processes_for(len(found))) as workers,
+        ):
+            run = _Run(source, target, recipe.pseudonym, workers, ledger)
+            for first in range(0, len(found), _BATCH_FILES):
+                run.take(first, found[first : first + _BATCH_FILES])
                 if on_progress is not None:
-                    on_progress(position + 1, len(found))
+                    on_progress(min(first + _BATCH_FILES, len(found)), len(found))
+        run.rejected.sort(key=lambda item: item[0])
         _write_quarantine(target / "quarantine.csv", run.rejected)
     rejected = [item for _, item in run.rejected]
     if rejected and run.done + run.skipped == 0:
@@ -107,71 +128,105 @@ def deidentify_tree(
 
 
 class _Run:
-    """What a run knows while it goes from file to file."""
+    """What a run knows while it goes from batch to batch."""
 
-    def __init__(self, source: Path, target: Path, recipe: Recipe) -> None:
+    def __init__(self, source: Path, target: Path, pseudonym: Pseudonymiser, workers: Workers, ledger: TextIO) -> None:
         self.done = 0
         self.skipped = 0
         self.rejected: list[tuple[int, Rejected]] = []
         self._source = source
         self._target = target
-        self._pseudonym = recipe.pseudonym
-        self._deidentifier = Deidentifier(recipe.options, recipe.pseudonym, recipe.judge)
+        self._pseudonym = pseudonym
+        self._workers = workers
+        self._ledger = ledger
         lines = list(_read_ledger(target / "ledger.jsonl"))
         self._by_source = {line.source: line for line in lines}
         self._by_output = {line.output: line for line in lines}
+        # The line before may be cut off: a run was killed while it wrote.
+        ledger.write("\n")
 
-    def take(self, position: int, item: Path | Rejected, ledger: TextIO) -> None:
-        """Deal with one file, or with a place that holds none."""
-        if isinstance(item, Rejected):
-            self.rejected.append((position, item))
-            return
-        source = self._pseudonym("source", item.relative_to(self._source).as_posix())
-        try:
-            state = self._state(item)
-            known = self._by_source.get(source)
-            if known is not None:
-                if known.state == state and (self._target / known.output).is_file():
-                    self.skipped += 1
-                    return
-                self._retract(known)
-            line = self._write(item, source, state)
-        except UnreadableSource as error:
-            self.rejected.append((position, Rejected(source, error.code, error.reason, junk=error.code in JUNK_CODES)))
-            return
-        self._by_source[line.source] = self._by_output[line.output] = line
-        ledger.write(json.dumps(asdict(line)) + "\n")
-        ledger.flush()
-        self.done += 1
+    def take(self, first: int, batch: Sequence[Path | Rejected]) -> None:
+        """Deal with some files, the first of which has a position in the whole walk."""
+        tasks = []
+        for position, item in enumerate(batch, first):
+            if isinstance(item, Rejected):
+                self.rejected.append((position, item))
+                continue
+            source = self._pseudonym("source", item.relative_to(self._source).as_posix())
+            task = _Task(position, item, source, self._state(item))
+            if self._is_done(task):
+                self.skipped += 1
+            else:
+                tasks.append(task)
+        examined = self._workers.examine([task.path for task in tasks])
+        waiting = []
+        for task, found in zip(tasks, examined, strict=True):
+            if isinstance(found, UnreadableSource):
+                self._reject(task, found.code, found.reason)
+            else:
+                waiting.append((task, found))
+        while waiting:
+            waiting = self._write_free(waiting)
+
+    def _write_free(self, waiting: list[tuple[_Task, Found]]) -> list[tuple[_Task, Found]]:
+        """Write the first file of each place that is free; give the others, whose place may be taken now."""
+        now: dict[str, tuple[_Task, Found]] = {}
+        later = []
+        for task, found in waiting:
+            if self._is_free(task, found):
+                if found.output in now:
+                    later.append((task, found))
+                else:
+                    now[found.output] = task, found
+        self._write(list(now.values()))
+        return later
+
+    def _is_done(self, task: _Task) -> bool:
+        known = self._by_source.get(task.source)
+        if known is None:
+            return False
+        if known.state == task.state and (self._target / known.output).is_file():
+            return True
+        # It has changed since: its result may go elsewhere now, or not be written at all.
+        if self._by_output.get(known.output) == known:
+            (self._target / known.output).unlink(missing_ok=True)
+            del self._by_output[known.output]
+        return False
+
+    def _is_free(self, task: _Task, found: Found) -> bool:
+        """Tell whether a file's place is free; it is rejected where it is not."""
+        other = self._by_output.get(found.output)
+        if other is None or other.source == task.source or not (self._target / found.output).is_file():
+            return True
+        if other.content == self._pseudonym("content", found.digest):
+            self._reject(task, "DUPLICATE", "the same file was written already")
+        else:
+            reason = "another file has the same SOPInstanceUID and other bytes; the first of them was written"
+            self._reject(task, "CONFLICTING_SOP", reason)
+        return False
+
+    def _write(self, chosen: Sequence[tuple[_Task, Found]]) -> None:
+        results = self._workers.write([task.path for task, _ in chosen])
+        for (task, found), result in zip(chosen, results, strict=True):
+            if isinstance(result, UnreadableSource):
+                self._reject(task, result.code, result.reason)
+                continue
+            line = _Line(task.source, task.state, self._pseudonym("content", found.digest), result)
+            self._by_source[line.source] = self._by_output[line.output] = line
+            self._ledger.write(json.dumps(asdict(line)) + "\n")
+            self.done += 1
+        self._ledger.flush()
+
+    def _reject(self, task: _Task, code: str, reason: str) -> None:
+        self.rejected.append((task.position, Rejected(task.source, code, reason, junk=code in JUNK_CODES)))
 
     def _state(self, path: Path) -> str:
         try:
             found = path.stat()
-        except OSError as error:
-            reason = f"it cannot be looked at: {os.strerror(error.errno or 0)}"
-            raise UnreadableSource("UNREADABLE_FILE", reason, str(path)) from None
+        except OSError:
+            # Gone since it was listed: the look at it says so.
+            return ""
         return self._pseudonym("state", f"{found.st_size}\x1f{found.st_mtime_ns}")
-
-    def _retract(self, known: _Line) -> None:
-        """Remove what was made of a file that has changed since: it may go elsewhere now, or not be written at all."""
-        if self._by_output.get(known.output) == known:
-            (self._target / known.output).unlink(missing_ok=True)
-            del self._by_output[known.output]
-
-    def _write(self, path: Path, source: str, state: str) -> _Line:
-        output = self._deidentifier.output_of(path)
-        content = self._pseudonym("content", digest_file(path))
-        first = self._by_output.get(output)
-        if first is not None and first.source != source and (self._target / output).is_file():
-            if first.content == content:
-                raise UnreadableSource("DUPLICATE", "the same file was written already", str(path))
-            raise UnreadableSource(
-                "CONFLICTING_SOP",
-                "another file has the same SOPInstanceUID and other bytes; the first of them was written",
-                str(path),
-            )
-        written = self._deidentifier.write(path, self._target)
-        return _Line(source, state, content, written.output)
 
 
 def _check_folders(source: Path, target: Path) -> None:

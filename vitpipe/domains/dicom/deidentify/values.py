@@ -73,7 +73,8 @@ def fits_dictionary(element: DataElement) -> bool:
         wanted = dictionary_VR(element.tag)
     except KeyError:
         return False
-    if element.VR in wanted.split(" or "):
+    # pydicom leaves a VR such as `US or SS` open where the data set does not decide it.
+    if element.VR in (wanted, *wanted.split(" or ")):
         return True
     numbers = {"US", "SS", "UL", "SL", "FL", "FD", "DS", "IS"}
     return element.VR in numbers and bool(numbers & set(wanted.split(" or ")))
