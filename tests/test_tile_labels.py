@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tests.domains.dicom_cases import COLS, ROWS, instance, save
 from tests.labels.dicom_label_cases import rtstruct, write_seg
 from vitpipe import stages
+from vitpipe.check import check_pipeline
 from vitpipe.config import PipelineConfig, TileRecipe
 from vitpipe.cutting import windows
 from vitpipe.domains.known import planes_of
@@ -40,7 +41,7 @@ def make_config(root: Path, tiles: dict[str, object], **labels: object) -> Pipel
             "source": {"kind": "dicom", "path": str(root / "ct")},
             "labels": {"kind": "dicom_seg", "path": str(root / "seg"), **labels},
             "tiles": {"size": 8, "min_valid_fraction": 0.1, **tiles},
-            "model": {"weights": {"source": "random"}},
+            "model": {"weights": {"source": "random"}, "patch_size": 8},
             "workspace": str(root / "work"),
         }
     )
@@ -166,6 +167,9 @@ def test_a_run_takes_the_labels_of_its_tiles_and_lists_what_does_not_fit(
     config = make_config(root, {}, path=str(tmp_path / "seg"), background=None, min_share=0.2)
     config = config.model_copy(update={"workspace": str(tmp_path / "w")})
     workspace, _, tiles = made(config)
+    findings = check_pipeline(config)
+    assert set(findings.values["classes"]) >= {"part 1", "part 2", "part 1|part 2"}  # type: ignore[arg-type]
+    assert any("1 LABEL_NO_SOURCE" in line for line in findings.lines)
     prepared = stages.prepare_run(config)
     table = read_manifest(workspace.run(prepared.run_id)).table
     labelled = tiles[tiles["label"].notna()].set_index("tile_id")["label"]

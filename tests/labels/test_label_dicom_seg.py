@@ -9,8 +9,18 @@ import pydicom
 import pytest
 
 from tests.conftest import SHARED
-from tests.domains.dicom_cases import COLS, ROWS, scan
-from tests.labels.dicom_label_cases import FRAMES, codes, drawn, make_series, random_masks, read_seg, write_seg
+from tests.domains.dicom_cases import COLS, ROWS, save, scan
+from tests.labels.dicom_label_cases import (
+    FRAMES,
+    codes,
+    drawn,
+    make_series,
+    random_masks,
+    read_rtstruct,
+    read_seg,
+    rtstruct,
+    write_seg,
+)
 from vitpipe.errors import ConfigError, LabelError
 from vitpipe.labels.segmask import SegReader
 from vitpipe.records import Grid, Source
@@ -162,6 +172,15 @@ def test_a_picture_without_geometry_is_found_by_its_instance(tmp_path: Path) -> 
     assert np.array_equal(drawn(labels, source, "part 1"), masks[..., 0])
 
 
+def test_images_that_are_gone_are_a_code(tmp_path: Path) -> None:
+    headers, (source,) = make_series(tmp_path / "ct")
+    write_seg(tmp_path / "seg" / "a.dcm", headers, random_masks(1).astype(np.uint8))
+    for path in source.files:
+        Path(path).unlink()
+    with pytest.raises(LabelError, match=r"LABEL_NO_SOURCE.*cannot be read"):
+        read_seg(tmp_path / "seg", [source])
+
+
 def test_the_digest_is_of_content(tmp_path: Path) -> None:
     headers, (source,) = make_series(tmp_path / "ct")
     path = write_seg(tmp_path / "seg" / "a.dcm", headers, random_masks(1).astype(np.uint8))
@@ -213,3 +232,38 @@ def test_files_of_others_read_as_pydicom_reads_them(name: str) -> None:
     )
     with pytest.raises(LabelError, match="LABEL_NO_SOURCE"):
         read_seg(path, [source])
+
+
+@pytest.mark.parametrize("kind", ["seg", "rtstruct"])
+def test_damaged_objects_are_codes_and_never_a_crash(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    headers, (source,) = make_series(tmp_path / "ct")
+    path = tmp_path / "object"
+    if kind == "seg":
+        write_seg(path, headers, random_masks(2).astype(np.uint8))
+    else:
+        square = np.array([[0, 0, 2.5], [4, 0, 2.5], [4, 4, 2.5], [0, 4, 2.5]])
+        save(rtstruct({"A": [square, square / 2]}), path)
+    recwarn.clear()
+    whole, rng = path.read_bytes(), np.random.default_rng(4)
+    outcomes: set[str] = set()
+    told: list[str] = []
+    for _ in range(120):
+        data = bytearray(whole)
+        for place in rng.integers(132, len(data), int(rng.integers(1, 12))):
+            data[place] = int(rng.integers(0, 256))
+        if rng.random() < 0.3:
+            del data[int(rng.integers(200, len(data))) :]
+        path.write_bytes(data)
+        try:
+            labels = (read_seg if kind == "seg" else read_rtstruct)(path, [source])
+            for name in labels.classes:
+                drawn(labels, source, name)
+            outcomes.add("read")
+        except (LabelError, ConfigError) as error:
+            outcomes.add(type(error).__name__)
+            told.append(str(error))
+    assert {"read", "LabelError"} <= outcomes
+    assert not list(recwarn)
+    assert "anary" not in caplog.text + "".join(told)

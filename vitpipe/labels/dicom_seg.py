@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from vitpipe.config import DicomSegLabels
-from vitpipe.errors import LabelError
+from vitpipe.errors import LabelError, UnreadableSource
 from vitpipe.labels import objects
 from vitpipe.labels.base import LabelSet, PlanesOf
 from vitpipe.labels.objects import Candidates, Gathered, LabelObject, floats, items, quiet
@@ -50,6 +50,8 @@ def read_seg_labels(
                 _take((item, reader), recipe, candidates, gathered)
         except LabelError as error:
             gathered.reject(item.path, objects.UNREADABLE, str(error))
+        except UnreadableSource as error:
+            gathered.reject(item.path, objects.NO_SOURCE, f"where its images lie cannot be read: {error}")
         except objects.PARSE_ERRORS as error:
             reason = f"the header does not make sense ({type(error).__name__}); export it again"
             gathered.reject(item.path, objects.UNREADABLE, reason)

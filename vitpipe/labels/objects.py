@@ -6,6 +6,7 @@ Identifiers are turned into pseudonyms as they are read; no note, error or table
 from __future__ import annotations
 
 import contextlib
+import logging
 import struct
 import warnings
 import zlib
@@ -116,9 +117,14 @@ def _sop_class(path: Path) -> str:
     try:
         with quiet():
             head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"], force=True)
-        return str(head.get("SOPClassUID", ""))
+            # Within: values are converted, and warned about, when they are asked for.
+            return str(head.get("SOPClassUID", ""))
     except PARSE_ERRORS:
         return ""
+
+
+# Its records quote values too, and a root handler, such as an orchestrator's, would print them.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,8 @@ from vitpipe.labels.objects import PARSE_ERRORS, quiet
 
 DEFLATED_FRAMES: Final = UID("1.2.840.10008.1.2.8.1")
 """Deflated Image Frame Compression (Supplement 244)."""
+_LARGEST_FRAME_PX: Final = 1 << 27
+"""A header that says more is damaged; what it asks for is not allocated."""
 
 
 class SegReader:
@@ -86,6 +88,8 @@ class SegMask:
 def _decode(dataset: Dataset, path: str, frame: int) -> NDArray[Any]:
     rows, cols = int(dataset.Rows), int(dataset.Columns)
     syntax = UID(dataset.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2"))
+    if rows * cols > _LARGEST_FRAME_PX:
+        raise ValueError(f"{rows} x {cols} pixels are no frame of an image")
     bits = int(dataset.BitsAllocated)
     if syntax == DEFLATED_FRAMES:
         return _unpack(zlib.decompress(_encoded(dataset, frame), -15), 0, (rows, cols), bits)

@@ -75,10 +75,10 @@ def _write_one(
     kind: ResultKind, source: Source, findings: SourceFindings, model: tuple[ModelIdentity, Iterable[str]], folder: Path
 ) -> Path:
     identity, texts = model
-    originals = read_originals(source, tuple(texts))
-    instances = digest_bytes("\x1f".join(originals.instance_uids).encode("utf-8"))
-    seed = "\x1f".join((kind, __version__, instances, findings.digest))
     with quiet():
+        originals = read_originals(source, tuple(texts))
+        instances = digest_bytes("\x1f".join(originals.instance_uids).encode("utf-8"))
+        seed = "\x1f".join((kind, __version__, instances, findings.digest))
         try:
             built = _build(kind, source, findings, originals, (identity, seed))
         except _REFUSALS as error:
