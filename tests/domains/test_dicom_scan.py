@@ -23,11 +23,11 @@ from vitpipe.domains.dicom import Dicom, scan
 from vitpipe.domains.dicom.files import read_file
 from vitpipe.domains.dicom.header import FIXED, MOVING, PIXELS, VR_OF
 from vitpipe.domains.dicom.indexing import HeaderIndex
-from vitpipe.domains.dicom.instance import read_instance
+from vitpipe.domains.dicom.instance import Instance, read_instance
 from vitpipe.domains.dicom.quiet import quiet
 from vitpipe.errors import UnreadableSource
 from vitpipe.pseudonym import Pseudonymiser
-from vitpipe.records import Rejected
+from vitpipe.records import Json, Rejected
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 CONTEXT = context(Path("/"))
@@ -213,6 +213,34 @@ def test_a_plain_series_never_reaches_pydicom(tmp_path: Path, left_to_pydicom: l
     texts = {by_index(domain, path) for path in paths}
     assert left_to_pydicom == []
     assert len(texts) == 12
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not DATA.is_dir(), reason="the shared data folder is not beside this checkout")
+def test_real_series_never_reach_pydicom(left_to_pydicom: list[Path]) -> None:
+    # An element that a record begins to read must be named in `header`, or every file that has it takes the slow way.
+    files = [path for folder in ("mr_series3d", "ct_contrast") for path in (DATA / folder).rglob("*") if path.is_file()]
+    plain = [path for path in files if path.read_bytes()[128:132] == b"DICM"]
+    domain = Dicom()
+    for path in plain:
+        domain.index(path, CONTEXT)
+    assert len(plain) == 78
+    assert left_to_pydicom == []
+
+
+def test_records_that_share_parts_are_read_back_alike(tmp_path: Path) -> None:
+    records = [
+        read_instance(read_file(save(instance(number), tmp_path / str(number))), CONTEXT.pseudonym)
+        for number in range(3)
+    ]
+    values = [record.to_json() for record in records]
+    for value in values[1:]:
+        value["pixels"], value["attributes"] = values[0]["pixels"], values[0]["attributes"]
+    known: dict[int, tuple[Json, object]] = {}
+    read = [Instance.from_json(value, known) for value in values]
+    assert read == records
+    assert read[0].pixels is read[2].pixels
+    assert read[0].attributes == records[0].attributes
 
 
 def test_a_header_longer_than_the_first_read_is_plain(tmp_path: Path, left_to_pydicom: list[Path]) -> None:

@@ -57,7 +57,7 @@ class Dicom:
             TransientError: the store does not answer.
         """
         headers = self._headers
-        if headers is None or headers.pseudonym is not context.pseudonym:
+        if headers is None or headers.pseudonym != context.pseudonym:
             headers = self._headers = HeaderIndex(context.pseudonym)
         try:
             try:

@@ -239,6 +239,9 @@ def compose(transfer_syntax: str, described: PixelFormat, fixed: Fixed, moving: 
 def read_pixels(item: DicomFile) -> PixelFormat:
     """Read the pixel format of what is an image and can be decoded; how long the pixels are is not looked at.
 
+    It follows from the header and the stated length of the pixels alone, and from the elements that `header.PIXELS`
+    names: the index keeps it for all files in which these are the same.
+
     Raises:
         UnreadableSource: see :func:`read_instance`.
     """
@@ -256,7 +259,7 @@ def read_pixels(item: DicomFile) -> PixelFormat:
 
 
 def read_fixed(dataset: Dataset, pseudonym: Callable[[str, str], str], frames: int) -> Fixed:
-    """Read what the files of a series share."""
+    """Read what the files of a series share: it follows from the elements that `header.FIXED` names alone."""
 
     def named(kind: str, keyword: str) -> str | None:
         value = text(dataset, keyword)
@@ -286,7 +289,7 @@ def _stack_value(dataset: Dataset, keyword: str) -> str:
 
 
 def read_moving(dataset: Dataset, pseudonym: Callable[[str, str], str], frames: int) -> Moving:
-    """Read what differs from file to file."""
+    """Read what differs from file to file: the elements that `header.MOVING` names."""
     uid = text(dataset, "SOPInstanceUID")
     moments = []
     for keyword in _MOMENT_FIELDS:
