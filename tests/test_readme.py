@@ -91,13 +91,18 @@ def test_the_pages_link_to_what_is_there() -> None:
 
 
 def test_the_pipeline_of_the_readme_is_a_real_one(tmp_path: Path) -> None:
-    (block,) = blocks("yaml")
+    block, dicom = blocks("yaml")
     path = tmp_path / "pipeline.yaml"
     path.write_text(block, encoding="utf-8")
     config = load_config(path)
     sample = load_config(ROOT / "data" / "samples" / "land-cover" / "pipeline.yaml")
     assert config.source.model_dump(exclude={"path"}) == sample.source.model_dump(exclude={"path"})
     assert config.split == sample.split
+    # The part about DICOM, in the rest of the same file.
+    whole = yaml.safe_load(block) | yaml.safe_load(dicom)
+    path.write_text(yaml.safe_dump(whole), encoding="utf-8")
+    config = load_config(path)
+    assert (config.source.kind, config.labels.kind, config.tiles.neighbours) == ("dicom", "dicom_seg", 1)
 
 
 def test_the_install_without_make_is_that_of_make() -> None:
@@ -108,6 +113,17 @@ def test_the_install_without_make_is_that_of_make() -> None:
     assert "-m venv $(VENV)" in makefile
     assert install.split()[1:4] == ["install", "-c", "constraints.txt"]
     assert "--constraint constraints.txt --editable" in makefile
+
+
+def check_dicom_commands(shell: Shell, root: Path) -> None:
+    """De-identify the sample, write reports, and ask one of them where it is from."""
+    sample, workspace = "data/samples/ct-contrast/dicom", "--workspace data/workspace/ct-contrast"
+    said = shell(f"vitpipe deidentify {sample} deidentified --option retain-dates --key-file key")
+    assert "deidentify" in said
+    assert len(list((root / "deidentified").rglob("*.dcm"))) == 56
+    shell(f"vitpipe predict models:/ct-contrast@champion {sample} {workspace} --out results --dicom sr")
+    assert len(list((root / "results" / "dicom_sr").glob("*.dcm"))) == 56
+    assert "holds this very model as ct-contrast/1" in shell(f'vitpipe whence "$(ls results/dicom_sr/*.dcm | head -1)" {workspace}')
 
 
 @pytest.mark.slow
@@ -165,6 +181,7 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     check_rows(
         pd.read_parquet(run / "predictions.parquet"), pd.read_parquet(tmp_path / "predictions" / "predictions.parquet")
     )
+    check_dicom_commands(shell, tmp_path)
     shell("vitpipe promote land-cover 1 --workspace data/workspace/land-cover")
     # There is one version: nothing to go back to, which is said.
     assert "cannot be rolled back" in shell("vitpipe rollback land-cover --workspace data/workspace/land-cover", code=2)
