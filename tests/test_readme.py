@@ -123,7 +123,9 @@ def check_dicom_commands(shell: Shell, root: Path) -> None:
     assert len(list((root / "deidentified").rglob("*.dcm"))) == 56
     shell(f"vitpipe predict models:/ct-contrast@champion {sample} {workspace} --out results --dicom sr")
     assert len(list((root / "results" / "dicom_sr").glob("*.dcm"))) == 56
-    assert "holds this very model as ct-contrast/1" in shell(f'vitpipe whence "$(ls results/dicom_sr/*.dcm | head -1)" {workspace}')
+    assert "holds this very model as ct-contrast/1" in shell(
+        f'vitpipe whence "$(ls results/dicom_sr/*.dcm | head -1)" {workspace}'
+    )
 
 
 @pytest.mark.slow
