@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from tests.domains.dicom_cases import COLS, ROWS, SERIES, STUDY, instance, save
+from tests.domains.dicom_cases import COLS, FRAME, ROWS, SERIES, STUDY, instance, save
 from tests.infer.infer_cases import make_package
 from tests.infer.result_cases import CLASSES, IDENTITY, Written, make_predictor, predict_and_write, write_series
 from vitpipe.errors import ConfigError, DataError
@@ -152,7 +152,8 @@ def test_dciodvfy_finds_no_error(predictor: Predictor, series: Path, tmp_path: P
     flat = save(instance(1, **FLAT), tmp_path / "flat" / "a").parent
     thin = write_series(tmp_path / "thin", SliceThickness=None)
     lone = write_series(tmp_path / "lone", (1,), SliceThickness=None)
-    for data in (series, flat, thin, lone):
+    unplaced = save(instance(1, **FLAT | {"FrameOfReferenceUID": FRAME}), tmp_path / "unplaced" / "a").parent
+    for data in (series, flat, thin, lone, unplaced):
         (path,) = predict_and_write(predictor, data, tmp_path / "out", kind).files  # type: ignore[arg-type]
         told = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
         lines = (told.stdout + told.stderr).splitlines()

@@ -39,31 +39,9 @@ def build_segmentation(
     Returns:
         A `highdicom.seg.Segmentation` on the pixels of the source.
     """
-    from highdicom import AlgorithmIdentificationSequence, seg
-    from pydicom.sr.codedict import codes
+    from highdicom import seg
 
-    algorithm = AlgorithmIdentificationSequence(
-        name=short(identity.name),
-        family=codes.cid7162.ArtificialIntelligence,
-        version=short(identity.version),
-        source=MANUFACTURER,
-        parameters=facts_of(identity),
-    )
-    classes = tuple(findings.source.probabilities)
-    segments = [
-        seg.SegmentDescription(
-            segment_number=number,
-            segment_label=short(name),
-            # What a class means is the user's: no code of a public scheme is claimed for it.
-            segmented_property_category=concept("class", "Class of a trained model"),
-            segmented_property_type=concept(name),
-            algorithm_type=seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=algorithm,
-            tracking_uid=result_uid(identity, uid_seed, "segment", name),
-            tracking_id=short(name),
-        )
-        for number, name in enumerate(classes, start=1)
-    ]
+    segments = _segments(tuple(findings.source.probabilities), identity, uid_seed)
     probabilities = paint(grid, findings)
     sources = originals.headers
     step_mm = grid.spacing_mm[0] if grid.spacing_mm and grid.spacing_mm[0] > 0 else None
@@ -71,10 +49,11 @@ def build_segmentation(
         if not header.get("SliceThickness"):
             # It needs the extent of its planes (PS3.3 C.7.6.16.2.1): the measured step, where there is one.
             header.SliceThickness = step_mm
-    if len(sources) == 1 and grid.frames > 1:
+    in_one_file = int(sources[0].get("NumberOfFrames") or 1)
+    if len(sources) == 1 and in_one_file > 1:
         # highdicom takes the frames of a multi-frame image in the order of the file.
         # The source may be one of several stacks of the file.
-        in_file = np.zeros((int(sources[0].NumberOfFrames), *probabilities.shape[1:]), np.float32)
+        in_file = np.zeros((in_one_file, *probabilities.shape[1:]), np.float32)
         for place, frame in enumerate(originals.frames):
             in_file[frame.number] = probabilities[place]
         probabilities = in_file
@@ -97,10 +76,38 @@ def build_segmentation(
         contributing_equipment=[contributing_equipment(identity)],
         **equipment(identity),
     )
-    if "FrameOfReferenceUID" not in built and "PatientOrientation" not in built:
+    if originals.frames[0].position is None and "PatientOrientation" not in built:
         # Type 2C (PS3.3 C.7.6.1): needed, if empty, where no position says how the image lies.
         built.PatientOrientation = originals.headers[0].get("PatientOrientation")
     return built
+
+
+def _segments(classes: tuple[str, ...], identity: ModelIdentity, uid_seed: str) -> list[Any]:
+    """Describe a segment a class, and the model that drew it."""
+    from highdicom import AlgorithmIdentificationSequence, seg
+    from pydicom.sr.codedict import codes
+
+    algorithm = AlgorithmIdentificationSequence(
+        name=short(identity.name),
+        family=codes.cid7162.ArtificialIntelligence,
+        version=short(identity.version),
+        source=MANUFACTURER,
+        parameters=facts_of(identity),
+    )
+    return [
+        seg.SegmentDescription(
+            segment_number=number,
+            segment_label=short(name),
+            # What a class means is the user's: no code of a public scheme is claimed for it.
+            segmented_property_category=concept("class", "Class of a trained model"),
+            segmented_property_type=concept(name),
+            algorithm_type=seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+            tracking_uid=result_uid(identity, uid_seed, "segment", name),
+            tracking_id=short(name),
+        )
+        for number, name in enumerate(classes, start=1)
+    ]
 
 
 def paint(grid: Grid, findings: SourceFindings) -> NDArray[np.float32]:
