@@ -33,7 +33,8 @@ _HEAD_BYTES = 8 << 10
 _SLICES = 200
 _ROOT = "1.2.826.0.1.3680043.8.498.1000"
 _EDGE = 512
-_PARQUET = ("pyarrow.dataset", "pyarrow.parquet")
+# pandas imports the last one when it first reads a table.
+_PARQUET = ("pyarrow.dataset", "pyarrow.parquet", "pandas.core.arrays.arrow.extension_types")
 
 
 def tables(folder: Path, *, large: bool) -> list[Table]:
