@@ -36,14 +36,14 @@ def numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | N
     value = value_of(dataset, keyword)
     if value is None:
         return None
-    values = list(value) if isinstance(value, _SEVERAL) else [value]
+    values = value if isinstance(value, _SEVERAL) else (value,)
     if len(values) != count:
         return None
     try:
-        found = tuple(float(item) for item in values)
+        found = tuple(map(float, values))
     except (TypeError, ValueError):
         return None
-    return found if all(math.isfinite(item) for item in found) else None
+    return found if all(map(math.isfinite, found)) else None
 
 
 def number(dataset: Dataset, keyword: str) -> float | None:

@@ -22,6 +22,7 @@ from vitpipe.records import Attribute, Json
 
 Vector = tuple[float, ...]
 
+_GROUPS: Final = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
 _MOST_KNOWN: Final = 10_000
 _UNIT_TOLERANCE: Final = 1e-2
 # Segmentations and doses lie on the grid of an image and speak about it: labels and plans, never sources.
@@ -374,6 +375,9 @@ def _calibration(dataset: Dataset, spacing: Vector) -> Iterator[str]:
 def _each(dataset: Dataset, frames: int, what: tuple[str, str, int]) -> tuple[Vector, ...]:
     """Give a value of every frame; or the one for all frames; or nothing."""
     sequence, keyword, count = what
+    if not any(place in dataset for place in _GROUPS):
+        value = numbers(dataset, keyword, count)
+        return (value,) if value is not None else ()
     per_frame = list(islice(children(dataset, "PerFrameFunctionalGroupsSequence"), frames))
     groups = per_frame if len(per_frame) == frames else []
     shared = list(islice(children(dataset, "SharedFunctionalGroupsSequence"), 1))
