@@ -115,11 +115,12 @@ def test_apply_keeps_what_the_user_set_and_speaks_up_when_late(tmp_path: Path, m
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "2")
     monkeypatch.setenv("no_proxy", "intern.example")
+    # A test before this one in the same process may have imported it.
+    monkeypatch.delitem(sys.modules, "mlflow", raising=False)
     monkeypatch.setitem(sys.modules, "prefect", sys)
     with pytest.raises(ConfigError, match="prefect was imported before"):
         settings.apply_environment(tmp_path)
     monkeypatch.delitem(sys.modules, "prefect")
-    monkeypatch.delitem(sys.modules, "mlflow", raising=False)
     # monkeypatch undoes only what went through it.
     monkeypatch.setattr(os, "environ", dict(os.environ))
     settings.apply_environment(tmp_path)

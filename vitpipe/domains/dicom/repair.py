@@ -53,6 +53,9 @@ _LARGEST_GROWTH: Final = 4
 _FINEST_MM: Final = 1e-6
 """A finer pixel spacing is damage; in its pixels no shift is finite."""
 _WHOLE: Final = 1e-6
+# Both are passed over: together, at right angles, they stay below the largest error of 0.01 mm.
+_NO_SHIFT_MM: Final = 0.005
+_EQUAL_STEPS_MM: Final = 0.0085
 """Parts of a pixel or of a step that make no difference."""
 
 
@@ -290,7 +293,7 @@ def _samples(places_mm: NDArray[np.float64], usual_mm: float | None) -> tuple[fl
         usual_mm: the step, where one is known of which all are multiples; else it is the median.
     """
     mean = float(places_mm[-1]) / (len(places_mm) - 1)
-    if np.abs(places_mm - mean * np.arange(len(places_mm))).max() < LARGEST_ERROR_MM:
+    if np.abs(places_mm - mean * np.arange(len(places_mm))).max() < _EQUAL_STEPS_MM:
         return mean, [(place, 0.0) for place in range(len(places_mm))]
     steps = np.diff(places_mm)
     # Of all multiples together, so that the last frame is not lost to the last digits of a step.
@@ -314,13 +317,13 @@ def _snapped(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _shifts_px(positions: NDArray[np.float64], run: Placed) -> NDArray[np.float64]:
     """Give how far each frame lies from the first one in its plane: rows and columns, (frames, 2).
 
-    Solved in the basis of the cosines, which need not be exactly at right angles. Below 0.01 mm it is no shift.
+    Solved in the basis of the cosines, which need not be exactly at right angles. Below 0.005 mm it is no shift.
     """
     assert run.spacing_mm is not None
     row, col = np.asarray(run.orientation[:3]), np.asarray(run.orientation[3:])
     basis = np.stack([col * run.spacing_mm[0], row * run.spacing_mm[1], normal_of(run.orientation)], axis=1)
     shifts = np.linalg.solve(basis, (positions - positions[0]).T).T[:, :2]
-    if np.abs(shifts * run.spacing_mm).max() < LARGEST_ERROR_MM:
+    if np.linalg.norm(shifts * run.spacing_mm, axis=1).max() < _NO_SHIFT_MM:
         return np.zeros_like(shifts)
     return _snapped(shifts)
 
