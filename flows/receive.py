@@ -54,9 +54,9 @@ def receive(options: ReceiverOptions, config_path: Path | None, say: Callable[[s
         def complete(commit: StudyCommit) -> None:
             conflicts = f", {len(commit.rejected)} of them {CONFLICTING_SOP}" if commit.rejected else ""
             count = f"{commit.series} series, {len(commit.files)} instances{conflicts}"
-            say(f"study {commit.study} is complete: {count}")
             complete_studies[commit.study] = len(commit.rejected)
             ingester.wake()
+            say(f"study {commit.study} is complete: {count}")
 
         with Receiver(options, pseudonym, complete) as receiver:
             say(f"{options.ae_title} listens on {options.host}:{receiver.port}, studies go to {options.folder}")

@@ -255,7 +255,7 @@ class _Job:
             arrived, rejected = study.fetch(
                 {item: uids for item, uids in wanted.items() if item not in there}, self._stop
             )
-        new = StudyCommit(name, {**there, **arrived}, rejected, self._selection, offer.instances)
+        new = StudyCommit(name, {**there, **arrived}, rejected, self._selection, offer.instances if wanted else None)
         studies.write_commit(hidden, new)
         hidden.rename(shown)
         reasons = {str(shown / item): reason for item, (_, reason) in rejected.items()}
@@ -263,6 +263,9 @@ class _Job:
 
     def _is_current(self, folder: Path, commit: StudyCommit, offer: _Offer) -> bool:
         same = commit.selection == self._selection and commit.offered == offer.instances
+        if not self._series_filters() and len(commit.files) != offer.instances:
+            # The list of the last time was shorter than the study: gone for a moment, or still arriving.
+            return False
         return same and offer.instances is not None and not commit.rejected and studies.is_whole(folder, commit)
 
 

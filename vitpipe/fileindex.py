@@ -47,6 +47,7 @@ _COLUMNS: Final = ("path", "size", "mtime_ns", "reader", "digest", "header", "co
 _NOT_READ_BY_INDEX: Final = {"path", "max_reject_share", "geometry"}
 _GONE: Final = -1
 """Size of a file that was listed but cannot be looked at."""
+_MAY_PASS: Final = frozenset({"CANNOT_OPEN", "UNREADABLE_FILE", "UNDECODABLE"})
 _NEVER_LOOKED_AT: Final = (_GONE, 0, "", "", "")
 
 Row = tuple[str, int, int, str, str, str, str, str, bool]
@@ -230,8 +231,10 @@ def index_files(config: PipelineConfig, workspace: Workspace, paths: Sequence[Pa
                     found = _look_for(path, domain, context)
                 else:
                     found = _look_inside(path, domain, context, known_digest=content if same_bytes else "")
-                rows.append((text, size, mtime_ns, reader, *found))
                 code = found[2]
+                # Access, or a decoder, may come without a change of the file: it is looked at again.
+                stamp = (_GONE, 0) if code in _MAY_PASS else (size, mtime_ns)
+                rows.append((text, *stamp, reader, *found))
             codes.append(code)
     finally:
         if rows:

@@ -93,7 +93,8 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
     if tiles.empty:
         raise DataError(f"no tiles of the sources in the catalog are in {folder}; run `vitpipe tile` first")
     tiles = _with_boxes(_with_groups_of_today(tiles, sources), sources, config.tiles)
-    _check_frames(config.tiles, labels)
+    if labels.regions is None:
+        _check_frames(config.tiles, labels)
     if not (path := workspace.labels(labels.digest)).exists():
         write_parquet(path, labels.rows)
 

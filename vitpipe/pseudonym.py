@@ -43,7 +43,7 @@ class Pseudonymiser:
     def mac(self, kind: str, value: str) -> bytes:
         """Give all 32 bytes of which :meth:`__call__` shows the first: for what is longer, or a number."""
         text = "\x1f".join((kind, value.strip(" \x00")))
-        return hmac.digest(self.key, text.encode("utf-8"), "sha256")
+        return hmac.digest(self.key, text.encode("utf-8", "surrogateescape"), "sha256")
 
 
 def load_pseudonymiser(workspace: Path) -> Pseudonymiser:

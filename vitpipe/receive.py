@@ -320,4 +320,8 @@ class Receiver:
                     self._inbox.put_off(study)
                     continue
                 _LOGGER.info("study %s is complete: %d series, %d instances", study, commit.series, len(commit.files))
-                self._on_study(commit)
+                try:
+                    self._on_study(commit)
+                except OSError as error:
+                    # A closed terminal ends no watch.
+                    _LOGGER.error("study %s is complete, but that could not be told: %s", study, error.strerror)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vitpipe.atomic import make_folder
-from vitpipe.errors import ConfigError, TransientError
+from vitpipe.errors import ConfigError, ContractError, TransientError
 from vitpipe.records import Findings, Json, Rejected, StageSummary, count_codes
 from vitpipe.stages import require_registry
 
@@ -96,7 +96,7 @@ def ask_registry(identity: ModelIdentity, workspace: str | None) -> str:
         if tracking_store(Path(workspace) if workspace else None).missing is not None:
             return "not asked: there is none here; pass `--workspace FOLDER` or set MLFLOW_TRACKING_URI"
         known = open_registry(Path(workspace) if workspace else None).identify(f"models:/{identity.title}")
-    except (ConfigError, TransientError) as error:
+    except (ConfigError, ContractError, TransientError) as error:
         return f"it does not know this version: {error}"
     if known.sha256 != identity.sha256:
         return f"holds other weights as {identity.title} (SHA-256 {known.sha256}): another registry, do not compare"

@@ -57,7 +57,8 @@ def label_tiles(
         write_parquet(path, known)
     by_tile = pd.Series(known["label"].to_numpy(), index=pd.Index(known["tile_id"]), dtype="object")
     label = tiles["tile_id"].map(by_tile.where(by_tile.notna(), None)).astype("object")
-    return label.where(label.notna(), None)
+    # What was kept may be of a source on which these labels are no longer drawn.
+    return label.where(label.notna() & tiles["source_id"].isin(regions.sources), None)
 
 
 def _ask(

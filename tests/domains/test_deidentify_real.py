@@ -7,17 +7,19 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import SHARED
 from deidentify_cases import KEY, marks, write
 from dicom_cases import scan
 from pydicom import Dataset, dcmread
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
 
+from tests.conftest import SHARED
 from vitpipe.domains.dicom.deidentify.judge import StatedJudge
 from vitpipe.domains.dicom.deidentify.options import Option
 from vitpipe.domains.dicom.deidentify.single import Deidentifier
 from vitpipe.domains.dicom.deidentify.tree import Recipe, deidentify_tree
+from vitpipe.domains.dicom.pixels import stored_values
 from vitpipe.errors import UnreadableSource
 
 OPTIONS = (
@@ -57,6 +59,7 @@ def test_a_validator_finds_no_new_error(tmp_path: Path, options: frozenset[Optio
 @pytest.mark.shared
 def test_real_identities_go_and_pixels_stay(tmp_path: Path) -> None:
     deidentifier, done = Deidentifier(frozenset(), KEY, StatedJudge()), 0
+    changed = 0
     for path in edge_files():
         try:
             written = deidentifier.write(path, tmp_path)
@@ -65,11 +68,15 @@ def test_real_identities_go_and_pixels_stay(tmp_path: Path) -> None:
         done += 1
         data = (tmp_path / written.output).read_bytes()
         before, after = dcmread(path, force=True), dcmread(tmp_path / written.output)
-        # A writer pads a value of odd length.
-        assert after.get("PixelData", b"").startswith(before.get("PixelData", b"")), path.name
+        # A writer pads a value of odd length. Comments within a stream are blanked, and what lies behind the last frame
+        # goes: what decodes is the same, to the bit.
+        if not after.get("PixelData", b"").startswith(before.get("PixelData", b"")):
+            np.testing.assert_array_equal(stored_values(tmp_path / written.output), stored_values(path), path.name)
+            changed += 1
         for text in identifying(before):
             assert text.encode("latin-1", "ignore") not in data, (path.name, text)
     assert done > 80
+    assert 0 < changed < done / 2
 
 
 def identifying(dataset: Dataset) -> set[str]:

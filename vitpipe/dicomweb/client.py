@@ -34,6 +34,8 @@ _TIMEOUTS_SECONDS: Final = (10.0, 60.0)
 _CHUNK_BYTES: Final = 1 << 18
 # As it is stored: a server would otherwise decode, and another encoding is another file.
 _AS_STORED: Final = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+_HOPELESS: Final = 5
+"""Instances in a row that all tries did not get: the next ones would take as long each."""
 _BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LOGIN: Final = (
     f"set {TOKEN_VARIABLE}, or {USER_VARIABLE} and {PASSWORD_VARIABLE}, to an account that may search and retrieve"
@@ -90,6 +92,7 @@ class Server:
         self._session = _session(access)
         # Stated with each request: else REQUESTS_CA_BUNDLE would win over it.
         self._verify = access.ca_file
+        self._in_vain = 0
 
     def __enter__(self) -> Self:
         """Give the server."""
@@ -190,9 +193,13 @@ class Server:
         """
         try:
             self._with_retries(lambda: self._stream(place, take))
+            self._in_vain = 0
         except UnreadableSource as error:
             raise UnreadableSource(FETCH_FAILED, error.reason, uri) from None
         except TransientError as error:
+            self._in_vain += 1
+            if self._in_vain >= _HOPELESS:
+                raise
             try:
                 self._page(("studies",), {"limit": "1"})
             except TransientError:
@@ -257,7 +264,9 @@ class Server:
 
         try:
             yield
-        except requests.exceptions.SSLError:
+        except requests.exceptions.SSLError as error:
+            if not _is_untrusted(error):
+                raise _BusyError(f"{self._root} breaks off the encrypted connection") from None
             raise ConfigError(
                 f"the certificate of {self._root} cannot be trusted; name the file of its authority in {CA_VARIABLE}"
             ) from None
@@ -311,6 +320,15 @@ def _session(access: Access) -> requests.Session:
     session = requests.Session()
     session.auth = HTTPBasicAuth(access.user, access.password) if access.user and access.password else Token()
     return session
+
+
+def _is_untrusted(error: Exception) -> bool:
+    import ssl
+
+    # What requests raises holds what urllib3 raises, which holds the reason.
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    cause = reason.args[0] if isinstance(reason, Exception) and reason.args else None
+    return isinstance(cause, ssl.SSLCertVerificationError)
 
 
 def _is_unknown_host(error: Exception) -> bool:

@@ -94,7 +94,9 @@ def middle_slice(
     """Give the middle slice of a volume (C, D, H, W) and of its mask; a 2-D tile as it is."""
     if valid.ndim == 2:
         return pixels, valid
-    middle = len(valid) // 2
+    # Of the slices that hold something: a tile may be padded in depth.
+    inside = np.flatnonzero(valid.any(axis=(1, 2)))
+    middle = int(inside[len(inside) // 2]) if len(inside) else len(valid) // 2
     return pixels[:, middle], valid[middle]
 
 

@@ -22,6 +22,7 @@ from vitpipe.pseudonym import Pseudonymiser
 from vitpipe.records import Source
 
 SOP_CLASSES: Final = {"1.2.840.10008.5.1.4.1.1.481.3": "DICOM structure set (RTSTRUCT)"}
+_SAME_PLANE_MM: Final = 0.05
 _CLOSED: Final = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"})
 
 
@@ -73,12 +74,12 @@ def _take(item: LabelObject, recipe: DicomRtstructLabels, candidates: Candidates
         number = int(roi.ReferencedROINumber)
         if number not in wanted:
             continue
-        found: dict[tuple[str, int], list[NDArray[np.float64]]] = {}
+        found: dict[tuple[str, int], list[tuple[float, NDArray[np.float64]]]] = {}
         for points in _contours(roi, others):
-            for frame, pixels in _located(points, placing):
-                found.setdefault(frame, []).append(pixels)
+            for frame, height_mm, pixels in _located(points, placing):
+                found.setdefault(frame, []).append((height_mm, pixels))
         for frame, contours in found.items():
-            drawn.setdefault(frame, []).append((wanted[number], ContourMask(tuple(contours))))
+            drawn.setdefault(frame, []).append((wanted[number], ContourMask(_of_nearest_plane(contours))))
     if others:
         reason = f"it has contours of the kinds {', '.join(sorted(others))}, which enclose nothing; they are not used"
         gathered.reject(item.path, objects.UNSUPPORTED, reason)
@@ -146,11 +147,19 @@ def _numbers(contour: Dataset) -> NDArray[np.float64]:
     return np.asarray(value, np.float64)
 
 
-def _located(points: NDArray[np.float64], placing: Placing) -> Iterator[tuple[tuple[str, int], NDArray[np.float64]]]:
-    """Give the frame of each source on which a contour lies, and the contour in its pixels."""
+def _of_nearest_plane(contours: Sequence[tuple[float, NDArray[np.float64]]]) -> tuple[NDArray[np.float64], ...]:
+    """Keep the contours of the one plane nearest to a frame: by the even-odd rule two planes would erase each other."""
+    nearest = min((height for height, _ in contours), key=abs)
+    return tuple(points for height, points in contours if abs(height - nearest) <= _SAME_PLANE_MM)
+
+
+def _located(
+    points: NDArray[np.float64], placing: Placing
+) -> Iterator[tuple[tuple[str, int], float, NDArray[np.float64]]]:
+    """Give the frame of each source on which a contour lies, its height over it, and the contour in its pixels."""
     found = [(stack, stack.locate_contour(points)) for stack in placing.stacks]
     if not any(isinstance(item, tuple) for _, item in found):
         placing.count([item for _, item in found if isinstance(item, Miss)])
     for stack, item in found:
         if isinstance(item, tuple):
-            yield (stack.source.source_id, item[0]), item[1]
+            yield (stack.source.source_id, item[0]), *item[1:]

@@ -17,8 +17,6 @@ from vitpipe.labels.planes import Hit, LabelPlane, Miss, Stack
 from vitpipe.labels.regions import RegionLabels, TileRule, classes_of
 from vitpipe.records import Source, count_codes
 
-_SHOWN = 3
-
 
 @dataclass
 class Placing:
@@ -124,8 +122,8 @@ def region_label_set(recipe: RegionLabelRecipe, sources: Sequence[Source], gathe
     frames = {source.source_id: source.grid.frames for source in sources}
     notes = [f"{len(gathered.used)} label object(s) are drawn on {len(gathered.sources)} source(s)"]
     if counted:
-        shown = "; ".join(f"{item.code} {item.uri}" for item in gathered.rejected[:_SHOWN])
-        notes.append(f"label objects not used, or not wholly: {counted}, such as {shown} (see the quarantine table)")
+        # No path: notes go to Prefect and into reports, and a file's name may be a patient's.
+        notes.append(f"label objects not used, or not wholly: {counted} (see the quarantine table)")
     if missing := len(sources) - len(gathered.sources):
         notes.append(f"{missing} of {len(sources)} source(s) have no label: kept for prediction, not trained on")
     values = recipe.model_dump_json(exclude={"path"})

@@ -22,6 +22,7 @@ ORIENTATION_TOLERANCE: Final = 1e-4
 OFFSET_SHARE: Final = 0.1
 """Largest distance between a label's grid and the image's: this share of a pixel, and of the step between frames."""
 LONE_FRAME_MM: Final = 0.1
+_SAME_PLACE_MM: Final = 1e-3
 """Largest distance from the plane of a source that has one frame, thus no step."""
 
 
@@ -96,14 +97,25 @@ class Stack:
         places = np.unique(np.round(self._positions @ normal, 3))
         return float(np.median(np.diff(places))) if len(places) > 1 else None
 
-    def nearest(self, position: Vector, orientation: Vector) -> tuple[int, float] | None:
-        """Give the frame of that orientation whose plane is nearest to a point, and the distance; None: no such."""
+    def nearest(
+        self, position: Vector, orientation: Vector, references: Sequence[tuple[str, int | None]] = ()
+    ) -> tuple[int, float] | None:
+        """Give the frame of that orientation whose plane is nearest to a point, and the distance; None: no such.
+
+        Of several in one place, as the frames of a film, it is the one that the references name.
+        """
         alike = np.abs(self._orientations - np.asarray(orientation)).max(axis=1) <= ORIENTATION_TOLERANCE
         if not alike.any():
             return None
         distances = np.abs((self._positions - np.asarray(position)) @ self.normal(orientation))
         distances[~alike] = np.inf
         best = int(distances.argmin())
+        named = {(instance, number or 0) for instance, number in references}
+        for place in np.flatnonzero(distances <= distances[best] + _SAME_PLACE_MM):
+            item = self.planes[int(self._frames[place])]
+            if (item.instance_uid, item.number) in named:
+                best = int(place)
+                break
         return int(self._frames[best]), float(distances[best])
 
     def locate(self, plane: LabelPlane) -> Hit | Miss:
@@ -113,7 +125,7 @@ class Stack:
         """
         if plane.position is None or plane.orientation is None or plane.spacing_mm is None or not self.has_places:
             return self._by_reference(plane)
-        found = self.nearest(plane.position, plane.orientation)
+        found = self.nearest(plane.position, plane.orientation, plane.references)
         if found is None:
             return Miss(None, "its rows and columns run in other directions than those of the image")
         frame, along_mm = found
@@ -125,7 +137,7 @@ class Stack:
             return Miss(along_mm, "it lies between two frames of the image")
         return self._in_plane(frame, plane)
 
-    def locate_contour(self, points: NDArray[np.float64]) -> tuple[int, NDArray[np.float64]] | Miss:
+    def locate_contour(self, points: NDArray[np.float64]) -> tuple[int, float, NDArray[np.float64]] | Miss:
         """Find the frame of a planar contour.
 
         A contour off the plane by no more than half a step goes to the nearest frame.
@@ -134,7 +146,8 @@ class Stack:
             points: (N, 3), mm.
 
         Returns:
-            The frame, and the contour (N, 2) as row and column in pixels, whole numbers at pixel centres.
+            The frame, the contour's height over it (mm along the normal), and the contour (N, 2)
+            as row and column in pixels, whole numbers at pixel centres.
         """
         if not self.has_places:
             return Miss(None, "the image says no place in the patient", off_grid=False)
@@ -154,7 +167,8 @@ class Stack:
             return Miss(away_mm, "no frame of the image lies there", off_grid=False)
         from_corner = points - np.asarray(image.position)
         axes = np.array([orientation[3:], orientation[:3]])
-        return frame, np.asarray(from_corner @ axes.T / np.asarray(image.spacing_mm), np.float64)
+        height_mm = float((from_corner @ normal).mean())
+        return frame, height_mm, np.asarray(from_corner @ axes.T / np.asarray(image.spacing_mm), np.float64)
 
     def _in_plane(self, frame: int, plane: LabelPlane) -> Hit | Miss:
         image = self.planes[frame]

@@ -132,6 +132,12 @@ def _check_dimensions(recipe: ModelRecipe, depth: int | None) -> None:
             f"model.img_size is {recipe.img_size}, but the tiles are 3-D; give depth, height and width, such as "
             f"[{depth}, {recipe.img_size}, {recipe.img_size}], or remove it"
         )
+    if recipe.img_size is not None and recipe.img_size[1] != recipe.img_size[2]:
+        # Turning a tile by a quarter asks for it, and another shape would shear what is turned by less.
+        raise ConfigError(
+            f"model.img_size is {list(recipe.img_size)}, but tiles are square; give height and width alike, such as "
+            f"[{recipe.img_size[0]}, {recipe.img_size[1]}, {recipe.img_size[1]}]"
+        )
 
 
 def build(recipe: ModelRecipe, overrides: Mapping[str, Json]) -> tuple[nn.Module, dict[str, Json]]:

@@ -70,6 +70,11 @@ class Dicom:
             return record
         except UnreadableSource as error:
             return Rejected(str(path), error.code, error.reason, junk=error.code in JUNK_CODES)
+        except OSError as error:
+            # pydicom raises it without a number where a sequence ends within an item; its text quotes offsets alone.
+            if error.errno is not None:
+                raise
+            return Rejected(str(path), "MALFORMED_HEADER", "a sequence of the header is cut; export the file again")
 
     def assemble(self, records: Sequence[FileRecord], context: ScanContext) -> Iterator[Source | Rejected]:
         """Make sources of indexed files: stacks in the order of their positions, and single instances."""

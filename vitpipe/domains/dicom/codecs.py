@@ -8,6 +8,7 @@ inverse differs by rounding. Never gdcm nor pylibjpeg-rle: on a damaged frame th
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -23,6 +24,7 @@ NATIVE: Final = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.
 RLE: Final = "1.2.840.10008.1.2.5"
 ENCAPSULATED: Final = "1.2.840.10008.1.2.1.98"
 DEFLATED_FRAMES: Final = "1.2.840.10008.1.2.8.1"
+_SEEN_BYTES: Final = 31 << 20
 JPEG_LOSSY: Final = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"})
 _JPEG_LS: Final = frozenset({"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"})
 
@@ -97,6 +99,16 @@ READ: Final = frozenset({*NATIVE, *CODECS, RLE, ENCAPSULATED, DEFLATED_FRAMES})
 """Transfer syntaxes that are read where the libraries are whole; `vitpipe.domains.dicom.support` tries them here."""
 
 
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Let the C library keep for the next frame what a codec frees after one.
+
+    glibc maps blocks over 128 KiB anew each time, which costs OpenJPH a third of its time in page faults, until it has
+    seen a larger one freed (mallopt(3), M_MMAP_THRESHOLD). This one is never touched, so it takes no memory.
+    """
+    np.empty(_SEEN_BYTES, np.uint8)
+
+
 def decode_stream(syntax: str, data: bytes, described: PixelFormat) -> Samples:
     """Decode a frame's JPEG, JPEG-LS or JPEG 2000 stream.
 
@@ -114,6 +126,7 @@ def decode_stream(syntax: str, data: bytes, described: PixelFormat) -> Samples:
         ValueError: the stream states another size than the header, or more bits than are allocated.
         RuntimeError: the codec refuses it.
     """
+    _keep_freed_memory()
     if not has_end(data):
         raise CutStream
     found = stated(data)
@@ -159,9 +172,11 @@ def decode_runs(data: bytes, described: PixelFormat) -> Samples:
     if described.bits_allocated == 1 or len(segments) != described.samples * dtype.itemsize:
         raise ValueError("the number of RLE segments is not that of the bytes of a pixel")
     unsigned = np.zeros((described.samples, pixels), f"u{dtype.itemsize}")
+    # A damaged segment may unpack to 64 times its size.
+    room = bytearray(2 * pixels + 256)
     for place, segment in enumerate(segments):
         # Padding may follow the pixels of a segment, never precede them.
-        unpacked = np.frombuffer(imagecodecs.packbits_decode(segment), np.uint8)[:pixels]
+        unpacked = np.frombuffer(imagecodecs.packbits_decode(segment, out=room), np.uint8)[:pixels]
         if len(unpacked) < pixels:
             raise ValueError("an RLE segment holds fewer bytes than the frame has pixels")
         # The most significant byte of a sample comes first.

@@ -80,7 +80,7 @@ def age_years(dataset: Dataset) -> float | None:
     """Give the patient's age in years at the study, 90 and more as 90."""
     stated = text(dataset, "PatientAge")
     years = None
-    if stated and _is_number(stated[:-1]) and stated[-1] in _DAYS:
+    if stated and len(stated) <= 4 and _is_number(stated[:-1]) and stated[-1] in _DAYS:
         years = round(int(stated[:-1]) * _DAYS[stated[-1]] / _DAYS["Y"], 2)
     else:
         born, seen = (_date(text(dataset, key)) for key in ("PatientBirthDate", "StudyDate"))

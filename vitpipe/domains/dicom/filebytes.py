@@ -55,9 +55,13 @@ class FileBytes:
         self._inflated = item.pixels.inflated
         self._expected = expected
         self._handle = -1
+        self.stamp: tuple[int, ...] = ()
+        """Device, inode, size and mtime of the opened file."""
         if self._inflated is None:
             self._handle = os.open(item.path, os.O_RDONLY | os.O_CLOEXEC)
-            if expected is not None and os.fstat(self._handle).st_size != expected.size:
+            status = os.fstat(self._handle)
+            self.stamp = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+            if expected is not None and status.st_size != expected.size:
                 self.close()
                 raise self._changed()
 

@@ -22,7 +22,7 @@ MOVING: Final = (
 
 PIXELS: Final = (
     "SOPClassUID", "ImageType", "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated",
-    "BitsStored", "PixelRepresentation", "PhotometricInterpretation", "PresentationLUTShape", "RescaleSlope",
+    "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation", "PresentationLUTShape", "RescaleSlope",
     "RescaleIntercept", "RescaleType", "Units", "PlanarConfiguration", "PixelPaddingValue", "PixelPaddingRangeLimit",
 )  # fmt: skip
 """All that `instance.read_pixels` reads."""

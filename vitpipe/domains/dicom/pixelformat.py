@@ -21,6 +21,8 @@ _COLOURS: Final = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 # Units that DICOM defines for the output of the modality transformation (C.11.1.1.2), other than HU and unspecified.
 _PHYSICAL_TYPES: Final = frozenset({"OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"})
 _UNSPECIFIED: Final = "stored"
+_BROKEN_RESCALE: Final = "its rescale slope or intercept is no number, or the slope is zero; export the file again"
+_MOST_FRAMES: Final = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,10 @@ def physical_dtype(formats: list[PixelFormat]) -> np.dtype[np.generic]:
         if item.lut_bits is not None or item.palette_bits is not None:
             highest = max(highest, (1 << (item.lut_bits or item.palette_bits or 16)) - 1)
             continue
+        if item.samples == 3:
+            # Colours are never rescaled.
+            lowest, highest = min(lowest, item.stored_range[0]), max(highest, item.stored_range[1])
+            continue
         for slope, intercept in set(zip(item.slopes, item.intercepts, strict=True)):
             if not (slope.is_integer() and intercept.is_integer()):
                 return np.dtype("f4")
@@ -139,7 +145,7 @@ def read_format(item: DicomFile) -> PixelFormat:
     samples = _whole(item, "SamplesPerPixel", default=1)
     float_bits = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}.get(item.pixels.keyword, 0)
     allocated = _whole(item, "BitsAllocated", default=float_bits or None)
-    slopes, intercepts = _rescale(dataset, frames)
+    slopes, intercepts = _rescale(dataset, frames, path)
     photometric = (text(dataset, "PhotometricInterpretation") or "MONOCHROME2").upper()
     lut = next(children(dataset, "ModalityLUTSequence"), None)
     units = _units(dataset, photometric, lut)
@@ -165,6 +171,11 @@ def read_format(item: DicomFile) -> PixelFormat:
         planar=number(dataset, "PlanarConfiguration") == 1,
     )
     _check(described, path)
+    high = number(dataset, "HighBit")
+    if high is not None and not float_bits and high != described.bits_stored - 1:
+        raise UnreadableSource(
+            "UNSUPPORTED", "HighBit is not BitsStored - 1: it cannot be told which bits hold the values", path
+        )
     return dataclasses.replace(
         described, padding=_padding(item, described), needs_header=_needs_header(item, described)
     )
@@ -199,7 +210,13 @@ def _stored_number(item: DicomFile, keyword: str, described: PixelFormat) -> flo
         return float(value)
     span = 1 << max(16, described.bits_allocated)
     wrapped = int(value) % span
-    return float(wrapped - span if described.signed and wrapped >= span // 2 else wrapped)
+    stated = wrapped - span if described.signed and wrapped >= span // 2 else wrapped
+    lowest, highest = described.stored_range
+    if not lowest <= stated <= highest:
+        # A read keeps BitsStored bits of a pixel: of what stands for no pixel too.
+        stated %= 1 << described.bits_stored
+        stated -= 1 << described.bits_stored if stated > highest else 0
+    return float(stated)
 
 
 def _whole(item: DicomFile, keyword: str, default: int | None = None) -> int:
@@ -213,7 +230,7 @@ def _whole(item: DicomFile, keyword: str, default: int | None = None) -> int:
     return int(value)
 
 
-def _rescale(dataset: Dataset, frames: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _rescale(dataset: Dataset, frames: int, path: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Give slopes and intercepts: of the functional groups where they are, else of the data set, else 1 and 0.
 
     Source: PS3.3 C.7.6.16.2.9 (Pixel Value Transformation), C.11.1.1.2.
@@ -222,13 +239,16 @@ def _rescale(dataset: Dataset, frames: int) -> tuple[tuple[float, ...], tuple[fl
     def pair(group: Dataset) -> tuple[float, float] | None:
         for transform in children(group, "PixelValueTransformationSequence"):
             slope, intercept = number(transform, "RescaleSlope"), number(transform, "RescaleIntercept")
-            if slope is not None and intercept is not None:
-                return slope, intercept
+            if not slope or intercept is None:
+                raise UnreadableSource("MALFORMED_HEADER", _BROKEN_RESCALE, path)
+            return slope, intercept
         return None
 
     per_frame = [pair(group) for group in children(dataset, "PerFrameFunctionalGroupsSequence")]
-    if len(per_frame) >= frames > 0 and all(per_frame[:frames]):
+    if any(per_frame):
         pairs = [item for item in per_frame[:frames] if item is not None]
+        if len(pairs) < frames:
+            raise UnreadableSource("MALFORMED_HEADER", "some frames have a rescale and others have none", path)
         if len(set(pairs)) == 1:
             pairs = pairs[:1]
         return tuple(item[0] for item in pairs), tuple(item[1] for item in pairs)
@@ -237,6 +257,9 @@ def _rescale(dataset: Dataset, frames: int) -> tuple[tuple[float, ...], tuple[fl
         if shared is not None:
             return (shared[0],), (shared[1],)
     slope, intercept = number(dataset, "RescaleSlope"), number(dataset, "RescaleIntercept")
+    for keyword, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
+        if value is None and text(dataset, keyword) is not None:
+            raise UnreadableSource("MALFORMED_HEADER", _BROKEN_RESCALE, path)
     # Either both or neither are there (type 1C); a slope of zero would erase the pixels.
     return (slope or 1.0,), (intercept or 0.0,)
 
@@ -304,6 +327,8 @@ def _check(item: PixelFormat, path: str) -> None:
         known = item.photometric in (*_MONOCHROME, *_COLOURS, "PALETTE COLOR")
         found = f"{item.photometric if known else 'an unknown photometric interpretation'} with {item.samples} samples"
         raise UnreadableSource("UNSUPPORTED", f"{found} a pixel is not read; convert it to RGB or MONOCHROME2", path)
+    if item.frames > _MOST_FRAMES:
+        raise UnreadableSource("UNSUPPORTED", f"{item.frames} frames in one file; {_MOST_FRAMES} are read", path)
     if math.ceil(item.frame_bits / 8) > LARGEST_FRAME_BYTES:
         raise UnreadableSource(
             "UNSUPPORTED", f"one frame of {item.rows} x {item.cols} pixels takes more than 1 GiB", path

@@ -141,6 +141,7 @@ class FrameDecoder:
         self._place = item.pixels
         self._expected = expected
         self._scratch = scratch
+        self._stamp: tuple[int, ...] | None = None
         self._frames: list[tuple[Span, ...]] | None = None
 
     def stored(self, frame: int) -> NDArray[np.generic]:
@@ -155,6 +156,11 @@ class FrameDecoder:
         """
         try:
             with FileBytes(self._item, self._expected) as source:
+                if self._stamp not in (None, source.stamp):
+                    raise UnreadableSource(
+                        "CHANGED", "it was changed while it was read; ingest again", str(self._item.path)
+                    )
+                self._stamp = source.stamp
                 values = self._decode(source, frame)
             # The head was checked: it needs no second look.
             self._expected = None

@@ -119,7 +119,8 @@ class _Walker:
         syntax, last = b"", 0
         while _explicit(self._data, place)[0] == 2:
             element = self._element(place, implicit=False)
-            if element.tag <= last:
+            # pydicom reads the group's length, and refuses it where it is no long integer.
+            if element.tag <= last or (element.tag == 0x00020000 and element.end - element.start != 4):
                 raise InDoubt
             last, place = element.tag, element.end
             value = self._data[element.start : element.end]

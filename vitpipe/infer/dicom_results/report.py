@@ -51,8 +51,9 @@ def build_report(findings: SourceFindings, originals: Originals, identity: Model
         parameters=[f"{name}={value}" for name, value in facts_of(identity).items()],
     )
     groups: list[Any] = [_source_group(findings, originals, algorithm, result_uid(identity, uid_seed, "source"))]
-    for place, verdict in findings.tiles:
-        tracking = result_uid(identity, uid_seed, "tile", *(repr(item) for item in place))
+    for number, (place, verdict) in enumerate(findings.tiles):
+        # By its number: several tiles of a resampled stack may lie on one frame, in one box.
+        tracking = result_uid(identity, uid_seed, "tile", str(number))
         groups.append(_tile_group(place, verdict, originals, tracking))
     device = sr.DeviceObserverIdentifyingAttributes(
         uid=result_uid(identity, "device"),

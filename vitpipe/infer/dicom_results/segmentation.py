@@ -59,7 +59,8 @@ def build_segmentation(
         probabilities = in_file
     else:
         used = sorted({frame for box, _ in findings.tiles for frame in range(box.frame, box.frame + box.frames)})
-        sources, probabilities = tuple(sources[frame] for frame in used), probabilities[used]
+        if len(used) < len(sources):
+            sources, probabilities = tuple(sources[frame] for frame in used), probabilities[used]
     built = seg.Segmentation(
         source_images=list(sources),
         pixel_array=probabilities,

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from vitpipe import __version__
 from vitpipe.atomic import write_file
 from vitpipe.digest import digest_bytes
+from vitpipe.domains.dicom.files import PARSE_ERRORS
 from vitpipe.domains.dicom.quiet import quiet
 from vitpipe.errors import ConfigError, UnreadableSource
 from vitpipe.infer.contract import ModelContract
@@ -23,7 +24,7 @@ from vitpipe.records import Rejected, Source
 ResultKind = Literal["sr", "seg"]
 
 _FOLDERS: Final[dict[ResultKind, str]] = {"sr": "dicom_sr", "seg": "dicom_seg"}
-_REFUSALS: Final = (ValueError, TypeError, AttributeError, KeyError)
+_REFUSALS: Final = PARSE_ERRORS
 """What highdicom raises where a header does not hold what an object needs."""
 
 
@@ -76,10 +77,11 @@ def _write_one(
 ) -> Path:
     identity, texts = model
     with quiet():
-        originals = read_originals(source, tuple(texts))
-        instances = digest_bytes("\x1f".join(originals.instance_uids).encode("utf-8"))
-        seed = "\x1f".join((kind, __version__, instances, findings.digest))
         try:
+            originals = read_originals(source, tuple(texts))
+            instances = digest_bytes("\x1f".join(originals.instance_uids).encode("utf-8"))
+            # The source too: a multi-frame file may hold several.
+            seed = "\x1f".join((kind, __version__, source.source_id, instances, findings.digest))
             built = _build(kind, source, findings, originals, (identity, seed))
         except _REFUSALS as error:
             reason = (

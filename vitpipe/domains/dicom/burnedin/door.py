@@ -7,11 +7,12 @@ from typing import Final
 from vitpipe.domains.dicom.burnedin.header import HeaderJudge
 from vitpipe.domains.dicom.burnedin.rules import Facts
 from vitpipe.domains.dicom.deidentify.judge import Mask, Reject
-from vitpipe.domains.dicom.fields import number
+from vitpipe.domains.dicom.fields import children, number, text
 from vitpipe.domains.dicom.files import DicomFile
 from vitpipe.errors import UnreadableSource
 
 NOT_MASKED: Final = "BURNED_IN_NOT_MASKED"
+_CLEAN_PIXELS: Final = "113101"
 
 
 def refuse_text_in_pixels(item: DicomFile) -> None:
@@ -28,7 +29,10 @@ def refuse_text_in_pixels(item: DicomFile) -> None:
     verdict = HeaderJudge().decide(facts, item.dataset)
     if isinstance(verdict, Reject):
         raise UnreadableSource(verdict.code, verdict.reason, str(item.path))
-    if isinstance(verdict, Mask) and facts.burned_in != "NO":
+    # The device itself may state NO, too: only who says that the pixels were cleaned has masked its banner.
+    codes = children(item.dataset, "DeidentificationMethodCodeSequence")
+    cleaned = facts.burned_in == "NO" and any(text(code, "CodeValue") == _CLEAN_PIXELS for code in codes)
+    if isinstance(verdict, Mask) and not cleaned:
         raise UnreadableSource(
             NOT_MASKED,
             "its device writes names into known places of the frame, which are not masked; run `vitpipe deidentify` on "

@@ -12,6 +12,7 @@ from vitpipe.domains.dicom.deidentify.judge import Keep, Mask, PixelAccess, Rect
 
 BURNED_IN: Final = "BURNED_IN_ANNOTATION"
 NO_REGIONS: Final = "ULTRASOUND_SCREEN"
+_EDGE_PX: Final = 2
 
 _ULTRASOUND_MODALITIES: Final = ("US", "IVUS")
 _ULTRASOUND_CLASSES: Final = ("1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.6")
@@ -61,8 +62,9 @@ class HeaderJudge:
 def _screen(header: Dataset, facts: Facts, banners: tuple[Rectangle, ...]) -> Mask | None:
     """Mask what of an ultrasound frame is screen; None where nothing tells it from the image."""
     regions = image_regions(header, facts.rows, facts.cols)
-    # Regions that fill the frame do not tell the image from the screen.
-    if regions and (around := outside(regions, facts.rows, facts.cols)):
+    around = outside(regions, facts.rows, facts.cols) if regions else ()
+    # Regions that fill the frame, but for an edge a corner counted as exclusive leaves, do not tell image from screen.
+    if any(min(box.height, box.width) > _EDGE_PX for box in around):
         return Mask((*around, *banners), "masked all but the ultrasound regions that the header gives")
     return Mask(banners, "masked the banner that this ultrasound device writes") if banners else None
 

@@ -20,6 +20,9 @@ from vitpipe.domains.dicom.pixels import FrameDecoder, check_length
 
 _ITEM: Final = b"\xfe\xff\x00\xe0"
 _OVERLAYS: Final = range(0x6000, 0x6020, 2)
+# JPEG's APPn and COM, but for JFIF (0), ICC (2), the colours of JPEG-LS (8) and Adobe's colours (14).
+_JPEG_TEXTS: Final = frozenset({0xFE, *range(0xE0, 0xF0)} - {0xE0, 0xE2, 0xE8, 0xEE})
+_JPEG, _JPEG_SCAN, _J2K, _J2K_COMMENT, _J2K_TILE = b"\xff\xd8", 0xDA, b"\xff\x4f\xff\x51", 0x64, 0x90
 
 
 class FilePixels:
@@ -38,6 +41,11 @@ class FilePixels:
     def frames(self) -> int:
         """Number of frames."""
         return self._format.frames
+
+    @property
+    def native_bytes(self) -> int:
+        """Bytes of all frames, uncompressed."""
+        return -(-self._format.frame_bits * self._format.frames // 8)
 
     @property
     def rows(self) -> int:
@@ -91,16 +99,19 @@ def _even(data: bytes) -> bytes:
     return data + b"\0" * (len(data) % 2)
 
 
-def pixel_element(path: Path, place: PixelPlace) -> DataElement:
+def pixel_element(path: Path, place: PixelPlace, native_bytes: int) -> DataElement:
     """Read the pixel element as it lies in a file, compressed or not.
 
     Args:
         path: the file.
         place: where its value begins.
+        native_bytes: what the frames take where they are not compressed; what lies behind them is no pixel.
     """
     with path.open("rb") if place.inflated is None else io.BytesIO(place.inflated) as stream:
         stream.seek(place.offset)
-        data = _fragments(stream) if place.length is None else stream.read(min(place.length, place.available))
+        # Whole words: big endian files swap the bytes of the last one, too.
+        native = min(place.length or 0, place.available, native_bytes + native_bytes % 2)
+        data = _fragments(stream) if place.length is None else stream.read(native)
     vr = {"FloatPixelData": "OF", "DoubleFloatPixelData": "OD"}.get(place.keyword)
     if vr is None:
         vr = "OB" if place.length is None or place.vr == "OB" else "OW"
@@ -113,8 +124,28 @@ def _fragments(stream: BinaryIO) -> bytes:
     """Read the offset table and all fragments with their item headers, up to the closing delimiter (PS3.5 A.4)."""
     parts = []
     while (header := stream.read(8)) and header[:4] == _ITEM:
-        parts += [header, stream.read(int.from_bytes(header[4:], "little"))]
+        parts += [header, _without_comments(stream.read(int.from_bytes(header[4:], "little")))]
     return b"".join(parts)
+
+
+def _without_comments(stream: bytes) -> bytes:
+    """Blank comments and application data before the first scan or tile (T.81 B.2.4, T.800 A.9.2); lengths stay."""
+    jpeg = stream.startswith(_JPEG)
+    if not jpeg and not stream.startswith(_J2K):
+        return stream
+    data, place = bytearray(stream), 2
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == (_JPEG_SCAN if jpeg else _J2K_TILE):
+            break
+        if marker == 0xFF:
+            place += 1
+            continue
+        if marker in _JPEG_TEXTS if jpeg else marker == _J2K_COMMENT:
+            first, end = place + (4 if jpeg else 6), min(place + 2 + length, len(data))
+            data[first:end] = bytes(max(end - first, 0))
+        place += 2 + length
+    return bytes(data)
 
 
 def has_overlay_in_pixels(dataset: Dataset) -> bool:

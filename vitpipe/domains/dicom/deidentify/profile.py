@@ -85,6 +85,9 @@ class Profile:
         row = self.row(tag)
         if row is None:
             return Action.REMOVE if tag >> 16 in _CURVES or tag >> 16 in _OVERLAYS else None
+        # Beside dates that are moved, one that is kept (a scanner calibrated on the same day) tells by how much.
+        if Option.RETAIN_DATES in options and row[COLUMNS[Option.RETAIN_DATES]] == Action.CLEAN:
+            return Action.CLEAN
         asked = {row[COLUMNS[option]] for option in options}
         for stronger in (Action.KEEP, Action.CLEAN):
             if stronger in asked:

@@ -8,6 +8,7 @@ A text or defined term that stays is replaced where it holds a part of a name or
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -41,6 +42,12 @@ _PUBLIC_DATES: Final = frozenset({"ContextGroupVersion", "ContextGroupLocalVersi
 
 
 _MAKERS: Final = frozenset({"Manufacturer", "ManufacturerModelName"})
+# Without these no reader decodes or places the pixels; their terms are listed, so a name that equals one says nothing.
+_TERMS: Final = {
+    "PhotometricInterpretation": re.compile(r"MONOCHROME[12]|PALETTE COLOR|RGB|YBR_(FULL|FULL_422|ICT|RCT)"),
+    "PatientPosition": re.compile(r"[HF]F(S|P|DR|DL)|[AL]F[A-Z]{1,2}"),
+    "ImageType": re.compile(r"ORIGINAL|DERIVED|PRIMARY|SECONDARY|AXIAL|LOCALIZER|VOLUME|MIXED|NONE"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,7 @@ class Scrubber:
             keep_safe_private(dataset)
         else:
             _remove_private(dataset)
-        coded = values.clean_code(dataset) if holder != TOP else False
+        coded = values.clean_code(dataset, subject.traces) if holder != TOP else False
         for tag in list(dataset.keys()):
             if tag.is_private or (coded and int(tag) in _CODE_TAGS):
                 continue
@@ -218,6 +225,9 @@ class Scrubber:
 def _holds_trace(element: DataElement, subject: Subject) -> bool:
     """Tell whether a text that would stay names somebody of the file; makers' names aside, who may share it."""
     texts = element.VR in values.TEXTS or element.VR == "CS"
+    terms = _TERMS.get(keyword_for_tag(element.tag))
+    if terms is not None and all(map(terms.fullmatch, values.texts(element))):
+        return False
     return texts and keyword_for_tag(element.tag) not in _MAKERS and not subject.traces.isdisjoint(parts_of(element))
 
 

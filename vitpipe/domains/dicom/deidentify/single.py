@@ -134,7 +134,7 @@ class Deidentifier:
                 raise UnreadableSource(verdict.code, verdict.reason, str(item.path))
             rectangles = verdict.rectangles if isinstance(verdict, Mask) else ()
             cleaned = isinstance(verdict, Mask) or (isinstance(verdict, Keep) and verdict.inspected)
-        dataset = _whole(item)
+        dataset = _whole(item, pixels)
         sop_class = text(dataset, "SOPClassUID") or ""
         # Before names and identifiers are gone.
         subject = Subject(read_patient(dataset, self._pseudonym), sop_class, traces_of(dataset))
@@ -164,7 +164,7 @@ def _new_meta(item: DicomFile) -> FileMetaDataset:
     return meta
 
 
-def _whole(item: DicomFile) -> FileDataset:
+def _whole(item: DicomFile, pixels: FilePixels | None) -> FileDataset:
     """Give the header with its pixels, as they lie in the file. What follows them (signatures, padding) does not go on.
 
     Raises:
@@ -177,8 +177,8 @@ def _whole(item: DicomFile) -> FileDataset:
             raise UnreadableSource(
                 "TRUNCATED", "the file ends within its data set; copy the file again", str(item.path)
             )
-    if item.pixels is not None:
-        dataset.add(pixel_element(item.path, item.pixels))
+    if item.pixels is not None and pixels is not None:
+        dataset.add(pixel_element(item.path, item.pixels, pixels.native_bytes))
     whole: FileDataset = dataset
     return whole
 

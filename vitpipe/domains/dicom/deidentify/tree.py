@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, TextIO
 
+from vitpipe import __version__
 from vitpipe.atomic import file_lock, make_folder, sweep_partials, workspace_errors, write_file, write_json
 from vitpipe.domains.dicom.deidentify.judge import PixelJudge
 from vitpipe.domains.dicom.deidentify.options import Option
@@ -242,6 +243,7 @@ def _check_folders(source: Path, target: Path) -> None:
 def _check_recipe(target: Path, recipe: Recipe) -> None:
     """Refuse to mix files of two keys or two sets of options in one tree."""
     stated = {
+        "release": __version__,
         "options": sorted(recipe.options),
         "pixels": recipe.judge_name,
         "key_check": recipe.pseudonym("key check", STAGE),

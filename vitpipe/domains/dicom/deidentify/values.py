@@ -135,13 +135,14 @@ def _meanings() -> dict[tuple[str, str], str]:
     }
 
 
-def clean_code(item: Dataset) -> bool:
+def clean_code(item: Dataset, traces: frozenset[str] = frozenset()) -> bool:
     """Make a coded entry safe: a code of a scheme of the standard stays and gets the scheme's own meaning.
 
     Source: PS3.3 section 8. A private scheme's code and meaning are free texts of a site.
 
     Args:
         item: a data set; changed.
+        traces: parts of names and identifiers of the file, in lower case: no code may hold one.
 
     Returns:
         Whether it is a coded entry, so that its elements were dealt with.
@@ -150,7 +151,9 @@ def clean_code(item: Dataset) -> bool:
     if scheme is None or code is None or "CodeMeaning" not in item:
         return False
     shape = _SCHEMES.get(scheme)
-    if shape is None or not shape.fullmatch(code):
+    # Many a name and number looks like a code; one that the scheme lists says nothing.
+    named = (scheme, code) not in _meanings() and not traces.isdisjoint(re.findall(r"[^\W_]+", code.lower()))
+    if shape is None or not shape.fullmatch(code) or named:
         item.CodingSchemeDesignator, item.CodeValue, item.CodeMeaning = "99ANON", "ANON", DUMMY_TEXT
     else:
         item.CodeMeaning = _meanings().get((scheme, code)) or clean_text(str(item.CodeMeaning)) or DUMMY_TEXT
