@@ -135,6 +135,9 @@ def test_a_version_says_who_it_is(world: World) -> None:
     other = dataclasses.replace(found, sha256="0" * 64)
     assert ask_registry(other, str(world.root)).startswith("holds other weights")
     assert "does not know" in ask_registry(dataclasses.replace(found, version="7"), str(world.root))
+    # A version by that name that somebody else put there.
+    world.client.delete_model_version_tag(NAME, "1", facts.SHA_TAG)
+    assert "was not registered by vitpipe" in ask_registry(found, str(world.root))
 
 
 def test_a_champion_of_other_channels_is_not_compared(world: World, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.domains.dicom_cases import COLS, ROWS, instance, save
-from tests.labels.dicom_label_cases import rtstruct, write_seg
+from tests.labels.dicom_label_cases import make_series, read_rtstruct, rtstruct, write_seg
 from vitpipe import stages
+from vitpipe.atomic import write_parquet
 from vitpipe.check import check_pipeline
 from vitpipe.config import PipelineConfig, TileRecipe
 from vitpipe.cutting import windows
+from vitpipe.digest import digest
 from vitpipe.domains.known import planes_of
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
 from vitpipe.labels import LabelSet, read_labels
@@ -269,3 +272,36 @@ def test_a_volume_asks_all_its_frames(cohort: tuple[Path, NDArray[np.bool_]], tm
         shares = masks[row["patient"], frames, row["row"] : row["row"] + 8].mean(axis=(0, 1, 2))
         best = int(shares.argmax())
         assert row["label"] == (f"part {best + 1}" if shares[best] >= 0.3 else "background")
+
+
+@pytest.mark.parametrize("tiles", [{"depth": 2}, {"orientation": "PIR"}, {"slice_spacing_mm": 1.25}])
+def test_a_run_of_volumes_turned_and_resampled_tiles_takes_their_labels(
+    cohort: tuple[Path, NDArray[np.bool_]], tmp_path: Path, tiles: dict[str, object]
+) -> None:
+    """The frames of such tiles are not those that labels are drawn on, which is no error of the labels."""
+    config = make_config(cohort[0], tiles, min_share=0.3).model_copy(update={"workspace": str(tmp_path / "w")})
+    workspace, _, expected = made(config)
+    prepared = stages.prepare_run(config)
+    table = read_manifest(workspace.run(prepared.run_id)).table
+    labels = expected.set_index("tile_id")["label"].to_dict()
+    assert table.set_index("tile_id")["label"].to_dict() == labels
+    assert len(set(labels.values())) > 1
+
+
+def test_kept_labels_are_used_only_where_the_labels_are_still_drawn(tmp_path: Path) -> None:
+    """The same objects go to another source once the catalog holds the series that they name."""
+    _, sources = make_series(tmp_path / "ct")
+    path = save(rtstruct({"A": [np.array([[0, 0, 0], [7, 0, 0], [7, 7, 0], [0, 7, 0]])]}), tmp_path / "rs" / "a")
+    labels = read_rtstruct(path, sources)
+    assert labels.regions is not None
+    gone = sources[0].source_id
+    tiles = pd.DataFrame({"tile_id": [f"{gone}:0:0:0"], "source_id": [gone], "shard_id": ["s"], "shard_row": [0]})
+    workspace = Workspace(tmp_path / "work")
+    workspace.prepare()
+    kept = pd.DataFrame({"tile_id": tiles["tile_id"], "label": ["A"]})
+    write_parquet(workspace.labels(digest([labels.digest, "tiles"])), kept)
+    recipe, store = TileRecipe(size=8), (workspace, "tiles")
+    assert label_tiles(tiles, sources, labels, recipe, store).tolist() == ["A"]
+    elsewhere = dataclasses.replace(labels.regions, sources=frozenset({"another"}))
+    moved = dataclasses.replace(labels, regions=elsewhere)
+    assert label_tiles(tiles, sources, moved, recipe, store).tolist() == [None]

@@ -197,6 +197,11 @@ def test_of_a_volume_the_middle_slice_is_shown() -> None:
     assert np.array_equal(shown, pixels[:, 2])
     assert np.array_equal(inside, valid[2])
     assert thumbnail(shown, inside) == thumbnail(*middle_slice(shown, inside))
+    # Padded in depth: the middle of what is there.
+    padded = np.zeros((8, 4, 4), bool)
+    padded[:3] = True
+    shown, inside = middle_slice(np.random.default_rng(0).random((1, 8, 4, 4), np.float32), padded)
+    assert inside.all()
 
 
 def test_the_gallery_takes_the_surest_errors_and_two_a_group_at_most() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from tests.domains.dicom_cases import COLS, FRAME, ROWS, SERIES, STUDY, instance, save
+from tests.domains.dicom_cases import COLS, FRAME, ROWS, SERIES, STUDY, enhanced, instance, save
 from tests.infer.infer_cases import make_package
 from tests.infer.result_cases import CLASSES, IDENTITY, Written, make_predictor, predict_and_write, write_series
 from vitpipe.errors import ConfigError, DataError
@@ -21,6 +22,7 @@ from vitpipe.infer.dicom_results.originals import read_originals
 from vitpipe.infer.dicom_results.report import build_report
 from vitpipe.infer.dicom_results.segmentation import paint
 from vitpipe.infer.dicom_results.whence import read_identity
+from vitpipe.infer.dicom_results.write import ResultKind
 from vitpipe.infer.predictor import Predictor
 from vitpipe.infer.versions import ModelIdentity
 from vitpipe.results import whence
@@ -197,6 +199,68 @@ def test_what_cannot_be_written_is_a_code_and_no_end(predictor: Predictor, tmp_p
     assert len(written.files) == 1
     assert [item.code for item in written.rejected] == ["NO_DICOM_RESULT"]
     assert "StudyInstanceUID" in written.rejected[0].reason
+
+
+@pytest.mark.parametrize("kind", ["sr", "seg"])
+@pytest.mark.parametrize(
+    ("whole", "cut"),
+    [
+        # SingleCollimationWidth, a double of four bytes.
+        (b"\x18\x00\x06\x93FD\x08\x00CANARY42", b"\x18\x00\x06\x93FD\x04\x00CANA"),
+        # SmallestImagePixelValue, a short of one byte.
+        (b"\x28\x00\x06\x01US\x02\x00CA", b"\x28\x00\x06\x01US\x01\x00C"),
+    ],
+)
+def test_one_malformed_value_costs_one_source_its_result(
+    predictor: Predictor, tmp_path: Path, kind: ResultKind, whole: bytes, cut: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_series(tmp_path / "d" / "good")
+    value = whole[8:]
+    odd = {
+        "SingleCollimationWidth": struct.unpack("<d", value)[0] if len(value) == 8 else 1.0,
+        "SmallestImagePixelValue": struct.unpack("<H", value)[0] if len(value) == 2 else 1,
+    }
+    bad = save(instance(0, SeriesInstanceUID="9.9", SOPInstanceUID="9.8", **odd), tmp_path / "d" / "bad")
+    data = bad.read_bytes()
+    assert data.count(whole) == 1
+    bad.write_bytes(data.replace(whole, cut))
+    with caplog.at_level(logging.DEBUG):
+        written = predict_and_write(predictor, tmp_path / "d", tmp_path, kind)
+    assert len(written.result.sources) == 2
+    assert len(written.files) == 1
+    assert [item.code for item in written.rejected] == ["NO_DICOM_RESULT"]
+    assert "CA" not in caplog.text + written.rejected[0].reason.replace("DICOM", "")
+
+
+def test_tiles_finer_than_the_slices_are_tracked_one_by_one(series: Path, tmp_path: Path) -> None:
+    fine = make_predictor(tmp_path / "m", slice_spacing_mm=0.5)
+    written = predict_and_write(fine, series, tmp_path, "sr")
+    found = highdicom.sr.MeasurementReport.from_sequence(highdicom.sr.srread(written.files[0]).content, is_root=True)
+    uids = [group.tracking_uid for group in found.get_planar_roi_measurement_groups()]
+    assert len(uids) == len(written.result.tiles) > 3 * 2
+    assert len(set(uids)) == len(uids)
+
+
+def test_two_stacks_of_one_file_get_a_report_each(predictor: Predictor, tmp_path: Path) -> None:
+    both = enhanced([0, 1, 2, 0, 1, 2])
+    for number, group in enumerate(both.PerFrameFunctionalGroupsSequence):
+        content, stack = pydicom.Dataset(), 1 + number // 3
+        content.StackID, content.InStackPositionNumber = str(stack), 1 + number % 3
+        content.TemporalPositionIndex, content.DimensionIndexValues = stack, [stack, 1 + number % 3]
+        group.FrameContentSequence = [content]
+        # The same pixels and the same scale: the predictions do not tell the two apart.
+        group.PixelValueTransformationSequence[0].RescaleSlope = 1
+    save(both, tmp_path / "d" / "a")
+    written = predict_and_write(predictor, tmp_path / "d", tmp_path, "sr")
+    assert written.rejected == []
+    assert len(set(written.files)) == len(written.result.sources) == 2
+    named: set[int] = set()
+    for path in written.files:
+        content = highdicom.sr.srread(path).content
+        found = highdicom.sr.MeasurementReport.from_sequence(content, is_root=True)
+        for group in found.get_planar_roi_measurement_groups():
+            named.add(int(group.roi.ContentSequence[0].ReferencedSOPSequence[0].ReferencedFrameNumber))
+    assert named == {1, 2, 3, 4, 5, 6}
 
 
 def test_the_log_names_no_one(

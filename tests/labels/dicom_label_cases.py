@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 
-from tests.domains.dicom_cases import COLS, FRAME, ROWS, SERIES, STUDY, instance, save, scan
+from tests.domains.dicom_cases import COLS, FRAME, ROWS, SERIES, STUDY, instance, save, scan, stored
 from vitpipe.config import DicomRtstructLabels, DicomSegLabels
 from vitpipe.domains.known import planes_of
 from vitpipe.labels import LabelSet, read_labels
@@ -28,6 +28,26 @@ def make_series(folder: Path, frames: int = FRAMES, **values: object) -> tuple[l
             setattr(header, keyword, "")
         save(header, folder / f"{(number * 5) % frames}-{number}")
     return headers, scan(folder)[0]
+
+
+def make_twins(folder: Path) -> tuple[list[Dataset], list[Source]]:
+    """Write a series whose first two frames lie in one place, as those of a film; give both headers, and its sources.
+
+    The order of names is not that of the frames.
+    """
+    headers, _ = make_series(folder, 4)
+    header = instance(0, SOPInstanceUID="1.2.3.777.4.99", InstanceNumber=99)
+    header.PixelData = (stored(0) + 3).astype(np.uint16).tobytes()
+    for keyword in ("StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"):
+        setattr(header, keyword, "")
+    save(header, folder / "0")
+    return [headers[0], header], scan(folder)[0]
+
+
+def frame_of(source: Source, header: Dataset) -> int:
+    uid = PSEUDONYM("instance_uid", header.SOPInstanceUID)
+    (frame,) = [frame for frame, plane in enumerate(planes_of(source, PSEUDONYM)) if plane.instance_uid == uid]
+    return frame
 
 
 def random_masks(classes: int, frames: int = FRAMES, seed: int = 0) -> NDArray[np.bool_]:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from matplotlib.path import Path as Polygon
 from numpy.typing import NDArray
+from pydicom import Dataset
 
 from tests.conftest import SHARED
 from tests.domains.dicom_cases import COLS, ROWS, save
-from tests.labels.dicom_label_cases import codes, drawn, make_series, read_rtstruct, rtstruct
+from tests.labels.dicom_label_cases import codes, drawn, frame_of, make_series, make_twins, read_rtstruct, rtstruct
 from vitpipe.errors import LabelError
 from vitpipe.labels.contours import fill
 from vitpipe.records import Grid, Source
@@ -113,6 +114,39 @@ def test_other_frames_points_and_nonsense_are_codes(tmp_path: Path) -> None:
     assert drawn(labels, source, "A")[0].sum() == 9
     assert "1.2.3" not in str(labels.rejected)
     assert "CANARY" not in str(labels.rejected)
+
+
+def test_contours_of_a_finer_series_do_not_erase_each_other(tmp_path: Path) -> None:
+    """Frames are 2.5 mm apart, contours 1.25 mm: those between two frames are on neither."""
+    _, (source,) = make_series(tmp_path / "ct")
+    finer = np.arange(0, 12.6, 1.25)
+    # Those between the frames are smaller: only the nearest plane's size is right.
+    contours = [box(0.5, 0.5, 6.5, 8.5 if number % 2 == 0 else 4.5, z_mm) for number, z_mm in enumerate(finer)]
+    save(rtstruct({"A": contours}), tmp_path / "rs" / "a")
+    found = drawn(read_rtstruct(tmp_path / "rs", [source]), source, "A")
+    assert found.sum(axis=(1, 2)).tolist() == [6 * 8] * 6
+
+
+def test_of_frames_in_one_place_the_one_that_a_contour_names_is_drawn_on(tmp_path: Path) -> None:
+    headers, (source,) = make_twins(tmp_path / "ct")
+    for number, header in enumerate(headers):
+        image = Dataset()
+        image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+        dataset = rtstruct({"A": [box(0.5, 0.5, 3.5, 3.5, 0)]})
+        dataset.ROIContourSequence[0].ContourSequence[0].ContourImageSequence = [image]
+        save(dataset, tmp_path / "rs" / f"{number}")
+        found = drawn(read_rtstruct(tmp_path / "rs" / f"{number}", [source]), source, "A")
+        assert np.flatnonzero(found.any(axis=(1, 2))).tolist() == [frame_of(source, header)]
+
+
+def test_notes_hold_no_path(tmp_path: Path) -> None:
+    _, (source,) = make_series(tmp_path / "ct")
+    save(rtstruct({"A": [box(0, 0, 3, 3, 0)]}), tmp_path / "rs" / "good")
+    save(rtstruct({"A": [box(0, 0, 3, 3, 0)]}, frame="1.2.3.4"), tmp_path / "rs" / "Canary^John")
+    labels = read_rtstruct(tmp_path / "rs", [source])
+    assert any("1 LABEL_OTHER_FRAME" in note for note in labels.notes)
+    assert "Canary" not in " ".join(labels.notes)
+    assert str(tmp_path) not in " ".join(labels.notes)
 
 
 @pytest.mark.shared

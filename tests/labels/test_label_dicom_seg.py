@@ -9,18 +9,22 @@ import pydicom
 import pytest
 
 from tests.conftest import SHARED
-from tests.domains.dicom_cases import COLS, ROWS, save, scan
+from tests.domains.dicom_cases import COLS, ROWS, enhanced, instance, save, scan
 from tests.labels.dicom_label_cases import (
     FRAMES,
+    PSEUDONYM,
     codes,
     drawn,
+    frame_of,
     make_series,
+    make_twins,
     random_masks,
     read_rtstruct,
     read_seg,
     rtstruct,
     write_seg,
 )
+from vitpipe.domains.known import planes_of
 from vitpipe.errors import ConfigError, LabelError
 from vitpipe.labels.segmask import SegReader
 from vitpipe.records import Grid, Source
@@ -170,6 +174,36 @@ def test_a_picture_without_geometry_is_found_by_its_instance(tmp_path: Path) -> 
     (source,) = [item for item in sources if item.source_id == source_id]
     assert source.files[0].endswith("-1")
     assert np.array_equal(drawn(labels, source, "part 1"), masks[..., 0])
+
+
+def test_of_frames_in_one_place_the_one_that_a_segment_names_is_drawn_on(tmp_path: Path) -> None:
+    headers, (source,) = make_twins(tmp_path / "ct")
+    for number, header in enumerate(headers):
+        path = write_seg(tmp_path / "seg" / f"{number}.dcm", [header], np.ones((1, ROWS, COLS, 1), np.uint8))
+        labels = read_seg(path, [source])
+        found = drawn(labels, source, "part 1").any(axis=(1, 2))
+        assert np.flatnonzero(found).tolist() == [frame_of(source, header)]
+        assert codes(labels) == []
+
+
+def test_a_film_in_one_file_is_told_apart_by_the_number_of_the_frame(tmp_path: Path) -> None:
+    film = enhanced([0, 0, 0])
+    for keyword in ("StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"):
+        setattr(film, keyword, "")
+    save(film, tmp_path / "ct" / "a")
+    (source,) = scan(tmp_path / "ct")[0]
+    image = instance(0, SOPInstanceUID=film.SOPInstanceUID)
+    for keyword in ("StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"):
+        setattr(image, keyword, "")
+    path = write_seg(tmp_path / "seg" / "a.dcm", [image], np.ones((1, ROWS, COLS, 1), np.uint8))
+    for number in (1, 2, 3):
+        written = pydicom.dcmread(path)
+        (group,) = written.PerFrameFunctionalGroupsSequence
+        group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber = number
+        written.save_as(path)
+        found = drawn(read_seg(path, [source]), source, "part 1").any(axis=(1, 2))
+        named = [plane.number for plane in planes_of(source, PSEUDONYM)].index(number - 1)
+        assert np.flatnonzero(found).tolist() == [named]
 
 
 def test_images_that_are_gone_are_a_code(tmp_path: Path) -> None:

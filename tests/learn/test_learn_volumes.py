@@ -63,6 +63,7 @@ def test_volumes_are_learnt_and_the_saved_model_gives_the_logits_of_the_run(
     [
         ({"name": "vit_tiny_patch16_224"}, 4, "takes 2-D tiles.*`model.name: monai_vit`.*`tiles.neighbours`"),
         ({"img_size": 16}, 4, "the tiles are 3-D; give depth, height and width"),
+        ({"img_size": [8, 16, 24]}, 4, r"img_size is \[8, 16, 24\].*height and width alike, such as \[8, 16, 16\]"),
         ({"patch_size": [3, 8, 8]}, 4, "not a multiple"),
         ({"patch_size": 8}, 4, "not a multiple"),
         ({}, None, r"model.patch_size is \[2, 8, 8\], but the tiles are 2-D"),

@@ -15,9 +15,9 @@ from vitpipe.errors import LabelError, UnreadableSource
 from vitpipe.labels import objects
 from vitpipe.labels.base import LabelSet, PlanesOf
 from vitpipe.labels.contours import ContourMask
-from vitpipe.labels.objects import Candidates, Gathered, LabelObject, items, quiet
+from vitpipe.labels.objects import Candidates, Gathered, LabelObject, image_reference, items, quiet
 from vitpipe.labels.placing import Placing, region_label_set
-from vitpipe.labels.planes import Miss
+from vitpipe.labels.planes import Miss, Reference
 from vitpipe.pseudonym import Pseudonymiser
 from vitpipe.records import Source
 
@@ -75,8 +75,8 @@ def _take(item: LabelObject, recipe: DicomRtstructLabels, candidates: Candidates
         if number not in wanted:
             continue
         found: dict[tuple[str, int], list[tuple[float, NDArray[np.float64]]]] = {}
-        for points in _contours(roi, others):
-            for frame, height_mm, pixels in _located(points, placing):
+        for points, references in _contours(roi, others, candidates):
+            for frame, height_mm, pixels in _located(points, references, placing):
                 found.setdefault(frame, []).append((height_mm, pixels))
         for frame, contours in found.items():
             drawn.setdefault(frame, []).append((wanted[number], ContourMask(_of_nearest_plane(contours))))
@@ -122,8 +122,10 @@ def _references(dataset: Dataset) -> dict[str, list[str]]:
     return {"instance_uid": instances, "series_uid": series, "study_uid": [str(dataset.get("StudyInstanceUID", ""))]}
 
 
-def _contours(roi: Dataset, others: set[str]) -> Iterator[NDArray[np.float64]]:
-    """Give the closed contours of a ROI (N, 3) in millimetres; names the kinds of others."""
+def _contours(
+    roi: Dataset, others: set[str], candidates: Candidates
+) -> Iterator[tuple[NDArray[np.float64], list[Reference]]]:
+    """Give the closed contours of a ROI (N, 3) in millimetres, and the images of each; names the kinds of others."""
     for contour in items(roi, "ContourSequence"):
         kind = str(contour.get("ContourGeometricType", "")).upper()
         if kind not in _CLOSED:
@@ -133,7 +135,8 @@ def _contours(roi: Dataset, others: set[str]) -> Iterator[NDArray[np.float64]]:
         if points.size % 3 or not np.isfinite(points).all():
             raise ValueError("contour data are no triplets of numbers")
         if points.size >= 9:
-            yield points.reshape(-1, 3)
+            images = items(contour, "ContourImageSequence")
+            yield points.reshape(-1, 3), [image_reference(image, candidates) for image in images]
 
 
 def _numbers(contour: Dataset) -> NDArray[np.float64]:
@@ -154,10 +157,10 @@ def _of_nearest_plane(contours: Sequence[tuple[float, NDArray[np.float64]]]) -> 
 
 
 def _located(
-    points: NDArray[np.float64], placing: Placing
+    points: NDArray[np.float64], references: Sequence[Reference], placing: Placing
 ) -> Iterator[tuple[tuple[str, int], float, NDArray[np.float64]]]:
     """Give the frame of each source on which a contour lies, its height over it, and the contour in its pixels."""
-    found = [(stack, stack.locate_contour(points)) for stack in placing.stacks]
+    found = [(stack, stack.locate_contour(points, references)) for stack in placing.stacks]
     if not any(isinstance(item, tuple) for _, item in found):
         placing.count([item for _, item in found if isinstance(item, Miss)])
     for stack, item in found:

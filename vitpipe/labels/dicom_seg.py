@@ -14,9 +14,9 @@ from vitpipe.config import DicomSegLabels
 from vitpipe.errors import LabelError, UnreadableSource
 from vitpipe.labels import objects
 from vitpipe.labels.base import LabelSet, PlanesOf
-from vitpipe.labels.objects import Candidates, Gathered, LabelObject, floats, items, quiet
+from vitpipe.labels.objects import Candidates, Gathered, LabelObject, floats, image_reference, items, quiet
 from vitpipe.labels.placing import Placing, region_label_set
-from vitpipe.labels.planes import LabelPlane
+from vitpipe.labels.planes import LabelPlane, Reference
 from vitpipe.labels.segmask import SegMask, SegReader
 from vitpipe.pseudonym import Pseudonymiser
 from vitpipe.records import Source
@@ -149,14 +149,10 @@ def _of(group: Dataset, shared: Dataset, sequence: str, what: tuple[str, int]) -
     return None
 
 
-def _sources_of(group: Dataset, candidates: Candidates) -> Iterator[tuple[str, int | None]]:
+def _sources_of(group: Dataset, candidates: Candidates) -> Iterator[Reference]:
     for derivation in items(group, "DerivationImageSequence"):
         for image in items(derivation, "SourceImageSequence"):
-            numbers = image.get("ReferencedFrameNumber")
-            number = None
-            if numbers is not None:
-                number = int(numbers if isinstance(numbers, int | str) else numbers[0]) - 1
-            yield candidates.named("instance_uid", image.ReferencedSOPInstanceUID), number
+            yield image_reference(image, candidates)
 
 
 def _segments_in(stored: NDArray[Any], kind: str, number: int | None, threshold: float) -> Sequence[int]:

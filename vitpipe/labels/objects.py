@@ -22,7 +22,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from vitpipe.digest import digest_file
 from vitpipe.errors import ConfigError
 from vitpipe.labels.base import PlanesOf
-from vitpipe.labels.planes import Stack
+from vitpipe.labels.planes import Reference, Stack
 from vitpipe.pseudonym import Pseudonymiser
 from vitpipe.records import Rejected, Source
 
@@ -199,3 +199,12 @@ def floats(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | No
     if value is None or isinstance(value, str | float | int) or len(value) != count:
         return None
     return tuple(float(item) for item in value)
+
+
+def image_reference(image: Dataset, candidates: Candidates) -> Reference:
+    """Give the instance, as a pseudonym, and the frame that an item of a sequence of images names."""
+    numbers = image.get("ReferencedFrameNumber")
+    number = None
+    if numbers is not None:
+        number = int(numbers if isinstance(numbers, int | str) else numbers[0]) - 1
+    return candidates.named("instance_uid", image.get("ReferencedSOPInstanceUID", "")), number

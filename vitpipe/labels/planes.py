@@ -22,8 +22,11 @@ ORIENTATION_TOLERANCE: Final = 1e-4
 OFFSET_SHARE: Final = 0.1
 """Largest distance between a label's grid and the image's: this share of a pixel, and of the step between frames."""
 LONE_FRAME_MM: Final = 0.1
-_SAME_PLACE_MM: Final = 1e-3
 """Largest distance from the plane of a source that has one frame, thus no step."""
+_SAME_PLACE_MM: Final = 1e-3
+
+Reference = tuple[str, int | None]
+"""Pseudonym of an instance, and the frame in it (None: its only one)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,8 @@ class LabelPlane:
     spacing_mm: Vector | None
     shape: tuple[int, int]
     """Rows, columns."""
-    references: tuple[tuple[str, int | None], ...] = ()
-    """Pseudonyms of the instances that it was drawn on, and the frame in each (None: its only one)."""
+    references: tuple[Reference, ...] = ()
+    """What it was drawn on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ class Stack:
         return float(np.median(np.diff(places))) if len(places) > 1 else None
 
     def nearest(
-        self, position: Vector, orientation: Vector, references: Sequence[tuple[str, int | None]] = ()
+        self, position: Vector, orientation: Vector, references: Sequence[Reference] = ()
     ) -> tuple[int, float] | None:
         """Give the frame of that orientation whose plane is nearest to a point, and the distance; None: no such.
 
@@ -137,13 +140,16 @@ class Stack:
             return Miss(along_mm, "it lies between two frames of the image")
         return self._in_plane(frame, plane)
 
-    def locate_contour(self, points: NDArray[np.float64]) -> tuple[int, float, NDArray[np.float64]] | Miss:
+    def locate_contour(
+        self, points: NDArray[np.float64], references: Sequence[Reference] = ()
+    ) -> tuple[int, float, NDArray[np.float64]] | Miss:
         """Find the frame of a planar contour.
 
         A contour off the plane by no more than half a step goes to the nearest frame.
 
         Args:
             points: (N, 3), mm.
+            references: what it was drawn on; they tell frames in one place apart.
 
         Returns:
             The frame, the contour's height over it (mm along the normal), and the contour (N, 2)
@@ -154,7 +160,7 @@ class Stack:
         orientation = tuple(self._orientations[0])
         normal = self.normal(orientation)
         along = points @ normal
-        found = self.nearest(tuple(points[0] + normal * (along.mean() - along[0])), orientation)
+        found = self.nearest(tuple(points[0] + normal * (along.mean() - along[0])), orientation, references)
         assert found is not None
         frame, away_mm = found
         image = self.planes[frame]
