@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from datetime import date
 from typing import Any
 
@@ -65,6 +65,15 @@ def value_of(dataset: Dataset, keyword: str) -> Any:  # noqa: ANN401
         return dataset.get(keyword)
     except PARSE_ERRORS:
         return None
+
+
+def is_empty(dataset: Dataset, keyword: str) -> bool:
+    """Tell whether an element is absent or has no value; False where it has one that does not convert."""
+    try:
+        value = dataset.get(keyword)
+    except PARSE_ERRORS:
+        return False
+    return value is None or (isinstance(value, Sized) and not len(value))
 
 
 def acquired_year(dataset: Dataset) -> str | None:

@@ -18,7 +18,7 @@ from typing import BinaryIO, Final, cast
 from pydicom import Dataset, dcmread
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import read_dataset
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -62,8 +62,7 @@ _DEFER_BYTES: Final = 1 << 20
 _LARGE_READ_BYTES: Final = 1 << 20
 _UNDEFINED: Final = 0xFFFFFFFF
 _SNIFF_BYTES: Final = 132
-_META_ENDS: Final = 144
-"""Plus the group's length, which stands in its first element."""
+_META_GROUP: Final = 2
 LARGEST_INFLATED: Final = 1 << 30
 _LARGEST_FIRST_ELEMENT: Final = 1 << 16
 
@@ -143,8 +142,7 @@ def _read_stream(path: Path, stream: BinaryIO) -> DicomFile:
     has_prefix = head[128:132] == b"DICM"
     if not has_prefix and not _begins_like_dicom(head):
         raise UnreadableSource("NOT_DICOM", _what_else(path, head), str(path))
-    if has_prefix:
-        _check_inflated(path, stream)
+    _check_inflated(path, stream, _SNIFF_BYTES if has_prefix else 0)
     stream.seek(0)
     dataset = dcmread(stream, stop_before_pixels=True, defer_size=_DEFER_BYTES, force=True)
     syntax = _transfer_syntax(dataset)
@@ -162,13 +160,20 @@ def _read_stream(path: Path, stream: BinaryIO) -> DicomFile:
     return DicomFile(path, dataset, syntax, pixels)
 
 
-def _check_inflated(path: Path, stream: BinaryIO) -> None:
-    """Refuse a deflated file that inflates to more than is read: by a thousand times, where it is made to do harm."""
-    stream.seek(0)
-    meta = read_file_meta_info(str(path))
+def _check_inflated(path: Path, stream: BinaryIO, start: int) -> None:
+    """Refuse a deflated file that inflates to more than is read: by a thousand times, where it is made to do harm.
+
+    Args:
+        path: the file.
+        stream: of the file; left behind its meta group, from where pydicom inflates.
+        start: of the meta group.
+    """
+    stream.seek(start)
+    meta = read_dataset(
+        stream, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag >> 16 != _META_GROUP
+    )
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return
-    stream.seek(_META_ENDS + int(meta.FileMetaInformationGroupLength))
     inflater, left = zlib.decompressobj(-zlib.MAX_WBITS), LARGEST_INFLATED
     while not inflater.eof and (block := inflater.unconsumed_tail or stream.read(_LARGE_READ_BYTES)):
         left -= len(inflater.decompress(block, _LARGE_READ_BYTES))

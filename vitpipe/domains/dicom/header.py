@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, NoReturn, Protocol, TypeAlias
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
@@ -110,6 +110,14 @@ class Header:
         if len(value) > _LARGEST_VALUE:
             raise InDoubt
         return reader(value)
+
+    def get_item(self, _: str) -> NoReturn:
+        """Leave sequences to pydicom.
+
+        Raises:
+            InDoubt: always.
+        """
+        raise InDoubt
 
 
 def _strings(value: bytes) -> str | list[str]:

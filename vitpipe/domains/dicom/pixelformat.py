@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import struct
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import numpy as np
 from pydicom import Dataset
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.uid import UID, ExplicitVRBigEndian
 
-from vitpipe.domains.dicom.fields import children, number, text, value_of
+from vitpipe.domains.dicom.fields import children, is_empty, number, text, value_of
 from vitpipe.domains.dicom.files import DicomFile
 from vitpipe.errors import UnreadableSource
 
@@ -21,8 +23,12 @@ _COLOURS: Final = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 # Units that DICOM defines for the output of the modality transformation (C.11.1.1.2), other than HU and unspecified.
 _PHYSICAL_TYPES: Final = frozenset({"OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"})
 _UNSPECIFIED: Final = "stored"
-_BROKEN_RESCALE: Final = "its rescale slope or intercept is no number, or the slope is zero; export the file again"
+_BROKEN_RESCALE: Final = (
+    "of its rescale slope and intercept one is missing or no number, or the slope is zero; export the file again"
+)
 _MOST_FRAMES: Final = 1 << 18
+_ITEMS: Final = 0xFFFE
+_UNDEFINED: Final = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +153,7 @@ def read_format(item: DicomFile) -> PixelFormat:
     allocated = _whole(item, "BitsAllocated", default=float_bits or None)
     slopes, intercepts = _rescale(dataset, frames, path)
     photometric = (text(dataset, "PhotometricInterpretation") or "MONOCHROME2").upper()
-    lut = next(children(dataset, "ModalityLUTSequence"), None)
+    lut = next(iter(_groups(dataset, "ModalityLUTSequence", path)), None)
     units = _units(dataset, photometric, lut)
     described = PixelFormat(
         frames=frames,
@@ -194,7 +200,21 @@ def _padding(item: DicomFile, described: PixelFormat) -> tuple[float, float] | N
     if first is None:
         return None
     last = _stored_number(item, "PixelPaddingRangeLimit", described)
-    return (first, first) if last is None else (min(first, last), max(first, last))
+    return _kept(min(first, first if last is None else last), max(first, first if last is None else last), described)
+
+
+def _kept(first: float, last: float, described: PixelFormat) -> tuple[float, float] | None:
+    """Give what is left of a range of values when a read keeps BitsStored bits of each pixel."""
+    lowest, highest = described.stored_range
+    if described.float_bits or lowest <= first <= last <= highest:
+        return first, last
+    span = 1 << described.bits_stored
+    moved = (first - lowest) % span + lowest, (last - lowest) % span + lowest
+    if moved[1] - moved[0] == last - first:
+        return moved
+    # Its ends do not move together: the part outside the stored bits may fall on any value, of true pixels too.
+    first, last = max(first, lowest), min(last, highest)
+    return (first, last) if first <= last else None
 
 
 def _stored_number(item: DicomFile, keyword: str, described: PixelFormat) -> float | None:
@@ -210,13 +230,7 @@ def _stored_number(item: DicomFile, keyword: str, described: PixelFormat) -> flo
         return float(value)
     span = 1 << max(16, described.bits_allocated)
     wrapped = int(value) % span
-    stated = wrapped - span if described.signed and wrapped >= span // 2 else wrapped
-    lowest, highest = described.stored_range
-    if not lowest <= stated <= highest:
-        # A read keeps BitsStored bits of a pixel: of what stands for no pixel too.
-        stated %= 1 << described.bits_stored
-        stated -= 1 << described.bits_stored if stated > highest else 0
-    return float(stated)
+    return float(wrapped - span if described.signed and wrapped >= span // 2 else wrapped)
 
 
 def _whole(item: DicomFile, keyword: str, default: int | None = None) -> int:
@@ -235,16 +249,7 @@ def _rescale(dataset: Dataset, frames: int, path: str) -> tuple[tuple[float, ...
 
     Source: PS3.3 C.7.6.16.2.9 (Pixel Value Transformation), C.11.1.1.2.
     """
-
-    def pair(group: Dataset) -> tuple[float, float] | None:
-        for transform in children(group, "PixelValueTransformationSequence"):
-            slope, intercept = number(transform, "RescaleSlope"), number(transform, "RescaleIntercept")
-            if not slope or intercept is None:
-                raise UnreadableSource("MALFORMED_HEADER", _BROKEN_RESCALE, path)
-            return slope, intercept
-        return None
-
-    per_frame = [pair(group) for group in children(dataset, "PerFrameFunctionalGroupsSequence")]
+    per_frame = [_group_rescale(group, path) for group in _groups(dataset, "PerFrameFunctionalGroupsSequence", path)]
     if any(per_frame):
         pairs = [item for item in per_frame[:frames] if item is not None]
         if len(pairs) < frames:
@@ -252,16 +257,57 @@ def _rescale(dataset: Dataset, frames: int, path: str) -> tuple[tuple[float, ...
         if len(set(pairs)) == 1:
             pairs = pairs[:1]
         return tuple(item[0] for item in pairs), tuple(item[1] for item in pairs)
-    for group in children(dataset, "SharedFunctionalGroupsSequence"):
-        shared = pair(group)
+    for group in _groups(dataset, "SharedFunctionalGroupsSequence", path):
+        shared = _group_rescale(group, path)
         if shared is not None:
             return (shared[0],), (shared[1],)
-    slope, intercept = number(dataset, "RescaleSlope"), number(dataset, "RescaleIntercept")
-    for keyword, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
-        if value is None and text(dataset, keyword) is not None:
-            raise UnreadableSource("MALFORMED_HEADER", _BROKEN_RESCALE, path)
-    # Either both or neither are there (type 1C); a slope of zero would erase the pixels.
-    return (slope or 1.0,), (intercept or 0.0,)
+    # Either both or neither are there (type 1C).
+    if is_empty(dataset, "RescaleSlope") and is_empty(dataset, "RescaleIntercept"):
+        return (1.0,), (0.0,)
+    slope, intercept = _pair(dataset, path)
+    return (slope,), (intercept,)
+
+
+def _group_rescale(group: Dataset, path: str) -> tuple[float, float] | None:
+    for transform in _groups(group, "PixelValueTransformationSequence", path):
+        return _pair(transform, path)
+    return None
+
+
+def _pair(holder: Dataset, path: str) -> tuple[float, float]:
+    slope, intercept = number(holder, "RescaleSlope"), number(holder, "RescaleIntercept")
+    # A slope of zero would erase the pixels.
+    if not slope or intercept is None:
+        raise UnreadableSource("MALFORMED_HEADER", _BROKEN_RESCALE, path)
+    return slope, intercept
+
+
+def _groups(holder: Dataset, keyword: str, path: str) -> list[Dataset]:
+    """Give the items of a sequence on which the physical values depend: they must parse, and be whole."""
+    if keyword not in holder:
+        return []
+    whole = _is_whole(holder, keyword)
+    found = list(children(holder, keyword)) if whole else []
+    if not whole or (not found and not is_empty(holder, keyword)):
+        raise UnreadableSource(
+            "MALFORMED_HEADER", f"{keyword}, on which the values depend, is broken; export the file again", path
+        )
+    return found
+
+
+def _is_whole(holder: Dataset, keyword: str) -> bool:
+    """Tell whether the items of a sequence end within it; pydicom takes what there is of the last one."""
+    raw = cast("DataElement | RawDataElement", holder.get_item(keyword))
+    if not isinstance(raw, RawDataElement) or not isinstance(raw.value, bytes):
+        return True
+    item, place = struct.Struct("<HHI" if raw.is_little_endian else ">HHI"), 0
+    while place + item.size <= len(raw.value):
+        group, _, length = item.unpack_from(raw.value, place)
+        if group != _ITEMS or length == _UNDEFINED:
+            # Of undefined length, or no item: pydicom sees to it.
+            return True
+        place += item.size + length
+    return place == len(raw.value)
 
 
 def _rescale_type(dataset: Dataset) -> str | None:
