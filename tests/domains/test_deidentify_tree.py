@@ -18,6 +18,7 @@ from pydicom import dcmread
 from typer.testing import CliRunner
 
 from flows.cli import app
+from vitpipe import __version__
 from vitpipe.domains.dicom.deidentify.judge import StatedJudge
 from vitpipe.domains.dicom.deidentify.options import options_from
 from vitpipe.domains.dicom.deidentify.tree import Recipe, deidentify_tree
@@ -176,6 +177,34 @@ def test_another_key_or_other_options_are_refused(tmp_path: Path) -> None:
     for other in (recipe("retain-dates"), recipe(key=Pseudonymiser(b"another"))):
         with pytest.raises(ConfigError, match="other options or another key"):
             deidentify_tree(source, target, other)
+
+
+def test_another_release_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    series(source)
+    deidentify_tree(source, target, recipe())
+    assert json.loads((target / "recipe.json").read_text())["release"] == __version__
+    # What a release makes of a file may differ from what the one before made of its neighbours.
+    monkeypatch.setattr("vitpipe.domains.dicom.deidentify.tree.__version__", f"{__version__}.post9")
+    with pytest.raises(ConfigError, match=r"another release, or with other options.*recipe\.json"):
+        deidentify_tree(source, target, recipe())
+
+
+def test_a_name_that_is_not_utf_8_ends_no_run(tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    try:
+        for number, name in enumerate((b"M\xfcller.dcm", b"M\xf6ller.dcm")):
+            path = save(instance(number), source / "a.dcm")
+            os.rename(path, os.fsencode(source) + b"/" + name)
+        Path(os.fsdecode(os.fsencode(source) + b"/\xe4.txt")).write_text("text")
+    except OSError:
+        pytest.skip("needs a file system that takes any bytes as a name")
+    save(instance(2), source / "b.dcm")
+    first = deidentify_tree(source, target, recipe())
+    assert (first.done, first.rejected) == (3, {"NOT_DICOM": 1})
+    # They are told apart, and known again.
+    second = deidentify_tree(source, target, recipe())
+    assert (second.done, second.skipped, second.rejected) == (0, 3, {"NOT_DICOM": 1})
 
 
 def test_no_file_or_none_that_can_be_written_is_an_error(tmp_path: Path) -> None:

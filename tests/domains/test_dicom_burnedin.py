@@ -93,6 +93,10 @@ def test_what_an_ultrasound_states_of_text_does_not_matter_where_the_screen_is_m
     "regions",
     [
         [region(0, 0, 79, 63)],
+        # A corner that was counted as exclusive leaves an edge: to mask that is no masking.
+        [region(0, 0, 78, 63)],
+        [region(0, 0, 78, 62)],
+        [region(1, 1, 78, 62)],
         [region(-5, -5, 500, 500)],
         [region(0, 0, 79, 40), region(0, 30, 79, 63)],
         [region(10, 10, 60, 60, kind=0)],
@@ -103,6 +107,7 @@ def test_what_an_ultrasound_states_of_text_does_not_matter_where_the_screen_is_m
 )
 def test_regions_that_tell_nothing_are_no_reason_to_keep_a_screen(regions: list[Dataset]) -> None:
     assert code(judge(ultrasound(regions))) == "ULTRASOUND_SCREEN"
+    assert code(judge(ultrasound(regions, BurnedInAnnotation="YES"))) == "BURNED_IN_ANNOTATION"
 
 
 def test_a_known_banner_inside_a_region_is_masked_too() -> None:

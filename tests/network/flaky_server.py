@@ -21,7 +21,8 @@ class Flaky:
     """What the server holds, and how it fails.
 
     `faults` maps what is asked for (``studies``, ``series``, ``instances``, ``all`` of a series, or the last number of
-    an instance) to what happens to the next requests: a status, ``(status, headers)``, ``"cut"`` or ``"slow"``.
+    an instance) to what happens to the next requests: a status, ``(status, headers)``, ``"cut"``, ``"slow"``, or
+    ``"short"``: the first half of a list. `always` says the same of all requests.
     """
 
     def __init__(self, paths: list[Path]) -> None:
@@ -60,12 +61,12 @@ def running(flaky: Flaky, certificate: Path | None = None) -> Iterator[Flaky]:
                 status, headers = fault if isinstance(fault, tuple) else (fault, {})
                 self._send(status, b"", headers)
             elif len(place) % 2:
-                self._search(kind, parse_qs(url.query))
+                self._search(kind, parse_qs(url.query), short=fault == "short")
             else:
                 names = list(flaky.instances) if kind == "all" else [place[-1]]
                 self._images([flaky.instances[name] for name in names], cut=fault == "cut")
 
-        def _search(self, kind: str, query: dict[str, list[str]]) -> None:
+        def _search(self, kind: str, query: dict[str, list[str]], *, short: bool) -> None:
             # No filter is known here: all is given, whatever was asked for.
             study = {
                 "0020000D": STUDY,
@@ -79,7 +80,8 @@ def running(flaky: Flaky, certificate: Path | None = None) -> Iterator[Flaky]:
                 "instances": [{"00080018": name} for name in flaky.instances],
             }
             offset = int(query.get("offset", ["0"])[0]) if flaky.pages else 0
-            page = listed[kind][offset : offset + int(query["limit"][0])]
+            whole = listed[kind][: len(listed[kind]) // 2] if short else listed[kind]
+            page = whole[offset : offset + int(query["limit"][0])]
             entries = [{tag: {"vr": "UI", "Value": [value]} for tag, value in entry.items()} for entry in page]
             self._send(200, json.dumps(entries).encode(), {"Content-Type": "application/dicom+json"})
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+import socketserver
 import subprocess
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -131,6 +134,46 @@ def test_a_server_that_goes_away_is_transient_and_what_arrived_is_kept(flaky: Fl
     assert fetch(config, workspace, QUICK).done == SLICES - 4
 
 
+@pytest.mark.parametrize("query", [{}, {"Modality": "CT"}])
+@pytest.mark.parametrize(("kind", "fault"), [("series", 404), ("instances", 404), ("series", "short")])
+def test_a_list_that_was_gone_for_a_moment_is_asked_for_again(
+    kind: str, fault: object, query: dict[str, str], flaky: Flaky, tmp_path: Path
+) -> None:
+    config, workspace = pipeline(tmp_path, flaky.url, query=query)
+    flaky.always = {kind: fault}
+    assert fetch(config, workspace, QUICK).done == 0
+    flaky.always = {}
+    assert fetch(config, workspace, QUICK).done == SLICES
+    assert fetched_bytes(workspace.root) == sorted(flaky.instances.values())
+    assert fetch(config, workspace, QUICK).skipped == SLICES
+
+
+def test_a_list_that_was_short_is_completed(flaky: Flaky, tmp_path: Path) -> None:
+    config, workspace = pipeline(tmp_path, flaky.url)
+    flaky.always = {"instances": "short"}
+    assert fetch(config, workspace, QUICK).done == SLICES // 2
+    flaky.always = {}
+    summary = fetch(config, workspace, QUICK)
+    assert (summary.done, summary.skipped) == (SLICES - SLICES // 2, SLICES // 2)
+    # Now it is whole: a search of studies is enough.
+    flaky.asked.clear()
+    assert fetch(config, workspace, QUICK).skipped == SLICES
+    assert set(flaky.asked) == {"studies"}
+
+
+def test_many_instances_in_a_row_in_vain_end_the_fetch(flaky: Flaky, tmp_path: Path) -> None:
+    config, workspace = pipeline(tmp_path, flaky.url, max_reject_share=1)
+    # Searches are answered: only the images are not.
+    flaky.always = {"all": 503, **{str(number): 503 for number in range(SLICES)}}
+    with pytest.raises(TransientError, match="HTTP 503"):
+        fetch(config, workspace, QUICK)
+    assert sum(kind.isdigit() for kind in flaky.asked) == 5 * QUICK.tries
+    # As many, but with one between them that comes.
+    del flaky.always["3"]
+    summary = fetch(config, workspace, QUICK)
+    assert (summary.done, summary.rejected) == (1, {"FETCH_FAILED": 5})
+
+
 def test_nobody_answers(tmp_path: Path) -> None:
     config, workspace = pipeline(tmp_path, f"http://127.0.0.1:{free_port()}/dicom-web")
     with pytest.raises(TransientError, match="cannot be reached"):
@@ -197,6 +240,30 @@ def test_a_certificate_is_trusted_only_where_its_authority_is_named(
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", certifi.where())
         monkeypatch.setenv("VITPIPE_DICOMWEB_CA", str(made))
         assert fetch(config, workspace, QUICK).done == 2
+
+
+def test_a_broken_encrypted_connection_is_tried_again(tmp_path: Path) -> None:
+    tries: list[int] = []
+
+    class Alert(socketserver.BaseRequestHandler):
+        """Answers a TLS greeting with the alert ``internal_error`` (RFC 8446, 6.2)."""
+
+        def handle(self) -> None:
+            tries.append(len(self.request.recv(1 << 16)))
+            self.request.sendall(bytes([21, 3, 3, 0, 2, 2, 80]))
+            self.request.shutdown(socket.SHUT_WR)
+            while self.request.recv(1 << 16):
+                pass
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Alert) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
+        config, workspace = pipeline(tmp_path, f"https://127.0.0.1:{server.server_address[1]}/dicom-web")
+        try:
+            with pytest.raises(TransientError, match="breaks off the encrypted connection"):
+                fetch(config, workspace, QUICK)
+        finally:
+            server.shutdown()
+    assert len(tries) == QUICK.tries
 
 
 def test_the_token_is_sent_and_never_told(flaky: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

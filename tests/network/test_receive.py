@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
@@ -204,6 +205,23 @@ def test_an_open_association_may_end_before_the_receiver_does(tmp_path: Path) ->
     # Both are there, and no thread of the receiver is left.
     assert len(received(found.folder)) == 2
     assert not [thread for thread in threading.enumerate() if thread.name == "quiet studies"]
+
+
+def test_a_terminal_that_is_closed_ends_no_watch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    told: list[str] = []
+
+    def tell(commit: StudyCommit) -> None:
+        told.append(commit.study)
+        if len(told) == 1:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    folder = tmp_path / "received"
+    with Receiver(ReceiverOptions(folder, port=0, quiet_seconds=QUIET_SECONDS), KEY, tell) as receiver:
+        for patient in range(2):
+            assert send(receiver.port, [write_instance(tmp_path / "made", patient, 0, 0)]) == [STORED]
+            wait_for(lambda wanted=patient + 1: len(told) == wanted)  # type: ignore[misc]
+    assert sorted(committed(folder)) == sorted(told)
+    assert f"study {told[0]} is complete, but that could not be told: Broken pipe" in caplog.text
 
 
 def test_a_data_set_without_uids_is_refused(tmp_path: Path) -> None:

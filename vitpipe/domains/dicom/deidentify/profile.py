@@ -75,7 +75,7 @@ class Profile:
     def action(self, tag: int, place: tuple[int, str], options: frozenset[Option]) -> Action | None:
         """Give what the profile and the options want of an attribute; None where the table does not name it.
 
-        Keeping goes before cleaning, cleaning before the basic action.
+        Keeping goes before cleaning, cleaning before the basic action; where dates are moved, all of them are.
 
         Args:
             tag: the attribute.

@@ -45,7 +45,7 @@ _MAKERS: Final = frozenset({"Manufacturer", "ManufacturerModelName"})
 # Without these no reader decodes or places the pixels; their terms are listed, so a name that equals one says nothing.
 _TERMS: Final = {
     "PhotometricInterpretation": re.compile(r"MONOCHROME[12]|PALETTE COLOR|RGB|YBR_(FULL|FULL_422|ICT|RCT)"),
-    "PatientPosition": re.compile(r"[HF]F(S|P|DR|DL)|[AL]F[A-Z]{1,2}"),
+    "PatientPosition": re.compile(r"[HF]F(S|P|DR|DL)|[LR]F[SP]|[AP]FD[LR]"),
     "ImageType": re.compile(r"ORIGINAL|DERIVED|PRIMARY|SECONDARY|AXIAL|LOCALIZER|VOLUME|MIXED|NONE"),
 }
 

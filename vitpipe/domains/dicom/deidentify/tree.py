@@ -4,7 +4,7 @@ What lies in the target::
 
     <patient>/<study>/<series>/<instance>.dcm   pseudonyms all
     quarantine.csv    a row a file that was not written: its place in the sorted walk of the source, code, reason
-    recipe.json       the options, and a check of the key that does not give it away
+    recipe.json       the release, the options, and a check of the key that does not give it away
     ledger.jsonl      a line a file that was dealt with: its keyed name, its keyed content, what became of it
 
 A run that was stopped goes on where it was: a file whose path, size and time are in the ledger, and whose result is
@@ -93,7 +93,8 @@ def deidentify_tree(
         `done` files were written, `skipped` were there already, `rejected` were not written, by code.
 
     Raises:
-        ConfigError: the folders lie in each other, or the target was made with other options or another key.
+        ConfigError: the folders lie in each other, or the target was made by another release, with other options
+            or another key.
         DataError: there is no file, or every one of them was rejected.
         TransientError: the store does not answer; the same call goes on later.
         WorkspaceError: the target cannot be written, or another run writes it.
@@ -241,7 +242,7 @@ def _check_folders(source: Path, target: Path) -> None:
 
 
 def _check_recipe(target: Path, recipe: Recipe) -> None:
-    """Refuse to mix files of two keys or two sets of options in one tree."""
+    """Refuse to mix files of two releases, two keys or two sets of options in one tree."""
     stated = {
         "release": __version__,
         "options": sorted(recipe.options),
@@ -252,7 +253,10 @@ def _check_recipe(target: Path, recipe: Recipe) -> None:
     if not path.exists():
         write_json(path, stated)
     elif json.loads(path.read_text(encoding="utf-8")) != stated:
-        raise ConfigError(f"{target} was made with other options or another key, see {path}; name another folder")
+        raise ConfigError(
+            f"{target} was made by another release, or with other options or another key, see {path}; name another"
+            " folder"
+        )
 
 
 def _sweep(target: Path) -> None:

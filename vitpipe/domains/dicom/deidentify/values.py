@@ -152,8 +152,9 @@ def clean_code(item: Dataset, traces: frozenset[str] = frozenset()) -> bool:
         return False
     shape = _SCHEMES.get(scheme)
     # Many a name and number looks like a code; one that the scheme lists says nothing.
-    named = (scheme, code) not in _meanings() and not traces.isdisjoint(re.findall(r"[^\W_]+", code.lower()))
-    if shape is None or not shape.fullmatch(code) or named:
+    listed = shape is not None and (scheme, code) in _meanings()
+    named = not traces.isdisjoint(re.findall(r"[^\W_]+", code.lower()))
+    if not listed and (shape is None or not shape.fullmatch(code) or named):
         item.CodingSchemeDesignator, item.CodeValue, item.CodeMeaning = "99ANON", "ANON", DUMMY_TEXT
     else:
         item.CodeMeaning = _meanings().get((scheme, code)) or clean_text(str(item.CodeMeaning)) or DUMMY_TEXT
