@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.end_to_end.pipeline_cases import environment
 from tests.network.network_cases import CANARIES, PATIENTS, SERIES, SLICES, pipeline, texts_below, write_studies
 from tests.network.orthanc import PASSWORD, USER, Orthanc, needs_orthanc
 from vitpipe import stages as stages_of_chain
@@ -24,9 +24,11 @@ ALL = PATIENTS * SERIES * SLICES
 
 
 def vitpipe(verb: str, config: Path) -> Any:
-    environment = os.environ | {"VITPIPE_DICOMWEB_USER": USER, "VITPIPE_DICOMWEB_PASSWORD": PASSWORD}
+    # Not of this process: other tests set addresses of servers.
+    login = {"VITPIPE_DICOMWEB_USER": USER, "VITPIPE_DICOMWEB_PASSWORD": PASSWORD}
+    child = environment(config.parent / "home") | login
     command = [sys.executable, "-m", "flows.cli", verb, str(config), "--json"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=child, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert not [canary for canary in CANARIES if canary in done.stdout + done.stderr]
     return json.loads(done.stdout)

@@ -23,6 +23,7 @@ from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, Implicit
 
 from flows.receive import Ingester
 from tests.domains.dicom_cases import save
+from tests.end_to_end.pipeline_cases import environment
 from tests.network.network_cases import CANARIES, PATIENTS, SERIES, SLICES, texts_below, write_instance, write_studies
 from tests.network.orthanc import Orthanc, free_port
 from vitpipe.config import PipelineConfig
@@ -277,7 +278,9 @@ def command(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[byte
     told = folder / "told"
     line = [sys.executable, "-m", "flows.cli", "receive", "--to", str(folder / "received"), "--port", "0", "--json"]
     with told.open("w") as stderr, (folder / "json").open("w") as stdout:
-        process = subprocess.Popen([*line, *options], cwd=ROOT, stdout=stdout, stderr=stderr)
+        # Not the environment of this process: other tests set addresses of servers.
+        child = environment(folder / "home")
+        process = subprocess.Popen([*line, *options], cwd=ROOT, env=child, stdout=stdout, stderr=stderr)
     try:
         wait_for(lambda: "listens on" in told.read_text(), 60)
         yield process, told, int(re.findall(r":(\d+),", told.read_text())[0])
