@@ -51,6 +51,8 @@ _TAGS: Final = {
     "BodyPartExamined": "00180015",
 }
 """Of the keys of a query that have one value in an answer."""
+_SERIES_COUNT: Final = "00201209"
+"""NumberOfSeriesRelatedInstances."""
 _SAY_SECONDS: Final = 10.0
 
 
@@ -220,19 +222,26 @@ class _Job:
         asked = {"Modality": query.Modality or self._source.modality, "BodyPartExamined": query.BodyPartExamined}
         return {key: value for key, value in asked.items() if value}
 
-    def _search_instances(self, server: Server, study_uid: str) -> dict[str, tuple[str, str]]:
-        """Give name to (series UID, instance UID) of all that is wanted of a study."""
+    def _search_instances(self, server: Server, study_uid: str) -> tuple[dict[str, tuple[str, str]], bool]:
+        """Give name to (series UID, instance UID) of all that is wanted of a study, and whether every list was whole.
+
+        A list is so if it holds what the server counts of its series or, where it counts none, anything at all.
+        """
         filters = self._series_filters()
         found: dict[str, tuple[str, str]] = {}
+        whole = True
         for series in server.search(("studies", study_uid, "series"), filters, SERIES_UID):
             if not _fits(series, filters):
                 continue
             series_uid = value_of(series, SERIES_UID) or ""
             place = ("studies", study_uid, "series", series_uid, "instances")
+            before, count = len(found), value_of(series, _SERIES_COUNT)
             for entry in server.search(place, {}, INSTANCE_UID):
                 instance_uid = value_of(entry, INSTANCE_UID) or ""
                 found[studies.file_name(self.pseudonym, series_uid, instance_uid)] = series_uid, instance_uid
-        return found
+            listed = len(found) - before
+            whole = whole and (listed == int(count) if count and count.isdigit() else listed > 0)
+        return found, whole and bool(found)
 
     def _fetch_study(self, name: str, offer: _Offer) -> _Fetched:
         shown, hidden = studies.in_use(self._root, name), studies.out_of_use(self._root, name)
@@ -243,7 +252,7 @@ class _Job:
                 hidden.rename(shown)
             return _Fetched(skipped=len(commit.files))
         with self._server() as server:
-            wanted = self._search_instances(server, offer.uid)
+            wanted, whole = self._search_instances(server, offer.uid)
             if folder == shown and shown.is_dir():
                 # Out of sight while it is incomplete.
                 shown.rename(hidden)
@@ -255,7 +264,9 @@ class _Job:
             arrived, rejected = study.fetch(
                 {item: uids for item, uids in wanted.items() if item not in there}, self._stop
             )
-        new = StudyCommit(name, {**there, **arrived}, rejected, self._selection, offer.instances if wanted else None)
+        # Where a list was gone or short, nothing is said of the whole: the next fetch asks again.
+        offered = offer.instances if whole else None
+        new = StudyCommit(name, {**there, **arrived}, rejected, self._selection, offered)
         studies.write_commit(hidden, new)
         hidden.rename(shown)
         reasons = {str(shown / item): reason for item, (_, reason) in rejected.items()}

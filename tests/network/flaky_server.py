@@ -31,6 +31,7 @@ class Flaky:
         self.always: dict[str, object] = {}
         self.asked: list[str] = []
         self.pages = True
+        self.counts_series = True
         self.authorization = ""
         self.port = 0
 
@@ -74,9 +75,10 @@ def running(flaky: Flaky, certificate: Path | None = None) -> Iterator[Flaky]:
                 "00100020": "CANARY-0",
                 "00080020": "20190607",
             }
+            counted = {"00201209": len(flaky.instances)} if flaky.counts_series else {}
             listed: dict[str, list[dict[str, object]]] = {
                 "studies": [study],
-                "series": [{"0020000E": SERIES, "00080060": "CT"}],
+                "series": [{"0020000E": SERIES, "00080060": "CT", **counted}],
                 "instances": [{"00080018": name} for name in flaky.instances],
             }
             offset = int(query.get("offset", ["0"])[0]) if flaky.pages else 0

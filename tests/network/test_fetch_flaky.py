@@ -148,8 +148,14 @@ def test_a_list_that_was_gone_for_a_moment_is_asked_for_again(
     assert fetch(config, workspace, QUICK).skipped == SLICES
 
 
-def test_a_list_that_was_short_is_completed(flaky: Flaky, tmp_path: Path) -> None:
-    config, workspace = pipeline(tmp_path, flaky.url)
+@pytest.mark.parametrize(
+    ("query", "counts_series"), [({}, True), ({"Modality": "CT"}, True), ({}, False)], ids=["all", "filter", "no count"]
+)
+def test_a_list_that_was_short_is_completed(
+    query: dict[str, str], counts_series: bool, flaky: Flaky, tmp_path: Path
+) -> None:
+    flaky.counts_series = counts_series
+    config, workspace = pipeline(tmp_path, flaky.url, query=query)
     flaky.always = {"instances": "short"}
     assert fetch(config, workspace, QUICK).done == SLICES // 2
     flaky.always = {}
