@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian
 
 from benchmarks.frame import Case, Table
 from vitpipe.config import DicomSource
@@ -147,23 +148,21 @@ def write_series(folder: Path, frames: int, syntax: str) -> Path:
 
 
 def _write(path: Path, number: int, values: NDArray[Any], syntax: str) -> None:
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = syntax, CTImageStorage
-    meta.MediaStorageSOPInstanceUID = f"1.2.3.9.{number}"
-    item = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    item.SOPClassUID, item.SOPInstanceUID = CTImageStorage, f"1.2.3.9.{number}"
-    item.StudyInstanceUID, item.SeriesInstanceUID, item.FrameOfReferenceUID = "1.2.3.1", "1.2.3.2", "1.2.3.3"
-    item.Modality, item.PatientID, item.InstanceNumber = "CT", "bench", number + 1
-    item.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-    item.Manufacturer, item.ManufacturerModelName, item.KVP, item.SliceThickness = "Maker", "Model", 120, 1.0
+    """Write a slice with the header of a real scanner, some 260 elements: the one of pydicom's CT_small.dcm."""
+    item = dcmread(str(get_testdata_file("CT_small.dcm")))
+    item.file_meta.TransferSyntaxUID = syntax
+    item.SOPInstanceUID = item.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.9.{number}"
+    item.InstanceNumber = number + 1
     item.ImagePositionPatient, item.ImageOrientationPatient = [0, 0, float(number)], [1, 0, 0, 0, 1, 0]
-    _describe(item)
     item.PixelSpacing, item.RescaleSlope, item.RescaleIntercept = [0.8, 0.8], 1, -1024
     item.Rows, item.Columns = values.shape
     item.SamplesPerPixel, item.PhotometricInterpretation, item.PixelRepresentation = 1, "MONOCHROME2", 0
     bits = 8 * values.dtype.itemsize
     item.BitsAllocated, item.BitsStored = bits, min(bits, 12)
     item.HighBit = item.BitsStored - 1
+    for keyword in ("PixelPaddingValue", "SmallestImagePixelValue", "LargestImagePixelValue", "DataSetTrailingPadding"):
+        if keyword in item:
+            delattr(item, keyword)
     if syntax == ExplicitVRLittleEndian:
         item.PixelData = values.tobytes()
     else:
@@ -171,40 +170,6 @@ def _write(path: Path, number: int, values: NDArray[Any], syntax: str) -> None:
         item["PixelData"].is_undefined_length = True
     item["PixelData"].VR = "OW"
     item.save_as(path, enforce_file_format=True)
-
-
-def _describe(item: FileDataset) -> None:
-    """Add what a scanner's header holds beside: some sixty elements more, a sequence and a private block among them."""
-    for keyword in ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "InstanceCreationDate"):
-        setattr(item, keyword, "20200102")
-    for keyword in ("StudyTime", "SeriesTime", "AcquisitionTime", "ContentTime", "InstanceCreationTime"):
-        setattr(item, keyword, "112233.456")
-    texts = (
-        "InstitutionName", "StationName", "StudyDescription", "SeriesDescription", "BodyPartExamined", "ScanOptions",
-        "SoftwareVersions", "ProtocolName", "ConvolutionKernel", "FilterType", "PatientPosition", "RotationDirection",
-        "DeviceSerialNumber", "StudyID", "AccessionNumber", "PositionReferenceIndicator", "PatientName", "PatientSex",
-    )  # fmt: skip
-    for keyword in texts:
-        setattr(item, keyword, "TEXT 1")
-    decimals = (
-        "DataCollectionDiameter", "ReconstructionDiameter", "DistanceSourceToDetector", "DistanceSourceToPatient",
-        "GantryDetectorTilt", "TableHeight", "FocalSpots", "SliceLocation", "WindowCenter", "WindowWidth", "TableSpeed",
-        "SingleCollimationWidth", "TotalCollimationWidth", "TableFeedPerRotation", "SpiralPitchFactor",
-    )  # fmt: skip
-    for keyword in decimals:
-        setattr(item, keyword, 12.5)
-    integers = (
-        "SeriesNumber", "AcquisitionNumber", "XRayTubeCurrent", "Exposure", "ExposureTime", "GeneratorPower",
-        "HighBit", "SmallestImagePixelValue", "LargestImagePixelValue",
-    )  # fmt: skip
-    for keyword in integers:
-        setattr(item, keyword, 11)
-    block = item.private_block(0x0045, "MAKER 01", create=True)
-    for place in range(12):
-        block.add_new(place, "DS", "1.25")
-    reference = Dataset()
-    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = CTImageStorage, "1.2.3.4"
-    item.ReferencedImageSequence = [reference] * 3
 
 
 def _index(files: Path) -> Source:
