@@ -102,8 +102,10 @@ def test_a_rescale_that_is_no_number_is_no_slope_of_one(tmp_path: Path, value: b
     assert code_of(place(tmp_path, decimal(tag, value), syntax=syntax)) == "MALFORMED_HEADER"
 
 
-def test_both_broken_are_not_none(tmp_path: Path) -> None:
-    assert code_of(place(tmp_path, decimal(SLOPE, b"abc"), decimal(INTERCEPT, b"abc"))) == "MALFORMED_HEADER"
+@pytest.mark.parametrize(("vr", "value"), [(b"DS", b"abc "), (b"FD", b"1\0\0\0")], ids=["text", "too short"])
+def test_both_broken_are_not_none(tmp_path: Path, vr: bytes, value: bytes) -> None:
+    both = ((SLOPE, vr, value), (INTERCEPT, vr, value))
+    assert code_of(place(tmp_path, *both)) == "MALFORMED_HEADER"
 
 
 @pytest.mark.parametrize("value", [b"0", b"0.0", b"-0", b"0e3"])
