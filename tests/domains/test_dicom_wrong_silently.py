@@ -102,6 +102,12 @@ def test_a_rescale_that_is_no_number_is_no_slope_of_one(tmp_path: Path, value: b
     assert code_of(place(tmp_path, decimal(tag, value), syntax=syntax)) == "MALFORMED_HEADER"
 
 
+@pytest.mark.parametrize(("vr", "value"), [(b"DS", b"abc "), (b"FD", b"1\0\0\0")], ids=["text", "too short"])
+def test_both_broken_are_not_none(tmp_path: Path, vr: bytes, value: bytes) -> None:
+    both = ((SLOPE, vr, value), (INTERCEPT, vr, value))
+    assert code_of(place(tmp_path, *both)) == "MALFORMED_HEADER"
+
+
 @pytest.mark.parametrize("value", [b"0", b"0.0", b"-0", b"0e3"])
 def test_a_slope_of_zero_is_refused(tmp_path: Path, value: bytes) -> None:
     assert code_of(place(tmp_path, decimal(SLOPE, value))) == "MALFORMED_HEADER"
@@ -173,20 +179,24 @@ CUT = {
     "item head": b"\xfe\xff\x00\xe0",
     "item": item(b"\x01\x02", 256),
     "nested": item(element(0x00289145, b"SQ", b"\x01\x02\x03\x04")),
+    "no item": b"\x28\x00\x53\x10DS\x02\x001 ",
+    "endless": b"\xfe\xff\x00\xe0\xff\xff\xff\xff" + element(0x00289145, b"SQ", b"", length=256),
+    "place": item(element(0x00209113, b"SQ", b"\xfe\xff\x00\xe0")),
 }
 
 
 @pytest.mark.parametrize("tag", [LUT, SHARED, PER_FRAME], ids=["lut", "shared", "per frame"])
 @pytest.mark.parametrize("kind", list(CUT))
 def test_a_sequence_that_ends_within_an_item_is_a_rejection(tmp_path: Path, tag: int, kind: str) -> None:
-    # No rescale is sought within a table.
-    wanted = "" if (tag, kind) == (LUT, "nested") else "MALFORMED_HEADER"
+    # Neither rescale nor place is sought within a table.
+    wanted = "" if tag == LUT and kind in ("nested", "place") else "MALFORMED_HEADER"
     assert code_of(place(tmp_path, (tag, b"SQ", CUT[kind]), gone=(SLOPE, INTERCEPT))) == wanted
 
 
-def test_a_cut_sequence_ends_no_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["item head", "place"])
+def test_a_cut_sequence_ends_no_batch(tmp_path: Path, kind: str) -> None:
     config, workspace = pipeline(tmp_path)
-    place(Path(config.source.path), (SHARED, b"SQ", CUT["item head"]))
+    place(Path(config.source.path), (SHARED, b"SQ", CUT[kind]))
     save(instance(2), Path(config.source.path) / "good")
     assert run(config, workspace) == {"file": "MALFORMED_HEADER", "good": ""}
 

@@ -28,6 +28,7 @@ _BROKEN_RESCALE: Final = (
 )
 _MOST_FRAMES: Final = 1 << 18
 _ITEMS: Final = 0xFFFE
+_ITEM_END: Final = 0xE00D
 _UNDEFINED: Final = 0xFFFFFFFF
 
 
@@ -303,9 +304,11 @@ def _is_whole(holder: Dataset, keyword: str) -> bool:
     item, place = struct.Struct("<HHI" if raw.is_little_endian else ">HHI"), 0
     while place + item.size <= len(raw.value):
         group, _, length = item.unpack_from(raw.value, place)
-        if group != _ITEMS or length == _UNDEFINED:
-            # Of undefined length, or no item: pydicom sees to it.
-            return True
+        if group != _ITEMS:
+            return False
+        if length == _UNDEFINED:
+            # Its length is known to who parses it; it has an end at least.
+            return raw.value.find(item.pack(_ITEMS, _ITEM_END, 0), place) >= 0
         place += item.size + length
     return place == len(raw.value)
 
