@@ -66,14 +66,14 @@ class FrameReader:
             return
         # Not kept if the next lines fail.
         self._file = None
-        path = Path(self._source.files[place])
+        path = self._source.files[place]
         if self._plan is None:
             with quiet():
-                self._look(path)
+                self._look(Path(path))
         else:
             item, described, expected = self._plan.file(place)
             self._decoder = FrameDecoder(item, described, expected, self._scratch)
-            self._transform = Transform(item.dataset, described, str(path))
+            self._transform = Transform(item.dataset, described, path)
         self._file = place
 
     def _look(self, path: Path) -> None:
