@@ -14,6 +14,7 @@ from vitpipe.errors import ConfigError
 KEY_VARIABLE = "VITPIPE_KEY"
 _KEY_FILE = "key"
 _LENGTH = 16
+_SHORTEST_KEY = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def load_key_file(path: Path) -> Pseudonymiser:
     """Take the key from a file, which is made once (mode 0600) where there is none.
 
     Raises:
-        ConfigError: the file is empty.
+        ConfigError: the file is empty, or too short to be a secret.
         WorkspaceError: it cannot be written.
     """
     with file_lock(path.with_name(f"{path.name}.lock"), wait=True):
@@ -70,4 +71,11 @@ def load_key_file(path: Path) -> Pseudonymiser:
             with write_file(path) as partial:
                 partial.touch(mode=0o600)
                 partial.write_text(secrets.token_hex(32), encoding="ascii")
-    return Pseudonymiser(path.read_bytes())
+    # An editor ends a file with a newline: it is no part of the key.
+    key = path.read_bytes().strip()
+    if 0 < len(key) < _SHORTEST_KEY:
+        raise ConfigError(
+            f"the key in {path} has {len(key)} bytes: too short to be a secret, as pseudonyms could be guessed; give "
+            f"{_SHORTEST_KEY} or more, or name a file that does not exist, and a key is made"
+        )
+    return Pseudonymiser(key)

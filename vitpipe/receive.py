@@ -263,7 +263,14 @@ class Receiver:
     def __enter__(self) -> Self:
         """Listen."""
         with ExitStack() as stack:
-            stack.enter_context(file_lock(self._options.folder / _WORK / "lock", wait=False))
+            try:
+                stack.enter_context(file_lock(self._options.folder / _WORK / "lock", wait=False))
+            except WorkspaceError as error:
+                if not isinstance(error.__cause__, BlockingIOError):
+                    raise
+                raise ConfigError(
+                    f"another `vitpipe receive` writes to {self._options.folder}; end it, or give another `--to`"
+                ) from error
             self._inbox = Inbox(self._options.folder, self._pseudonym)
             self._listen()
             self._watch.start()

@@ -78,7 +78,8 @@ def write_starter(data: Path, out: Path, *, overwrite: bool) -> Findings:
 
 
 def _look_at(data: Path, key: Pseudonymiser) -> _Look:
-    paths = list_files(_look_config("images", data))
+    # A file may be a DICOMDIR, which stands for the files that it names.
+    paths = list_files(_look_config("dicom" if data.is_file() else "images", data))
     if not paths:
         raise DataError(
             f"{data} holds no file; give the folder that holds the data (names that begin with a dot are left out)"

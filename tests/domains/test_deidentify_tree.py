@@ -253,6 +253,13 @@ class TestCommand:
             for name in ("one", "two")
         )
         assert one == two != []
+        # An editor adds a newline; a text that is no secret is refused.
+        (tmp_path / "key").write_text((tmp_path / "key").read_text() + "\n")
+        assert self.run(tmp_path / "in", tmp_path / "one", "--key-file", tmp_path / "key", key=None)[0] == 0
+        (tmp_path / "note").write_text("hi\n")
+        code, output = self.run(tmp_path / "in", tmp_path / "three", "--key-file", tmp_path / "note", key=None)
+        assert code == 2
+        assert "too short to be a secret" in output
 
     def test_options_and_exit_codes(self, tmp_path: Path) -> None:
         series(tmp_path / "in")

@@ -18,6 +18,8 @@ from vitpipe.domains.dicom.directory import read_directory
 from vitpipe.domains.dicom.quiet import quiet
 from vitpipe.errors import DataError
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
+from vitpipe.loading import load_config
+from vitpipe.starter import write_starter
 from vitpipe.workspace import Workspace
 
 BUNDLED = Path(pydicom.data.__file__).parent / "test_files" / "dicomdirtests"
@@ -115,3 +117,10 @@ def test_data_is_no_directory(tmp_path: Path) -> None:
     assert read_directory(save(instance(1), tmp_path / "data")) is None
     (tmp_path / "text").write_text("no DICOM")
     assert Dicom().listed_in(tmp_path / "text") is None
+
+
+def test_init_takes_one(tmp_path: Path) -> None:
+    out = tmp_path / "pipeline.yaml"
+    findings = write_starter(BUNDLED / "DICOMDIR", out, overwrite=False)
+    assert "22 dicom sources" in findings.lines[0]
+    assert load_config(out).source.path == str(BUNDLED / "DICOMDIR")

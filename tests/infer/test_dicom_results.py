@@ -303,6 +303,8 @@ def test_what_is_not_ours_or_was_changed_is_refused(report: Written, series: Pat
         read_identity(next(series.iterdir()))
     with pytest.raises(DataError, match="cannot be read as DICOM"):
         read_identity(Path(__file__))
+    with pytest.raises(DataError, match="is a folder; name one file in it"):
+        read_identity(tmp_path)
     with pytest.raises(DataError, match="No such file"):
         read_identity(tmp_path / "none")
     changed = pydicom.dcmread(report.files[0])

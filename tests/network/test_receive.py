@@ -188,7 +188,8 @@ def test_only_those_who_are_allowed_may_send(tmp_path: Path) -> None:
             Listening(tmp_path / "other", port=found.receiver.port).receiver,
         ):
             pass
-        with pytest.raises(ConfigError, match="in use by another"), Listening(tmp_path / "received").receiver:
+        told = r"another `vitpipe receive` writes to .* `--to`"
+        with pytest.raises(ConfigError, match=told), Listening(tmp_path / "received").receiver:
             pass
 
 

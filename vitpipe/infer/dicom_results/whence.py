@@ -28,6 +28,8 @@ def read_identity(path: Path) -> ModelIdentity:
     """
     try:
         with quiet():
+            if path.is_dir():
+                raise DataError(f"{path} is a folder; name one file in it that `vitpipe predict --dicom` wrote")
             if not path.is_file():
                 raise DataError(f"{path}: No such file; give one that `vitpipe predict --dicom` wrote")
             dataset = pydicom.dcmread(path, stop_before_pixels=True)

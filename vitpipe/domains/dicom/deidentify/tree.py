@@ -125,7 +125,8 @@ def deidentify_tree(
     if rejected and run.done + run.skipped == 0:
         raise DataError(f"none of {len(found)} files could be de-identified; {target / 'quarantine.csv'} says why")
     # Names no path: a summary goes to logs and servers.
-    notes = (f"{len(rejected)} files were not written; quarantine.csv in the target says why",) if rejected else ()
+    said = "quarantine.csv in the target says why (`position` counts the files of the source, sorted by path, from 0)"
+    notes = (f"{len(rejected)} files were not written; {said}",) if rejected else ()
     return StageSummary(STAGE, run.done, run.skipped, count_codes(rejected), time.monotonic() - started, notes)
 
 
