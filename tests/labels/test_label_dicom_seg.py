@@ -226,6 +226,18 @@ def test_the_digest_is_of_content(tmp_path: Path) -> None:
     assert read_seg(moved, [source]).digest != first.digest
 
 
+def test_a_file_that_cannot_be_told_is_a_code_and_another_kind_is_passed_over(tmp_path: Path) -> None:
+    headers, (source,) = make_series(tmp_path / "ct")
+    path = write_seg(tmp_path / "seg" / "a.dcm", headers, random_masks(1).astype(np.uint8))
+    (path.parent / "notes.txt").write_text("a text")
+    meta = b"\x02\0\x10\0UI\x14\x001.2.840.10008.1.2.1\0"
+    cut = b"\x08\0\x05\0SQ\0\0\xff\xff\xff\xff" + bytes(range(1, 9))
+    (path.parent / "b.dcm").write_bytes(bytes(128) + b"DICM" + meta + cut)
+    labels = read_seg(path.parent, [source])
+    assert codes(labels) == ["LABEL_UNREADABLE"]
+    assert drawn(labels, source, "part 1").any()
+
+
 def test_no_segmentation_and_no_dicom_are_said(tmp_path: Path) -> None:
     _, sources = make_series(tmp_path / "ct")
     with pytest.raises(ConfigError, match="holds no DICOM segmentation"):

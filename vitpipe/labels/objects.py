@@ -89,7 +89,8 @@ class Gathered:
 def find_objects(path: Path, sop_classes: Mapping[str, str], gathered: Gathered) -> Iterator[LabelObject]:
     """Read all label objects below a folder, or the one file, in the order of their content.
 
-    Files of other kinds may lie among them and are passed over.
+    Files of other kinds may lie among them and are passed over; one that cannot be opened, or is DICOM and does not say
+    what it is, is rejected: it may be one of these.
 
     Raises:
         ConfigError: there is nothing at `path`, or no object of these classes.
@@ -97,7 +98,14 @@ def find_objects(path: Path, sop_classes: Mapping[str, str], gathered: Gathered)
     if not path.exists():
         raise ConfigError(f"no file or folder at {path}; set `labels.path` to where the label objects are")
     files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
-    found = [item for item in files if _sop_class(item) in sop_classes]
+    found = []
+    for file in files:
+        try:
+            if _sop_class(file) in sop_classes:
+                found.append(file)
+        except PARSE_ERRORS as error:
+            if _may_be_dicom(file):
+                gathered.reject(file, UNREADABLE, f"it cannot be read ({type(error).__name__}); export it again")
     if not found:
         kinds = ", ".join(sorted(set(sop_classes.values())))
         raise ConfigError(
@@ -114,13 +122,19 @@ def find_objects(path: Path, sop_classes: Mapping[str, str], gathered: Gathered)
 
 
 def _sop_class(path: Path) -> str:
+    with quiet():
+        head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"], force=True)
+        # Within: values are converted, and warned about, when they are asked for.
+        return str(head.get("SOPClassUID", ""))
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """Tell whether a file has the prefix of PS3.10, or cannot even be opened to look for it."""
     try:
-        with quiet():
-            head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"], force=True)
-            # Within: values are converted, and warned about, when they are asked for.
-            return str(head.get("SOPClassUID", ""))
-    except PARSE_ERRORS:
-        return ""
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return True
 
 
 # Its records quote values too, and a root handler, such as an orchestrator's, would print them.
