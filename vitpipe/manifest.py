@@ -23,7 +23,7 @@ from vitpipe.digest import digest_bytes
 from vitpipe.errors import ContractError, DataError, LabelError, SplitError
 from vitpipe.ingest import read_catalog
 from vitpipe.labels.base import ATTRIBUTE_PREFIX, CLASS_SEPARATOR, LabelSet
-from vitpipe.records import BOX_COLUMN, WHOLE_SOURCE, Source, Split, Window, box_mm
+from vitpipe.records import BOX_COLUMN, WHOLE_SOURCE, Source, Split, Task, Window, box_mm
 from vitpipe.resample import prepared_grid
 from vitpipe.splits import check_leaks, content_order, update_splits
 from vitpipe.store import TileStore
@@ -67,6 +67,10 @@ class Manifest:
     """Tiles of the catalog's sources that have no label."""
     depth: int | None = None
     """Slices of a 3-D tile; None: tiles are 2-D."""
+    task: Task = Task.CLASSIFICATION
+    targets_folder: Path | None = None
+    """Of a per-pixel task: for `vitpipe.pixel_targets.PixelTargets`. `label` is then the commonest class of a tile's
+    labelled pixels (regression: ``value``), for the split and for counts."""
 
     @property
     def tile_shape(self) -> tuple[int, ...]:
@@ -362,12 +366,18 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
             "units": manifest.units,
             "tile_size": manifest.tile_size,
             "depth": manifest.depth,
-            "tiles_folder": os.path.relpath(manifest.tiles_folder.resolve(), folder.resolve()),
+            "tiles_folder": _relative(manifest.tiles_folder, folder),
             "digest": manifest.digest,
             "notes": list(manifest.notes),
             "unlabelled": manifest.unlabelled,
+            "task": str(manifest.task),
+            "targets_folder": _relative(manifest.targets_folder, folder),
         },
     )
+
+
+def _relative(path: Path | None, folder: Path) -> str | None:
+    return None if path is None else os.path.relpath(path.resolve(), folder.resolve())
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -392,4 +402,6 @@ def read_manifest(folder: Path) -> Manifest:
         notes=tuple(values["notes"]),
         unlabelled=values["unlabelled"],
         depth=values.get("depth"),
+        task=Task(values.get("task", Task.CLASSIFICATION)),
+        targets_folder=(folder.resolve() / targets).resolve() if (targets := values.get("targets_folder")) else None,
     )

@@ -28,6 +28,14 @@ class Split(enum.StrEnum):
     TEST = "test"
 
 
+class Task(enum.StrEnum):
+    """What a model says: a class of each tile, a class of each pixel, or a value of each pixel."""
+
+    CLASSIFICATION = "classification"
+    SEGMENTATION = "segmentation"
+    REGRESSION = "regression"
+
+
 class Level(enum.StrEnum):
     """What one row of a metric stands for: the unit at which predictions are pooled by their mean probability."""
 

@@ -50,6 +50,10 @@ class Workspace:
         """The label table of one label recipe and label file."""
         return self.root / "labels" / f"{digest}.parquet"
 
+    def targets(self, digest: str) -> Path:
+        """Folder of the targets of every pixel, of one label set on one tile store."""
+        return self.root / "labels" / digest
+
     def tiles(self, recipe_digest: str) -> Path:
         """Folder of the shards of one tiling recipe."""
         return self.root / "tiles" / recipe_digest
