@@ -307,3 +307,26 @@ def allocate(weights: Mapping[str, float], total: int, least: int = 50) -> dict[
     for name in sorted(shares, key=lambda each: (math.floor(shares[each]) - shares[each], each))[:over]:
         dealt[name] += 1
     return {name: dealt[name] for name in weights}
+
+
+def pool_small(sample: pd.DataFrame, sizes: Mapping[str, float]) -> tuple[pd.DataFrame, dict[str, float], list[str]]:
+    """Merge strata with fewer than two sampled units, with each other and, while that is not enough, the next smallest.
+
+    The estimators hold for any strata; a merged one takes it that its units were drawn evenly from all of it.
+
+    Returns:
+        Sample and sizes with the merged stratum, and the names that went into it (none: nothing was merged).
+    """
+    counts = sample["count"] if "count" in sample else pd.Series(1, index=sample.index)
+    units = counts.groupby(sample["stratum"]).sum()
+    by_units = sorted(sizes, key=lambda name: (units.get(name, 0), name))
+    merged: list[str] = [name for name in by_units if units.get(name, 0) < MIN_STRATUM_UNITS]
+    if not merged:
+        return sample, dict(sizes), []
+    rest = by_units[len(merged) :]
+    while rest and (len(merged) < 2 or sum(units.get(name, 0) for name in merged) < MIN_STRATUM_UNITS):
+        merged.append(rest.pop(0))
+    one = " + ".join(merged)
+    kept = {name: size for name, size in sizes.items() if name not in merged}
+    strata = sample["stratum"].where(~sample["stratum"].isin(merged), one)
+    return sample.assign(stratum=strata), {**kept, one: sum(sizes[name] for name in merged)}, merged
