@@ -100,17 +100,18 @@ def test_the_pixels_of_polygons_are_counted_and_each_is_a_cluster(
     path, values, _ = scene
     features, expected = [], 0
     for number in range(30):
-        row, col = 21 + 3 * number, 5 * number
+        # The first lies by one row in the corner where the map has no class.
+        row, col = (21 + 3 * number, 5 * number) if number else (19, 0)
         corners = [(col, row), (col + 4, row), (col + 4, row + 3), (col, row + 3), (col, row)]
         ring = [[500_000 + 10 * x, 5_500_000 - 10 * y] for x, y in corners]
-        label = int(values[row, col])
+        label = int(values[row + 2, col])
         expected += int((values[row : row + 3, col : col + 4] == label).sum())
         geometry = {"type": "Polygon", "coordinates": [ring]}
         features.append({"type": "Feature", "properties": {"label": str(label)}, "geometry": geometry})
     crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32632"}}
     (tmp_path / "p.geojson").write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))
     found = judge_map(AccuracyRequest(path, tmp_path / "p.geojson"))
-    assert found.accuracy.n == 30 * 12
+    assert found.accuracy.n == 30 * 12 - 4
     assert found.accuracy.n_clusters == 30
     assert int(np.trace(found.accuracy.counts)) == expected
     assert "polygons" in found.design
@@ -165,9 +166,9 @@ def test_the_ground_of_a_geographic_pixel_shrinks_towards_the_pole(tmp_path: Pat
     assert counted.loc[2, "pixels"] == 30 * 360
 
 
-@pytest.mark.parametrize(("crs", "x"), [("EPSG:32632", 500_000), ("EPSG:32601", 100_000), ("EPSG:3857", 1_000_000)])
+@pytest.mark.parametrize(("crs", "x"), [("EPSG:32632", 500_000), ("EPSG:32601", 297_000), ("EPSG:3857", 1_000_000)])
 def test_the_lattice_measures_projected_pixels(tmp_path: Path, crs: str, x: float) -> None:
-    """Also across the antimeridian (zone 1 at its western edge); against each pixel's own corners."""
+    """Also across the antimeridian, which zone 1 of UTM crosses here at its 70th pixel."""
     path = write(tmp_path / "m.tif", np.ones((100, 150), np.uint8), from_origin(x, 6_000_000, 100, 100), crs)
     with open_classes(path) as raster:
         found = pixel_areas(raster, 0, 100)
@@ -179,7 +180,7 @@ def test_the_lattice_measures_projected_pixels(tmp_path: Path, crs: str, x: floa
     sphere = 6_378_137.0
     lat = 2 * np.arctan(np.exp(6_000_000 / sphere)) - np.pi / 2
     expected = 1e4 * np.cos(lat) ** 2 if crs == "EPSG:3857" else 1e4
-    assert areas[0, 0] == pytest.approx(expected, rel=0.02)
+    assert areas == pytest.approx(np.full((2, 3), expected), rel=0.02)
     assert edge == pytest.approx(np.sqrt(expected), rel=0.02)
 
 

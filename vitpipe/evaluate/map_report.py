@@ -99,7 +99,7 @@ def _area_figure(found: MapFindings, unit: str, scale: float) -> str:
         axes.set_yticks(places, accuracy.classes)
         axes.set(xlabel=unit)
         axes.grid(visible=False, axis="y")
-        axes.legend(loc="best")
+        figure.legend(loc="outside upper center", ncols=2)
     return picture(figure, "Mapped and error-adjusted area of each class", "Orange: interval of the adjusted area.")
 
 
