@@ -24,6 +24,9 @@ UNDECIDED: Final = "undecided"
 NAMES: Final = {
     "majority": "always guessing the commonest class",
     "pixels": "a logistic regression on pixel statistics",
+    "unet": "a U-Net of equal budget",
+    "mean": "always the mean of the training labels",
+    "ridge": "a ridge regression on the bands",
 }
 
 
