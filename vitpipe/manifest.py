@@ -335,8 +335,16 @@ def _check_train(table: pd.DataFrame, labels: LabelSet) -> None:
         only = train["label"].iloc[0] if len(train) else "none"
         raise SplitError(
             f"the train split holds one class only (`{only}`, {train['group_id'].nunique()} group(s)) of "
-            f"{len(labels.classes)}; label more groups of the other classes"
+            f"{len(labels.classes)}; label more groups of the other classes{_drawn_remedy(labels)}"
         )
+
+
+def _drawn_remedy(labels: LabelSet) -> str:
+    """Say what else helps where classes are drawn: in large tiles the commonest one covers the others."""
+    if labels.regions is None:
+        return ""
+    several = "" if labels.multi_label else ", or set `labels.multi_label: true`"
+    return f"; or cut smaller tiles (`tiles.size`) or lower `labels.min_share`{several}, so that other classes show"
 
 
 def _manifest_digest(table: pd.DataFrame, labels: LabelSet, recipe_digest: str) -> str:

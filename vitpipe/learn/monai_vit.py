@@ -45,7 +45,11 @@ class MonaiVit(nn.Module):
         image = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         patch = (patch_size,) * len(image) if isinstance(patch_size, int) else tuple(patch_size)
         if len(patch) != len(image) or any(size % step for size, step in zip(image, patch, strict=True)):
-            raise ValueError(f"img_size {img_size} is not a multiple of patch_size {patch_size}")
+            shown = " x ".join(map(str, image)), " x ".join(map(str, patch))
+            raise ValueError(
+                f"tiles of {shown[0]} px (depth x height x width: tiles.depth, tiles.size, or model.img_size) are no "
+                f"multiple of model.patch_size {shown[1]}; change one of them"
+            )
         self.num_patches = math.prod(size // step for size, step in zip(image, patch, strict=True))
         self.encoder = ViT(
             in_channels=in_chans,
