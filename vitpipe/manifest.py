@@ -20,14 +20,16 @@ import pandas as pd
 from vitpipe.atomic import write_json, write_parquet
 from vitpipe.config import PipelineConfig, TileRecipe
 from vitpipe.digest import digest_bytes
-from vitpipe.errors import ContractError, DataError, LabelError, SplitError
+from vitpipe.errors import ContractError, DataError, LabelError
 from vitpipe.ingest import read_catalog
 from vitpipe.labels.base import ATTRIBUTE_PREFIX, CLASS_SEPARATOR, LabelSet
-from vitpipe.records import BOX_COLUMN, WHOLE_SOURCE, Source, Split, Task, Window, box_mm
+from vitpipe.manifest_notes import check_train, describe
+from vitpipe.records import BOX_COLUMN, WHOLE_SOURCE, Source, Task, Window, box_mm
 from vitpipe.resample import prepared_grid
 from vitpipe.splits import check_leaks, content_order, update_splits
 from vitpipe.store import TileStore
 from vitpipe.tile_labels import label_tiles
+from vitpipe.tile_targets import make_targets
 from vitpipe.tiling import tile_digest
 from vitpipe.workspace import Workspace
 
@@ -38,8 +40,8 @@ _COLUMNS: Final = (
     "label", "split",
     "shard_id", "shard_row", "pixel_digest",
 )  # fmt: skip
-_EXAMPLES: Final = 5
-_SPLIT_ORDER: Final = (Split.TRAIN, Split.VAL, Split.CALIBRATION, Split.TEST)
+LABELLED_COLUMN: Final = "labelled_px"
+"""Labelled pixels of a tile, in manifests of per-pixel tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,10 @@ class Manifest:
     task: Task = Task.CLASSIFICATION
     targets_folder: Path | None = None
     """Of a per-pixel task: for `vitpipe.pixel_targets.PixelTargets`. `label` is then the commonest class of a tile's
-    labelled pixels (regression: ``value``), for the split and for counts."""
+    labelled pixels (regression: ``value``), for the split and for counts, and the table has `labelled_px`, after
+    `pixel_digest`."""
+    target_units: str = ""
+    """Of the values of a regression."""
 
     @property
     def tile_shape(self) -> tuple[int, ...]:
@@ -103,8 +108,13 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
         write_parquet(path, labels.rows)
 
     joined = _join_labels(tiles, labels.rows)
-    if labels.regions is not None:
+    targets_folder, of_pixels = None, None
+    if labels.regions is not None and labels.task is Task.CLASSIFICATION:
         joined["label"] = label_tiles(joined, sources, labels, config.tiles, (workspace, recipe_digest))
+    elif labels.regions is not None:
+        targets_folder, found = make_targets(joined, sources, labels, config.tiles, (workspace, recipe_digest))
+        of_pixels = found.set_index("tile_id")
+        joined["label"] = joined["tile_id"].map(of_pixels["label"]).astype("object")
     labelled = joined["label"].notna()
     table = joined[labelled].reset_index(drop=True)
     if table.empty:
@@ -117,11 +127,16 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
     attributes = _attributes(table, sources, labels.rows)
     table = table[[name for name in _COLUMNS if name != "split"]].copy()
     table["split"] = _splits(config, workspace, table, labels)
-    table = pd.concat([table[list(_COLUMNS)], attributes], axis=1).sort_values("tile_id", ignore_index=True)
+    columns = list(_COLUMNS)
+    if of_pixels is not None:
+        table[LABELLED_COLUMN] = table["tile_id"].map(of_pixels["labelled_px"]).astype("int64")
+        columns.append(LABELLED_COLUMN)
+    table = pd.concat([table[columns], attributes], axis=1).sort_values("tile_id", ignore_index=True)
     check_leaks(table)
     unlabelled = int((~labelled).sum())
-    notes = (*labels.notes, *torn, *_describe(table, labels, unlabelled))
-    _check_train(table, labels)
+    pixels = None if of_pixels is None else of_pixels["counts"].reindex(table["tile_id"])
+    notes = (*labels.notes, *torn, *describe(table, labels, unlabelled, pixels))
+    check_train(table, labels, pixels)
     return Manifest(
         table=table,
         classes=labels.classes,
@@ -134,6 +149,9 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
         notes=notes,
         unlabelled=unlabelled,
         depth=store.depth,
+        task=labels.task,
+        targets_folder=targets_folder,
+        target_units=labels.units,
     )
 
 
@@ -288,67 +306,12 @@ def _rarest_class(table: pd.DataFrame) -> pd.Series:
     return first.set_index("group_id")["name"]
 
 
-# ------------------------------------------------------------------------------------------------ sentences and digest
-
-
-def _class_counts(table: pd.DataFrame, labels: LabelSet) -> pd.DataFrame:
-    """Count distinct groups: a row a split, a column a class."""
-    pairs = table[["split", "group_id", "label"]].drop_duplicates()
-    if labels.multi_label:
-        pairs = pairs.assign(label=pairs["label"].str.split(CLASS_SEPARATOR)).explode("label")
-        pairs = pairs.drop_duplicates()
-    counts = pairs.groupby(["split", "label"]).size().unstack(fill_value=0)
-    return counts.reindex(index=[str(split) for split in _SPLIT_ORDER], columns=list(labels.classes), fill_value=0)
-
-
-def _describe(table: pd.DataFrame, labels: LabelSet, unlabelled: int) -> list[str]:
-    notes = []
-    by_class = _class_counts(table, labels)
-    for split in _SPLIT_ORDER:
-        part = table[table["split"] == split]
-        if part.empty:
-            notes.append(f"{split}: no group")
-            continue
-        counted = by_class.loc[str(split)]
-        shown = ", ".join(f"{name} {count}" for name, count in counted.items()) if len(counted) <= 12 else ""
-        notes.append(
-            f"{split}: {len(part)} tile(s) of {part['source_id'].nunique()} source(s) in {part['group_id'].nunique()} "
-            f"group(s){'; groups by class: ' + shown if shown else ''}"
-        )
-        if missing := [str(name) for name, count in counted.items() if count == 0]:
-            more = ", ..." if len(missing) > _EXAMPLES else ""
-            notes.append(
-                f"{split} has no group of {len(missing)} class(es): {', '.join(missing[:_EXAMPLES])}{more}; more "
-                "labelled groups of them would be spread over the splits"
-            )
-    if unlabelled:
-        notes.append(f"{unlabelled} tile(s) have no label and are not used")
-    without = labels.rows["source_id"].nunique() - table["source_id"].nunique()
-    if without:
-        notes.append(f"{without} labelled source(s) gave no tile (too few valid pixels, or not tiled)")
-    return notes
-
-
-def _check_train(table: pd.DataFrame, labels: LabelSet) -> None:
-    train = table.loc[table["split"] == Split.TRAIN, ["group_id", "label"]]
-    if train["label"].nunique() < 2:
-        only = train["label"].iloc[0] if len(train) else "none"
-        raise SplitError(
-            f"the train split holds one class only (`{only}`, {train['group_id'].nunique()} group(s)) of "
-            f"{len(labels.classes)}; label more groups of the other classes{_drawn_remedy(labels)}"
-        )
-
-
-def _drawn_remedy(labels: LabelSet) -> str:
-    """Say what else helps where classes are drawn: in large tiles the commonest one covers the others."""
-    if labels.regions is None:
-        return ""
-    several = "" if labels.multi_label else ", or set `labels.multi_label: true`"
-    return f"; or cut smaller tiles (`tiles.size`) or lower `labels.min_share`{several}, so that other classes show"
+# --------------------------------------------------------------------------------------------------------------- digest
 
 
 def _manifest_digest(table: pd.DataFrame, labels: LabelSet, recipe_digest: str) -> str:
-    head = json.dumps([recipe_digest, list(labels.classes), labels.multi_label])
+    said = [] if labels.task is Task.CLASSIFICATION else [str(labels.task), labels.digest]
+    head = json.dumps([recipe_digest, list(labels.classes), labels.multi_label, *said])
     columns = ("tile_id", "label", "split", "pixel_digest")
     texts = ["\n".join(("", name, *table[name])) for name in columns]
     # Which tiles belong together, not what the groups are called: the same under another pseudonym key.
@@ -380,6 +343,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
             "unlabelled": manifest.unlabelled,
             "task": str(manifest.task),
             "targets_folder": _relative(manifest.targets_folder, folder),
+            "target_units": manifest.target_units,
         },
     )
 
@@ -412,4 +376,5 @@ def read_manifest(folder: Path) -> Manifest:
         depth=values.get("depth"),
         task=Task(values.get("task", Task.CLASSIFICATION)),
         targets_folder=(folder.resolve() / targets).resolve() if (targets := values.get("targets_folder")) else None,
+        target_units=values.get("target_units", ""),
     )

@@ -13,8 +13,10 @@ from vitpipe.config.labels import (
     FolderLabels,
     KeyKind,
     LabelRecipe,
+    RasterLabels,
     RegionLabelRecipe,
     TableLabels,
+    VectorLabels,
 )
 from vitpipe.config.learning import (
     AugmentRecipe,
@@ -64,6 +66,7 @@ __all__ = [
     "PipelineConfig",
     "PreprocessRecipe",
     "RandomWeights",
+    "RasterLabels",
     "Recipe",
     "RegisterRecipe",
     "RegionLabelRecipe",
@@ -74,5 +77,6 @@ __all__ = [
     "TileRecipe",
     "TimmWeights",
     "TrainRecipe",
+    "VectorLabels",
     "Weights",
 ]

@@ -18,7 +18,7 @@ from vitpipe.digest import digest
 _PLACES: dict[str, IncEx | bool] = {
     "workspace": True,
     "source": {"path", "url"},
-    "labels": {"path"},
+    "labels": {"path", "aoi"},
     "model": {"weights": {"path"}},
 }
 """Where things lie on one machine."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitpipe.config import DicomRtstructLabels, DicomSegLabels, LabelRecipe, TableLabels
+from vitpipe.config import DicomRtstructLabels, DicomSegLabels, LabelRecipe, RasterLabels, TableLabels
 from vitpipe.errors import ConfigError
 from vitpipe.labels.base import LabelSet, PlanesOf
 from vitpipe.labels.folder import read_folder_labels
@@ -32,6 +32,11 @@ def read_labels(
     """
     if isinstance(recipe, TableLabels):
         return read_table_labels(recipe, sources, pseudonym)
+    if isinstance(recipe, RasterLabels):
+        # GDAL takes its time to load: only where it is needed.
+        from vitpipe.labels.raster import read_raster_labels
+
+        return read_raster_labels(recipe, sources, None)
     if not isinstance(recipe, DicomSegLabels | DicomRtstructLabels):
         return read_folder_labels(recipe, sources)
     if planes_of is None or not any("series_uid" in source.keys for source in sources):

@@ -18,8 +18,8 @@ from rasterio.io import DatasetReader
 from rasterio.transform import from_gcps
 
 from vitpipe.domains.geotiff.ground import crs_text, gsd_m, to_equal_area
-from vitpipe.domains.geotiff.opening import TRANSIENT, gdal_environment, missing_bytes, open_tiff
 from vitpipe.errors import TransientError
+from vitpipe.opening import TRANSIENT, gdal_environment, missing_bytes, open_tiff
 from vitpipe.records import Json, Rejected
 
 _MAGIC: Final = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")

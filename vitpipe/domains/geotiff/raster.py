@@ -18,9 +18,9 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
 from vitpipe.domains.geotiff.ground import block_names, to_equal_area
-from vitpipe.domains.geotiff.opening import MIB, TRANSIENT, gdal_environment, missing_bytes, open_tiff
 from vitpipe.domains.geotiff.scene import scene_group
 from vitpipe.errors import TransientError, UnreadableSource
+from vitpipe.opening import MIB, TRANSIENT, gdal_environment, missing_bytes, open_tiff
 from vitpipe.records import Grid, Source, Window
 
 _WANTED_ROWS: Final = 256
