@@ -22,6 +22,7 @@ from vitpipe.learn.architecture import ProbeModel
 from vitpipe.learn.fit import Fit
 from vitpipe.learn.lesson import Learnt, Lesson, Stopped, Surroundings
 from vitpipe.learn.model import load_model, save_model
+from vitpipe.learn.pixel_tables import write_pixel_tables
 from vitpipe.learn.place import take_place
 from vitpipe.learn.prepare import prepare
 from vitpipe.learn.progress import DONE, STARTED, Progress, ProgressWriter
@@ -83,7 +84,11 @@ def _finish(lesson: Lesson, learnt: Learnt, manifest: Manifest, store: TileStore
     """Write the model, then the logits of the model as it was written, then the mark that the run is complete."""
     folder, progress = lesson.around.folder, lesson.around.progress
     save_model(folder.model, learnt.state, lesson.record)
-    write_parquet(folder.logits, judge(folder, manifest, store, lesson.task.device))
+    if lesson.record.per_pixel:
+        model = load_model(folder.model, lesson.task.device)
+        write_pixel_tables(folder.root, manifest, store, model.logits, model.record.batch_size)
+    else:
+        write_parquet(folder.logits, judge(folder, manifest, store, lesson.task.device))
     write_json(
         folder.done,
         {
