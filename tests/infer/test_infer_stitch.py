@@ -151,4 +151,5 @@ def test_memory_is_set_by_the_width_and_not_by_the_height() -> None:
         tracemalloc.stop()
         return found
 
-    assert peak(8000) < 1.2 * peak(800)
+    # Up to two batches more wait where a thread is faster.
+    assert peak(12_000) < 2 * peak(600)
