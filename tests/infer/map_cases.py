@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitpipe.infer.mapping import Blend, MapPlan, PixelModel, stitch
+from vitpipe.infer.mapping import Blend, ClassLayers, MapPlan, MapTask, PixelModel, stitch
 from vitpipe.records import Grid, Window
 
 TRANSFORM = (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_000_000.0)
@@ -90,3 +92,30 @@ def in_memory(raster: MemoryRaster, model: PixelModel, plan: MapPlan) -> NDArray
             total[place] += weight
     with np.errstate(invalid="ignore"):
         return np.where(valid, sums / total, np.nan)[:, :height, :width]
+
+
+def killed_raster() -> MemoryRaster:
+    """Make the scene of the test that kills; each pixel of its second channel holds the number of its row."""
+    rng = np.random.default_rng(3)
+    pixels = rng.normal(0, 1, (3, 1500, 130)).astype(np.float32)
+    pixels[1] = np.arange(1500)[:, None]
+    return MemoryRaster(pixels, rng.random((1500, 130)) > 0.1)
+
+
+def killed_task(folder: Path) -> MapTask:
+    """Make its task."""
+    return MapTask(folder, {"scene": "killed"}, MapPlan(64, 3, 0.5, batch=4), ClassLayers(("a", "b", "c")))
+
+
+def slow_softmax(seconds: float, seen: list[int] | None = None) -> PixelModel:
+    """Make a model of three classes that takes its time and notes the first row that it sees of each batch."""
+
+    def model(tiles: NDArray, valid: NDArray) -> NDArray:
+        time.sleep(seconds)
+        if seen is not None:
+            seen.append(int(tiles[:, 1][valid].min()))
+        place = np.linspace(0.5, 1.5, tiles.shape[-1], dtype=np.float32)
+        powers = np.exp(tiles * place * np.array([1, 0.001, 1], np.float32)[:, None, None])
+        return powers / powers.sum(axis=1, keepdims=True)
+
+    return model
