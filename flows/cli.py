@@ -172,6 +172,47 @@ def predict(
 
 
 @app.command()
+def accuracy(  # noqa: PLR0913 - a parameter an option
+    *,
+    class_map: Annotated[Path, typer.Argument(metavar="MAP", help="GeoTIFF whose first band holds classes 0..255.")],
+    reference: Annotated[
+        Path,
+        typer.Argument(
+            help="Points or polygons (CSV, GeoJSON, GPKG, Shapefile), or a class GeoTIFF on the map's grid."
+        ),
+    ],
+    column: Annotated[str, typer.Option("--column", help="Holds the reference class.")] = "label",
+    strata: Annotated[
+        Path | None,
+        typer.Option("--strata", help="Class GeoTIFF the sample was drawn by, if not by the map's classes."),
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Column: units drawn together share a value.")
+    ] = None,
+    block_m: Annotated[
+        float | None,
+        typer.Option("--block-m", min=0, help="Else: units in one block so many metres wide are a cluster."),
+    ] = None,
+    classes: Annotated[str | None, typer.Option("--classes", help="Names of values: 1=forest,2=water.")] = None,
+    pool: Annotated[bool, typer.Option("--pool-small", help="Merge strata with fewer than two units.")] = False,
+    confidence: Annotated[float, typer.Option("--confidence", min=0.5, max=0.999)] = 0.95,
+    out: Annotated[Path, typer.Option("--out", help="Folder for accuracy.json and accuracy.html.")] = Path("accuracy"),
+    as_json: AsJson = False,
+) -> None:
+    """Say how accurate a class map is and how much ground each class covers, from reference labels."""
+    from vitpipe.evaluate.map_assess import AccuracyRequest, assess_map
+
+    with reporting(as_json=as_json):
+        request = AccuracyRequest(class_map, reference, column, strata, cluster, block_m, classes, pool, confidence)
+        findings = assess_map(request, out)
+    if as_json:
+        print_json(findings.to_json())
+        return
+    for line in findings.lines:
+        typer.echo(line)
+
+
+@app.command()
 def whence(
     file: Annotated[Path, typer.Argument(help="A structured report or segmentation of predict --dicom.")],
     workspace: WorkspaceOption = None,
