@@ -30,6 +30,7 @@ from vitpipe.config.learning import (
     Weights,
 )
 from vitpipe.config.pipeline import PipelineConfig
+from vitpipe.config.scenes import SceneFiles, SceneSeries
 from vitpipe.config.source import (
     IDENTIFYING_KEYS,
     DataPath,
@@ -71,6 +72,8 @@ __all__ = [
     "RegisterRecipe",
     "RegionLabelRecipe",
     "RejectShare",
+    "SceneFiles",
+    "SceneSeries",
     "SourceRecipe",
     "SplitRecipe",
     "TableLabels",
