@@ -38,6 +38,8 @@ from vitpipe.config.source import (
     ImagesSource,
     RejectShare,
     SourceRecipe,
+    StacQuery,
+    StacSource,
 )
 from vitpipe.config.tiles import SplitRecipe, TileRecipe
 
@@ -70,6 +72,8 @@ __all__ = [
     "RejectShare",
     "SourceRecipe",
     "SplitRecipe",
+    "StacQuery",
+    "StacSource",
     "TableLabels",
     "TileRecipe",
     "TimmWeights",

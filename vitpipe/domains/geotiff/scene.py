@@ -70,6 +70,8 @@ def _scene_source(record: FileRecord, mask: FileRecord | None, recipe: GeotiffSo
     reader: dict[str, Json] = {"bands": list(bands.numbers), "alpha": list(bands.alpha), "block_m": recipe.block_m}
     if header["fitted"]:
         reader["fitted"] = header["fitted"]
+    if stated := header.get("stated"):
+        reader["stated"] = {name: [values[number - 1] for number in bands.numbers] for name, values in stated.items()}
     return Source(
         source_id=source_id,
         group_id=_group(header["ground"], recipe.block_m, source_id),
@@ -140,6 +142,7 @@ def _attributes(header: Mapping[str, Any]) -> dict[str, Attribute]:
     attributes: dict[str, Attribute] = {
         "crs": crs if crs is None or crs.startswith("EPSG:") else "other",
         "gsd_m": header["gsd_m"],
+        **header.get("attributes", {}),
     }
     if header["acquired_at"]:
         moment = datetime.fromisoformat(header["acquired_at"])
