@@ -43,7 +43,7 @@ def is_transient(_task: Any, _task_run: TaskRun, state: State[Any]) -> bool:  # 
     retry_condition_fn=is_transient,
 )
 def fetch(config: PipelineConfig) -> StageSummary:
-    """Bring the folder of a DICOMweb source up to date; a fetch that was cut off goes on where it was."""
+    """Bring the folder of a DICOMweb or STAC source up to date; a fetch that was cut off goes on where it was."""
     return fetch_studies(config, Workspace(Path(config.workspace)))
 
 

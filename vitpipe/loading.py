@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pydantic
 import yaml
 
-from vitpipe.config import FileWeights, PipelineConfig, Recipe, RegionLabelRecipe, TableLabels
+from vitpipe.config import FileWeights, PipelineConfig, Recipe, RegionLabelRecipe, StacSource, TableLabels
 from vitpipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,9 +74,12 @@ def resolve_paths(config: PipelineConfig, base: Path) -> PipelineConfig:
     def absolute(text: str) -> str:
         return str((base / Path(text).expanduser()).resolve())
 
+    # Without a path, what is fetched goes into the workspace.
+    source: dict[str, object] = {"path": config.source.path and absolute(config.source.path)}
+    if isinstance(config.source, StacSource) and "://" not in config.source.url:
+        source["url"] = absolute(config.source.url)
     changes: dict[str, object] = {
-        # Without a path, fetched studies go into the workspace.
-        "source": config.source.model_copy(update={"path": config.source.path and absolute(config.source.path)}),
+        "source": config.source.model_copy(update=source),
         "workspace": absolute(config.workspace),
     }
     if isinstance(config.labels, TableLabels | RegionLabelRecipe):

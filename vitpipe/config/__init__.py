@@ -41,6 +41,8 @@ from vitpipe.config.source import (
     ImagesSource,
     RejectShare,
     SourceRecipe,
+    StacQuery,
+    StacSource,
 )
 from vitpipe.config.tiles import SplitRecipe, TileRecipe
 
@@ -76,6 +78,8 @@ __all__ = [
     "SceneSeries",
     "SourceRecipe",
     "SplitRecipe",
+    "StacQuery",
+    "StacSource",
     "TableLabels",
     "TileRecipe",
     "TimmWeights",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
@@ -118,7 +119,7 @@ class DicomwebSource(DicomSource):
             raise ValueError("`url` must be an address such as https://pacs.example.org/dicom-web")
         if parts.query or parts.fragment:
             raise ValueError("`url` must end with the path of the service; what to ask for stands in `source.query`")
-        if parts.scheme == "http" and not self.plain_http and not _is_this_machine(host):
+        if parts.scheme == "http" and not self.plain_http and not is_this_machine(host):
             raise ValueError(
                 "`url` is plain http to another machine, so images could be read on the way; use https, or set"
                 " `plain_http: true` where the network is trusted"
@@ -135,7 +136,8 @@ class DicomwebSource(DicomSource):
         return DicomSource.model_validate({**options, "path": self.path or folder})
 
 
-def _is_this_machine(host: str) -> bool:
+def is_this_machine(host: str) -> bool:
+    """Say whether a host's name or number is that of this machine itself."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -190,6 +192,154 @@ class GeotiffSource(Recipe):
         return {key: value for key, value in values.items() if key not in plain or value != plain[key]}
 
 
+class StacQuery(Recipe):
+    """Which items to take. What is empty does not choose."""
+
+    model_config = ConfigDict(title="Query")
+    collections: tuple[str, ...] = Field((), title="Collections", description="Identifiers, such as sentinel-2-l2a.")
+    bbox: tuple[float, float, float, float] | None = Field(
+        None,
+        title="Box",
+        description="West, south, east, north in degrees (WGS 84); west > east crosses the 180th meridian.",
+    )
+    datetime: str | None = Field(
+        None,
+        title="Date and time",
+        description="A day, a moment or a range, such as 2023-06-01/2023-08-31 or 2023-06-01T00:00:00Z/..",
+    )
+    ids: tuple[str, ...] = Field((), title="Items", description="Identifiers of items.")
+    properties: dict[str, dict[str, JsonValue]] = Field(
+        {},
+        title="Properties",
+        description="Tests of an item's properties, such as {eo:cloud_cover: {lt: 20}}: eq neq lt lte gt gte in "
+        "startsWith endsWith contains.",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Self:
+        if self.bbox and not (-90 <= self.bbox[1] <= self.bbox[3] <= 90 and max(map(abs, self.bbox[::2])) <= 180):
+            raise ValueError("`bbox` must be west, south, east, north in degrees, south below north")
+        if self.datetime is not None:
+            parse_interval(self.datetime)
+        for name, tests in self.properties.items():
+            unknown = sorted(set(tests) - STAC_TESTS)
+            if unknown or not tests:
+                raise ValueError(f"`properties.{name}`: test by one of {', '.join(sorted(STAC_TESTS))}")
+        return self
+
+    def interval(self) -> str | None:
+        """Give `datetime` as a server takes it: moments with a zone, a day as its first and last moment."""
+        if self.datetime is None:
+            return None
+        ends = [moment and moment.isoformat().replace("+00:00", "Z") for moment in parse_interval(self.datetime)]
+        return ends[0] if ends[0] and ends[0] == ends[1] else "/".join(end or ".." for end in ends)
+
+
+class StacSource(GeotiffSource):
+    """Scenes of a STAC catalog, file or API: fetched into a folder, then read as GeoTIFF scenes.
+
+    Who asks stands in the environment: VITPIPE_STAC_TOKEN, or headers in the file named by VITPIPE_STAC_HEADERS.
+    """
+
+    model_config = ConfigDict(title="STAC")
+    # The tag of the union: no code takes this kind for the other one.
+    kind: Literal["stac"] = "stac"  # type: ignore[assignment]
+    path: str = Field(
+        "", title="Folder", description="Where fetched scenes are kept; `scenes` in the workspace when empty."
+    )
+    url: str = Field(
+        title="Catalog",
+        description="A catalog, collection, item or API: an address such as https://stac.example.org/v1, or a file.",
+        min_length=1,
+    )
+    query: StacQuery = StacQuery()
+    assets: tuple[str, ...] = Field(
+        (),
+        title="Assets",
+        description="Files to fetch of each item: keys of assets, or names of bands (B04, red). May be empty where an "
+        "item has one GeoTIFF of data.",
+    )
+    scaling: Literal["item", "none"] = Field(
+        "item",
+        title="Scale and offset",
+        description="item: what the item states of scale and offset holds where the file states none. none: it is "
+        "passed over, where a catalog is known to be wrong.",
+    )
+    max_items: int = Field(1000, ge=1, title="Most items", description="No more than the first so many are taken.")
+    page_size: int = Field(100, ge=1, le=10_000, title="Page size", description="Items asked for in one query.")
+    connections: int = Field(4, ge=1, le=32, title="Connections", description="Files that are fetched side by side.")
+    plain_http: bool = Field(
+        False, title="Allow plain HTTP", description="Scenes and tokens travel unencrypted to another machine."
+    )
+
+    # Not the field's own validator: its error would repeat the address, and a signed one holds a secret.
+    @model_validator(mode="after")
+    def _has_a_plain_address(self) -> Self:
+        if "://" not in self.url:
+            return self
+        try:
+            parts = urlsplit(self.url)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError("`url` is no address; write one such as https://stac.example.org/v1") from None
+        if "@" in parts.netloc:
+            raise ValueError("`url` holds credentials; take them out and set VITPIPE_STAC_TOKEN")
+        if parts.query or parts.fragment:
+            raise ValueError(
+                "`url` must end with its path: what to ask for stands in `source.query`, a key in VITPIPE_STAC_TOKEN or"
+                " VITPIPE_STAC_HEADERS"
+            )
+        if parts.scheme not in ("http", "https") or not host:
+            raise ValueError("`url` must be an address such as https://stac.example.org/v1, or a file")
+        if parts.scheme == "http" and not self.plain_http and not is_this_machine(host):
+            raise ValueError(
+                "`url` is plain http to another machine, so scenes and tokens could be read on the way; use https, or"
+                " set `plain_http: true` where the network is trusted"
+            )
+        return self
+
+    def fetched(self, folder: str) -> GeotiffSource:
+        """Give the fetched scenes as the plain GeoTIFF source that they are.
+
+        Args:
+            folder: where they lie if `path` names no folder.
+        """
+        options = self.model_dump(include=set(GeotiffSource.model_fields) - {"kind", "path"})
+        return GeotiffSource.model_validate({**options, "path": self.path or folder})
+
+
+STAC_TESTS: Final = frozenset({"eq", "neq", "lt", "lte", "gt", "gte", "in", "startsWith", "endsWith", "contains"})
+"""Operators of the query extension of STAC API 1.0."""
+
+
+def parse_interval(text: str) -> tuple[datetime | None, datetime | None]:
+    """Read a day, a moment, or a closed range of them (RFC 3339; STAC API, `datetime`); None where it is open.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    first, slash, last = text.partition("/")
+    begin, end = _moment(first, open_end=bool(slash)), _moment(last if slash else first, open_end=bool(slash))
+    if end and len((last if slash else first).strip()) == _DAY_LENGTH:
+        end += timedelta(days=1) - timedelta(microseconds=1)
+    if (begin and end and begin > end) or not (begin or end):
+        raise ValueError("`datetime` must begin before its end, and state one of them")
+    return begin, end
+
+
+_DAY_LENGTH: Final = len("2023-06-01")
+
+
+def _moment(text: str, *, open_end: bool) -> datetime | None:
+    if open_end and text.strip() in ("", ".."):
+        return None
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ValueError("`datetime` must be such as 2023-06-01T00:00:00Z, or two of them with a / between") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
 class ImagesSource(Recipe):
     """A tree of JPEG, PNG or TIFF photographs."""
 
@@ -199,4 +349,6 @@ class ImagesSource(Recipe):
     max_reject_share: RejectShare = 0.2
 
 
-SourceRecipe = Annotated[DicomSource | DicomwebSource | GeotiffSource | ImagesSource, Field(discriminator="kind")]
+SourceRecipe = Annotated[
+    DicomSource | DicomwebSource | GeotiffSource | StacSource | ImagesSource, Field(discriminator="kind")
+]

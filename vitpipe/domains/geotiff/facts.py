@@ -55,6 +55,8 @@ def subgroups(header: Mapping[str, Any], acquired_at: str | None) -> dict[str, A
     attributes: dict[str, Attribute] = {
         "crs": crs if crs is None or crs.startswith("EPSG:") else "other",
         "gsd_m": header["gsd_m"],
+        # What a STAC item beside the file states.
+        **header.get("attributes", {}),
     }
     if acquired_at:
         moment = datetime.fromisoformat(acquired_at)

@@ -190,6 +190,11 @@ def _scene(dataset: DatasetReader, path: Path) -> Mapping[str, Json] | Rejected:
         "bands": list(bands),
         "alpha": list(alpha),
         "scaled": list(scaled),
+        **(
+            {"scales": [list(pair) for pair in zip(dataset.scales, dataset.offsets, strict=True)]}
+            if any(scaled)
+            else {}
+        ),
         "unit": units.pop() if len(units) == 1 else "",
         "acquired_at": _acquired_at(dataset),
         "notes": [*notes, *place_notes, *_ignored_sidecars(path)],

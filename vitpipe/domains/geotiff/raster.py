@@ -43,6 +43,13 @@ class GeotiffRaster:
         self._nodata = [_nodata_of(dataset, band) for band in self._bands]
         self._masks_inside = _has_inner_mask(dataset)
         self._scales = [(dataset.scales[band - 1], dataset.offsets[band - 1]) for band in self._bands]
+        if stated := reader.get("stated"):
+            # By the STAC item beside the file, where the file itself states none.
+            self._scales = [(scale, offset) for scale, offset in stated["scales"]]
+            self._nodata += [
+                _as_stored(value, dataset.dtypes[band - 1])
+                for band, value in zip(self._bands, stated["nodata"], strict=True)
+            ]
         block_height, block_width = (int(edge) for edge in dataset.block_shapes[0])
         block_bytes = block_height * block_width * sum(np.dtype(name).itemsize for name in dataset.dtypes)
         self._cache_bytes = 2 * block_bytes
@@ -152,9 +159,10 @@ class GeotiffRaster:
         except (CPLE_BaseError, RasterioError) as error:
             raise self._unreadable(dataset) from error
         count = len(self._bands)
-        for band, nodata in zip(stored[:count], self._nodata, strict=True):
+        for place, nodata in enumerate(self._nodata):
             if nodata is not None:
-                valid &= band != nodata
+                valid &= stored[place % count] != nodata
+        for band in stored[:count]:
             if band.dtype.kind == "f":
                 valid &= np.isfinite(band)
         for band in stored[count:]:
@@ -206,7 +214,11 @@ def _size_of(path: Path) -> int:
 
 def _nodata_of(dataset: DatasetReader, band: int) -> np.generic | None:
     """Give a band's nodata value in the band's dtype; None where no pixel can have it (NaN is never valid anyway)."""
-    value, dtype = dataset.nodatavals[band - 1], np.dtype(dataset.dtypes[band - 1])
+    return _as_stored(dataset.nodatavals[band - 1], dataset.dtypes[band - 1])
+
+
+def _as_stored(value: float | None, name: str) -> np.generic | None:
+    dtype = np.dtype(name)
     if value is None or math.isnan(value):
         return None
     if dtype.kind == "f":

@@ -116,6 +116,8 @@ def _scene_source(record: FileRecord, mask: FileRecord | None, recipe: GeotiffSo
     reader: dict[str, Json] = {"bands": list(bands.numbers), "alpha": list(bands.alpha), "block_m": recipe.block_m}
     if header["fitted"]:
         reader["fitted"] = header["fitted"]
+    if stated := header.get("stated"):
+        reader["stated"] = {name: [values[number - 1] for number in bands.numbers] for name, values in stated.items()}
     return Source(
         source_id=source_id,
         group_id=ground_group(header["ground"], recipe.block_m, source_id),
