@@ -1,16 +1,16 @@
 """The manifest of a run: the labelled tiles with their classes, groups, splits and subgroup attributes.
 
 A tile takes the label of its frame where there is one, else that of its source; labels that are drawn on the image are
-asked for each tile. Its group is the label table's, else
-the one that the reader gave it (patient, block of ground). Splits go by group and never change; see `vitpipe.splits`.
+asked for each tile. Its group is the label table's, else the one that the reader gave it (patient, block of ground).
+Splits go by group and never change; see `vitpipe.partition`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -22,11 +22,11 @@ from vitpipe.config import PipelineConfig, TileRecipe
 from vitpipe.digest import digest_bytes
 from vitpipe.errors import ContractError, DataError, LabelError
 from vitpipe.ingest import read_catalog
-from vitpipe.labels.base import ATTRIBUTE_PREFIX, CLASS_SEPARATOR, LabelSet
+from vitpipe.labels.base import ATTRIBUTE_PREFIX, LabelSet
 from vitpipe.manifest_notes import check_train, describe
-from vitpipe.records import BOX_COLUMN, WHOLE_SOURCE, Source, Task, Window, box_mm
+from vitpipe.partition import partition
+from vitpipe.records import BOX_COLUMN, WHOLE_SOURCE, Json, Source, Task, Window, box_mm
 from vitpipe.resample import prepared_grid
-from vitpipe.splits import check_leaks, content_order, update_splits
 from vitpipe.store import TileStore
 from vitpipe.tile_labels import label_tiles
 from vitpipe.tile_targets import make_targets
@@ -50,7 +50,8 @@ class Manifest:
 
     table: pd.DataFrame
     """A row a labelled tile, sorted by `tile_id`: `tile_id, source_id, group_id, frame, row, col, height, width,
-    depth, box_mm, valid_fraction, label, split, shard_id, shard_row, pixel_digest, attr_<name>...`."""
+    depth, box_mm, valid_fraction, label, split, shard_id, shard_row, pixel_digest, attr_<name>...`; of tiles with a
+    map also `x, y, distance_to_train_m`, see `vitpipe.partition`."""
     classes: tuple[str, ...]
     """Sorted; the order of a model's outputs."""
     multi_label: bool
@@ -76,6 +77,8 @@ class Manifest:
     `pixel_digest`."""
     target_units: str = ""
     """Of the values of a regression."""
+    audit: Mapping[str, Json] = field(default_factory=dict)
+    """What the splits have in common, see `vitpipe.partition`; empty in manifests from before it was measured."""
 
     @property
     def tile_shape(self) -> tuple[int, ...]:
@@ -91,7 +94,7 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
         DataError: there is no tile.
         LabelError: no tile has a label.
         SplitError: too few groups, or the train split holds one class only.
-        LeakageError: a group, or the same pixels, stand in two splits.
+        LeakageError: a group, the same pixels, or the same ground, stand in two splits.
     """
     recipe_digest = tile_digest(config)
     folder = workspace.tiles(recipe_digest)
@@ -125,17 +128,17 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
     torn = _groups_torn_by_labels(table)
     table["group_id"] = table["label_group"].where(table["label_group"] != "", table["group_id"])
     attributes = _attributes(table, sources, labels.rows)
-    table = table[[name for name in _COLUMNS if name != "split"]].copy()
-    table["split"] = _splits(config, workspace, table, labels)
-    columns = list(_COLUMNS)
+    columns = [name for name in _COLUMNS if name != "split"]
     if of_pixels is not None:
         table[LABELLED_COLUMN] = table["tile_id"].map(of_pixels["labelled_px"]).astype("int64")
         columns.append(LABELLED_COLUMN)
-    table = pd.concat([table[columns], attributes], axis=1).sort_values("tile_id", ignore_index=True)
-    check_leaks(table)
+    table = pd.concat([table[columns], attributes], axis=1)
+    parted = partition(config, workspace, table, sources, multi_label=labels.multi_label)
+    columns = [*_COLUMNS, *columns[len(_COLUMNS) - 1 :], *parted.extra, *attributes.columns]
+    table = parted.table[columns].sort_values("tile_id", ignore_index=True)
     unlabelled = int((~labelled).sum())
     pixels = None if of_pixels is None else of_pixels["counts"].reindex(table["tile_id"])
-    notes = (*labels.notes, *torn, *describe(table, labels, unlabelled, pixels))
+    notes = (*labels.notes, *torn, *parted.notes, *describe(table, labels, unlabelled, pixels))
     check_train(table, labels, pixels)
     return Manifest(
         table=table,
@@ -152,6 +155,7 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
         task=labels.task,
         targets_folder=targets_folder,
         target_units=labels.units,
+        audit=parted.audit,
     )
 
 
@@ -263,49 +267,6 @@ def _one_kind(values: pd.Series) -> pd.Series:
     return text.reindex(values.index).astype("str")
 
 
-# --------------------------------------------------------------------------------------------------------------- splits
-
-
-def _splits(config: PipelineConfig, workspace: Workspace, table: pd.DataFrame, labels: LabelSet) -> pd.Series:
-    """Give each tile the split of its group; groups that are new get one."""
-    groups = _groups(table, labels, config.split.seed)
-    assigned = update_splits(workspace, groups, config.split)
-    place = pd.Index(assigned["group_id"]).get_indexer(pd.Index(table["group_id"]))
-    return pd.Series(assigned["split"].to_numpy()[place], index=table.index, dtype="str")
-
-
-def _groups(table: pd.DataFrame, labels: LabelSet, seed: int) -> pd.DataFrame:
-    """Give a row a group: `group_id`, `stratum`, `order`.
-
-    The stratum is the label of most of its tiles (multi-label: the rarest class it has). The order comes from its
-    smallest source; for groups that share it (blocks of one scene), from their smallest tile.
-    """
-    groups = table.groupby("group_id", sort=True).agg(source_id=("source_id", "min"), tile_id=("tile_id", "min"))
-    shared = groups["source_id"].duplicated(keep=False)
-    groups["order"] = content_order(groups["source_id"].where(~shared, groups["tile_id"]).tolist(), seed=seed)
-    groups["stratum"] = (_rarest_class if labels.multi_label else _commonest_label)(table).reindex(groups.index)
-    return groups.reset_index()[["group_id", "stratum", "order"]]
-
-
-def _commonest_label(table: pd.DataFrame) -> pd.Series:
-    counts = table.groupby(["group_id", "label"], sort=True).size().rename("tiles").reset_index()
-    first = counts.sort_values(["group_id", "tiles", "label"], ascending=[True, False, True]).drop_duplicates(
-        "group_id"
-    )
-    return first.set_index("group_id")["label"]
-
-
-def _rarest_class(table: pd.DataFrame) -> pd.Series:
-    pairs = table[["group_id", "label"]].drop_duplicates()
-    pairs = pairs.assign(name=pairs["label"].str.split(CLASS_SEPARATOR)).explode("name")
-    pairs = pairs[["group_id", "name"]].drop_duplicates()
-    rarity = pairs.groupby("name")["group_id"].size()
-    # No positive class at all is the stratum of last resort.
-    pairs["rank"] = pairs["name"].map(rarity).where(pairs["name"] != "", len(table) + 1)
-    first = pairs.sort_values(["group_id", "rank", "name"]).drop_duplicates("group_id")
-    return first.set_index("group_id")["name"]
-
-
 # --------------------------------------------------------------------------------------------------------------- digest
 
 
@@ -344,6 +305,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
             "task": str(manifest.task),
             "targets_folder": _relative(manifest.targets_folder, folder),
             "target_units": manifest.target_units,
+            "audit": dict(manifest.audit),
         },
     )
 
@@ -377,4 +339,5 @@ def read_manifest(folder: Path) -> Manifest:
         task=Task(values.get("task", Task.CLASSIFICATION)),
         targets_folder=(folder.resolve() / targets).resolve() if (targets := values.get("targets_folder")) else None,
         target_units=values.get("target_units", ""),
+        audit=values.get("audit", {}),
     )

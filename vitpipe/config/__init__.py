@@ -44,7 +44,8 @@ from vitpipe.config.source import (
     StacQuery,
     StacSource,
 )
-from vitpipe.config.tiles import SplitRecipe, TileRecipe
+from vitpipe.config.split import SplitRecipe
+from vitpipe.config.tiles import TileRecipe
 
 __all__ = [
     "IDENTIFYING_KEYS",

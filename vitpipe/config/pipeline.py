@@ -12,7 +12,8 @@ from vitpipe.config.judging import EvaluateRecipe, RegisterRecipe
 from vitpipe.config.labels import LabelRecipe
 from vitpipe.config.learning import ModelRecipe, PreprocessRecipe, TrainRecipe
 from vitpipe.config.source import DicomwebSource, SourceRecipe, StacSource
-from vitpipe.config.tiles import SplitRecipe, TileRecipe
+from vitpipe.config.split import SplitRecipe
+from vitpipe.config.tiles import TileRecipe
 from vitpipe.digest import digest
 
 _PLACES: dict[str, IncEx | bool] = {

@@ -1,4 +1,4 @@
-"""The append-only table ``group_id -> split``, the leak check, and the ledger of every use of the test split.
+"""Which split a group falls into: exact quotas, stratified, append-only.
 
 A group that has a split keeps it for good. New groups, in an order that comes from their content alone, fill what each
 stratum lacks; what rounding leaves over is carried from stratum to stratum, so that the shares hold over all groups
@@ -7,10 +7,7 @@ even where every stratum is tiny. All of it is integer arithmetic: the same grou
 
 from __future__ import annotations
 
-import datetime
 import heapq
-import json
-import os
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -18,18 +15,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vitpipe.atomic import file_lock, workspace_errors, write_parquet
 from vitpipe.config import SplitRecipe
-from vitpipe.errors import ContractError, LeakageError, SplitError
+from vitpipe.errors import ContractError, SplitError
 from vitpipe.records import Split
-from vitpipe.workspace import Workspace
 
 SPLITS: tuple[Split, ...] = (Split.TRAIN, Split.TEST, Split.VAL, Split.CALIBRATION)
 """Order of the columns of every allotment; at a tie the earlier split takes the group."""
 
 _SCALE = 10**9
 """One group in the integer arithmetic: shares are kept to nine decimals, and 8 million groups fit 64 bits."""
-_EXAMPLES = 3
 
 Counts = NDArray[np.int64]
 
@@ -222,111 +216,3 @@ def _check_needed(shares: Counts, total: Counts) -> None:
                 f"no labelled group is left for the {split} split: every group there is was assigned elsewhere before, "
                 "and assigned groups never move; add new groups, or start over in another `workspace`"
             )
-
-
-def read_splits(workspace: Workspace) -> pd.DataFrame:
-    """Read the table; empty before the first run."""
-    if not workspace.splits.is_file():
-        return pd.DataFrame({"group_id": pd.Series(dtype="str"), "split": pd.Series(dtype="str")})
-    return pd.read_parquet(workspace.splits, columns=["group_id", "split"])
-
-
-def update_splits(workspace: Workspace, groups: pd.DataFrame, recipe: SplitRecipe) -> pd.DataFrame:
-    """Assign new groups and append them to the table on disk; rows that stood there stay as they are.
-
-    Args:
-        workspace: holds the table.
-        groups: see :func:`assign_groups`.
-        recipe: the shares.
-
-    Returns:
-        The whole table: `group_id`, `split`; the rows that stood there first.
-
-    Raises:
-        SplitError: the groups do not fill the splits.
-        WorkspaceError: the table cannot be written.
-    """
-    existing = read_splits(workspace)
-    added = assign_groups(groups, existing, recipe)
-    if added.empty:
-        return existing
-    table = pd.concat([existing, added], ignore_index=True)
-    if not table.iloc[: len(existing)].equals(existing) or not table["group_id"].is_unique:
-        raise ContractError(f"{workspace.splits} would lose or change a row; this is a bug, nothing was written")
-    write_parquet(workspace.splits, table)
-    return table
-
-
-def check_leaks(table: pd.DataFrame) -> None:
-    """Fail when one group, or the same pixels under two groups, stand in two splits.
-
-    Args:
-        table: a row a tile: `group_id`, `source_id`, `split`, and `pixel_digest` where known (empty: not compared).
-
-    Raises:
-        LeakageError: says how many, which sources, and what to do.
-    """
-    pairs = table[["group_id", "split"]].drop_duplicates()
-    torn = pairs.loc[pairs["group_id"].duplicated(), "group_id"].drop_duplicates()
-    if len(torn):
-        sources = table.loc[table["group_id"].isin(set(torn)), "source_id"].drop_duplicates()
-        raise LeakageError(
-            f"{len(torn)} group(s) stand in more than one split; their sources are {_some(sources)}; a group must have "
-            "one split: remove the rows that contradict from splits.parquet, or start over in another `workspace`"
-        )
-    if "pixel_digest" not in table.columns:
-        return
-    seen = table.loc[table["pixel_digest"].fillna("") != "", ["pixel_digest", "split", "group_id", "source_id"]]
-    first = seen.drop_duplicates(["pixel_digest", "split"])
-    twice = first.loc[first["pixel_digest"].duplicated(keep=False)]
-    if len(twice):
-        shared = twice["pixel_digest"].nunique()
-        ordered = twice.sort_values(["pixel_digest", "source_id"])
-        pair = ordered.loc[ordered["pixel_digest"] == ordered["pixel_digest"].iloc[0]]
-        places = " and ".join(f"source {row.source_id} ({row.split})" for row in pair.itertuples())
-        raise LeakageError(
-            f"{shared} tile(s) have the same pixels under different groups in different splits, first {places}; in all "
-            f"{twice['source_id'].nunique()} sources: {_some(ordered['source_id'].drop_duplicates())}; remove the "
-            "duplicates, or give what belongs together one value in a group column (`labels.group`)"
-        )
-
-
-def _some(values: pd.Series) -> str:
-    shown = ", ".join(sorted(values)[:_EXAMPLES])
-    return shown if len(values) <= _EXAMPLES else f"{shown}, ..."
-
-
-def record_test_use(workspace: Workspace, run_id: str, purpose: str, digest: str) -> int:
-    """Write one use of the test split into the ledger, before the split is looked at.
-
-    Args:
-        workspace: holds the ledger.
-        run_id: the run that is judged.
-        purpose: such as ``evaluate`` or ``gate``.
-        digest: of the test tiles.
-
-    Returns:
-        Which use this is, from 1. The same run, purpose and digest again (a retry) is the same use.
-
-    Raises:
-        WorkspaceError: the ledger cannot be written: then the test split must not be used.
-    """
-    path = workspace.test_ledger
-    with file_lock(path.with_suffix(".lock"), wait=True), workspace_errors(path):
-        content = path.read_bytes() if path.exists() else b""
-        # A line without its end was cut off by a crash before it was synced: that use never began.
-        whole = content[: content.rfind(b"\n") + 1]
-        entries = [json.loads(line) for line in whole.splitlines()]
-        use = {"run_id": run_id, "purpose": purpose, "digest": digest}
-        for number, entry in enumerate(entries, start=1):
-            if all(entry.get(name) == value for name, value in use.items()):
-                return number
-        when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        line = json.dumps({"use": len(entries) + 1, "when": when, **use}, ensure_ascii=False)
-        with path.open("r+b" if path.exists() else "w+b") as stream:
-            stream.truncate(len(whole))
-            stream.seek(len(whole))
-            stream.write(line.encode("utf-8") + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-    return len(entries) + 1
