@@ -134,13 +134,13 @@ class _Ground:
         counts = np.bincount(found[valid], minlength=IGNORE + 1)
         known = 1 - int(counts[IGNORE]) / count
         names = self._labels.classes
-        by_class = {names[place]: int(counts[place]) / count for place in np.flatnonzero(counts[:IGNORE])}
-        middle = _centre(found.shape)
-        central = names[found[middle]] if valid[middle] and found[middle] != IGNORE else None
         if self._labels.rule.multi_label:
             cols, rows, _ = self._places.spans(window)
             masks = {names[place]: mask[None, :, slice(*cols)] for place, mask in self._rows_masks(rows).items()}
-            by_class = shares_of(masks, valid)
+            return Shares(shares_of(masks, valid), known, None)
+        by_class = {names[place]: int(counts[place]) / count for place in np.flatnonzero(counts[:IGNORE])}
+        middle = _centre(found.shape)
+        central = names[found[middle]] if valid[middle] and found[middle] != IGNORE else None
         return Shares(by_class, known, central)
 
     def _rows(self, start: int, stop: int) -> NDArray[Any]:

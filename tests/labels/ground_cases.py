@@ -20,6 +20,9 @@ from vitpipe.pixel_targets import PixelTargets
 from vitpipe.pseudonym import load_pseudonymiser
 from vitpipe.records import Source
 from vitpipe.store import TileStore
+from vitpipe.tile_labels import label_tiles
+from vitpipe.tile_places import tile_grid
+from vitpipe.tile_targets import make_targets
 from vitpipe.tiling import plan_shards, tile_digest, tile_shard
 from vitpipe.workspace import Workspace
 
@@ -85,6 +88,32 @@ class Run:
 
     def manifest(self) -> Manifest:
         return build_manifest(self.config, self.workspace, self.labels())
+
+    def tile_labels(self) -> dict[tuple[str, int, int], str]:
+        """Label the tiles by what lies on them: scene, row, col to label, of those that have one."""
+        tiles = self.store.table()
+        found = label_tiles(tiles, self.sources, self.labels(), self.config.tiles, (self.workspace, self.digest))
+        kept = tiles.assign(label=found)[found.notna()]
+        keys = zip(kept["source_id"].map(self.name), kept["row"], kept["col"], strict=True)
+        return dict(zip(keys, kept["label"], strict=True))
+
+    def targets(self) -> tuple[LabelSet, dict[str, NDArray[Any]]]:
+        """Make the targets of every pixel; gives the labels, and scene to its targets put together again."""
+        tiles, labels = self.store.table(), self.labels()
+        folder, _ = make_targets(tiles, self.sources, labels, self.config.tiles, (self.workspace, self.digest))
+        tiles = tiles[tiles["source_id"].isin(labels.regions.sources if labels.regions else ())]
+        size, depth = self.store.tile_size, self.store.depth
+        shape = (size, size) if depth is None else (depth, size, size)
+        found = PixelTargets(folder, labels.task, shape).gather(tiles)
+        whole = {}
+        for source in self.sources:
+            grid = tile_grid(source.grid, self.config.tiles, uri=source.uri)
+            empty = np.full((grid.height + size, grid.width + size), 255, found.dtype)
+            for (row, col, of), tile in zip(tiles[["row", "col", "source_id"]].to_numpy(), found, strict=True):
+                if of == source.source_id:
+                    empty[row : row + size, col : col + size] = tile
+            whole[self.name(source.source_id)] = empty[: grid.height, : grid.width]
+        return labels, whole
 
     def name(self, source_id: str) -> str:
         return next(Path(source.uri).stem for source in self.sources if source.source_id == source_id)

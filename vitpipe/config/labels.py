@@ -141,6 +141,9 @@ class RasterLabels(RegionLabelRecipe):
     suffix: str = Field(
         "", title="Suffix", description="match: name: what the raster's name has after the scene's, such as _label."
     )
+    aoi: str | None = Field(
+        None, title="Area of interest", description="Vector file of polygons; outside them nothing is labelled."
+    )
 
     @model_validator(mode="after")
     def _values_fit(self) -> Self:
@@ -193,6 +196,6 @@ class VectorLabels(RegionLabelRecipe):
 
 # The title is the tab of the form, beside "None".
 LabelRecipe = Annotated[
-    TableLabels | FolderLabels | DicomSegLabels | DicomRtstructLabels | RasterLabels,
+    TableLabels | FolderLabels | DicomSegLabels | DicomRtstructLabels | RasterLabels | VectorLabels,
     Field(discriminator="kind", title="Labels"),
 ]

@@ -28,6 +28,10 @@ OTHER_SHAPE: Final = "LABEL_OTHER_SHAPE"
 EMPTY: Final = "LABEL_EMPTY"
 
 
+KNOWN: Final = IGNORE - 1
+"""Ground of which is known that nothing lies on it, where that is no class."""
+
+
 class TileGrid(NamedTuple):
     """The grid on which the tiles of one source lie, after any resampling."""
 
@@ -80,11 +84,13 @@ class GroundLabels:
     classes: tuple[str, ...]
     """Sorted; none: the values are continuous."""
     layers: Mapping[str, tuple[Layer, ...]]
-    """Source to its label files; where several say something, the first one counts."""
+    """Source to its label files."""
     aoi: Layer | None = None
     """The area of interest: a layer of one class. Outside it nothing is labelled."""
     covers: bool = False
     """Whether ground on which nothing lies is of the rule's background."""
+    ranks: tuple[int, ...] = ()
+    """Of each class: where label files overlap the lowest wins; none: the first file does."""
 
     @property
     def sources(self) -> frozenset[str]:
@@ -102,8 +108,11 @@ class GroundLabels:
         with contextlib.ExitStack() as stack:
             painters = [stack.enter_context(layer.open(grid)) for layer in self.layers[source_id]]
             aoi = stack.enter_context(self.aoi.open(grid)) if self.aoi is not None else None
-            background = self.classes.index(self.rule.background) if self.covers and self.rule.background else None
-            yield _Together(painters, aoi, background)
+            background = None
+            if self.covers:
+                # Of a multi-label tile it is no class, but known ground.
+                background = KNOWN if self.rule.multi_label else self.classes.index(str(self.rule.background))
+            yield _Together(painters, aoi, background, np.array([*self.ranks], np.int64))
 
 
 @dataclass(frozen=True)
@@ -111,13 +120,19 @@ class _Together:
     painters: Sequence[Painter]
     aoi: Painter | None
     background: int | None
+    ranks: NDArray[np.int64]
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
         found = self.painters[0].rows(start, stop)
         for painter in self.painters[1:]:
-            lacking = _nothing(found)
-            if lacking.any():
-                np.copyto(found, painter.rows(start, stop), where=lacking)
+            better = _nothing(found)
+            if not len(self.ranks) and not better.any():
+                break
+            more = painter.rows(start, stop)
+            if len(self.ranks):
+                both = ~better & (more != IGNORE)
+                better[both] = self.ranks[more[both]] < self.ranks[found[both]]
+            np.copyto(found, more, where=better)
         if self.background is not None:
             found[found == IGNORE] = self.background
         if self.aoi is not None:

@@ -10,9 +10,8 @@ import pandas as pd
 from vitpipe.digest import digest_of_digests
 from vitpipe.errors import LabelError
 from vitpipe.labels.base import LabelSet, check_class_names
-from vitpipe.labels.ground import GroundLabels
+from vitpipe.labels.ground import KNOWN, GroundLabels
 from vitpipe.labels.regions import SEPARATOR
-from vitpipe.pixel_targets import MOST_CLASSES
 from vitpipe.records import WHOLE_SOURCE, Rejected, Source, Task, count_codes
 
 
@@ -58,8 +57,8 @@ def ground_label_set(found: GroundFindings, sources: Sequence[Source], *, per_pi
                 f"{path}: the labels have one class only ({', '.join(labels.classes)}); at least two are needed: name "
                 "the others in `labels.classes`, or set `labels.background` for the ground beside it"
             )
-    if len(labels.classes) > MOST_CLASSES:
-        raise LabelError(f"{path}: {len(labels.classes)} classes, at most {MOST_CLASSES} are learned; merge some")
+    if len(labels.classes) > KNOWN:
+        raise LabelError(f"{path}: {len(labels.classes)} classes, at most {KNOWN} are learned; merge some")
     notes = [f"labels lie on {len(labels.layers)} source(s)", *found.notes]
     if counted:
         notes.append(f"label files not used, or not wholly: {counted} (see the quarantine table)")

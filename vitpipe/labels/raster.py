@@ -102,6 +102,12 @@ def read_raster_labels(recipe: RasterLabels, sources: Sequence[Source], aoi: Lay
         looked.notes.append(
             f"{odd} source(s) without a CRS can have labels by `match: name` alone (code {NO_PLACE}): they have none"
         )
+    if aoi is not None:
+        bare = [source.source_id for source in sources if source.grid.crs is None and source.source_id in looked.on]
+        for source_id in bare:
+            del looked.on[source_id]
+        if bare:
+            looked.notes.append(f"{len(bare)} source(s) have no CRS, so they lie in no area of interest: no label")
     classes, places, on_source = _classes(recipe, looked)
     layers = {
         source_id: tuple(_layer(file, places, same=same) for file, _, same in parts)
@@ -118,7 +124,7 @@ def read_raster_labels(recipe: RasterLabels, sources: Sequence[Source], aoi: Lay
         labels=GroundLabels(rule, classes, layers, aoi),
         on_source=on_source,
         digests=[
-            digest(recipe.model_dump(mode="json", exclude={"path"})),
+            digest(recipe.model_dump(mode="json", exclude={"path", "aoi"})),
             digest([list(classes), [[value, place] for value, place in sorted((places or {}).items())]]),
             *sorted(file.content for file in looked.used),
             *([aoi.digest] if aoi is not None else []),
