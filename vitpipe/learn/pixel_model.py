@@ -37,6 +37,7 @@ _SWIN_STEP_PX = 32
 _UNET_STEPS, _UNET_FEWEST_STEPS = 4, 2
 _UNET_LEAST_PX = 4
 """Of the coarsest level of the U-Net."""
+_UNET_LEAST_WIDTH = 8
 _MONAI_PATCH_PX = 16
 
 Size = tuple[int, ...]
@@ -341,13 +342,13 @@ def unet_plan(plan: DecoderPlan, width: int) -> DecoderPlan:
 
     Args:
         plan: channels, outputs and sizes.
-        width: channels at full resolution; a multiple of 8.
+        width: channels at full resolution; a multiple of 4, at least 8.
 
     Raises:
         ConfigError: another width.
     """
-    if width % 8:
-        raise ConfigError(f"model.embed_dim is {width}, but `unet` needs a multiple of 8, such as 32")
+    if width % 4 or width < _UNET_LEAST_WIDTH:
+        raise ConfigError(f"model.embed_dim is {width}, but `unet` needs a multiple of 4 from 8 on, such as 32")
     strides: list[Size] = []
     left = plan.image_px
     for _ in range(_UNET_STEPS):
