@@ -27,6 +27,7 @@ from vitpipe.config.learning import (
     TrainRecipe,
     Weights,
 )
+from vitpipe.config.mapping import MapRecipe
 from vitpipe.config.pipeline import PipelineConfig
 from vitpipe.config.source import (
     IDENTIFYING_KEYS,
@@ -58,6 +59,7 @@ __all__ = [
     "ImagesSource",
     "KeyKind",
     "LabelRecipe",
+    "MapRecipe",
     "MetricName",
     "MlflowWeights",
     "ModelRecipe",
