@@ -19,6 +19,7 @@ from vitpipe.stages import require_registry
 from vitpipe.workspace import Workspace
 
 if TYPE_CHECKING:
+    from vitpipe.infer.predictor import PredictionResult, Predictor
     from vitpipe.infer.versions import ModelIdentity
 
 ResultKind = Literal["sr", "seg"]
@@ -132,6 +133,10 @@ def predict_tiles(job: PredictJob) -> StageSummary:
         objects, refused = write_dicom_results(job.dicom, result, predictor.contract, identity, Path(job.out))
         notes.append(f"{len(objects)} DICOM {job.dicom.upper()} object(s) written")
         rejected += refused
+    if job.maps.grid:
+        maps, refused = _write_grids(job, predictor, result, registry.identify(job.model_uri))
+        notes.append(f"{maps} grid(s) of tiles written: {job.map_room.root}")
+        rejected += refused
     return StageSummary(
         "predict",
         done=len(result.sources),
@@ -139,6 +144,29 @@ def predict_tiles(job: PredictJob) -> StageSummary:
         seconds=time.perf_counter() - started,
         notes=tuple(notes),
     )
+
+
+def _write_grids(
+    job: PredictJob, predictor: Predictor, result: PredictionResult, identity: ModelIdentity
+) -> tuple[int, list[Rejected]]:
+    """Write a raster of one pixel a tile for each source; gives how many, and those of which none could be made."""
+    from vitpipe.infer.mapping.stac import write_catalog_of_maps
+    from vitpipe.infer.maps import map_tiles
+
+    room = job.map_room
+    make_folder(room.root)
+    by_source = dict(iter(result.tiles.groupby("source_id", sort=False)))
+    rejected: list[Rejected] = []
+    for source in result.used:
+        folder = room.root / source.source_id
+        try:
+            map_tiles(predictor, source, by_source[source.source_id], folder, (job.maps, identity))
+        except UnreadableSource as error:
+            rejected.append(Rejected(source.uri, error.code, error.reason))
+    write_catalog(room, result.used)
+    write_quarantine(room, [*result.rejected, *rejected])
+    write_catalog_of_maps(room.root)
+    return len(result.used) - len(rejected), rejected
 
 
 def plan_maps(job: PredictJob) -> list[list[str]]:
@@ -216,6 +244,7 @@ def finish_maps(job: PredictJob, mapped: StageSummary) -> StageSummary:
     Raises:
         DataError: no source could be mapped.
     """
+    from vitpipe.infer.mapping.stac import write_catalog_of_maps
     from vitpipe.infer.output import write_map_summary
     from vitpipe.infer.predictor import nothing_usable
 
@@ -230,6 +259,7 @@ def finish_maps(job: PredictJob, mapped: StageSummary) -> StageSummary:
     count = mapped.done + mapped.skipped
     if not count:
         raise nothing_usable(Path(job.source), rejected)
+    write_catalog_of_maps(room.root)
     write_map_summary(Path(job.out), count, rejected, mapped.notes)
     refused = count_codes(item for item in rejected if not item.junk)
     return dataclasses.replace(mapped, rejected=refused, notes=(*mapped.notes, f"written: {room.root}"))
