@@ -43,6 +43,8 @@ __all__ = [
     "plan_batches",
     "read_catalog",
     "read_quarantine",
+    "write_catalog",
+    "write_quarantine",
 ]
 
 DUPLICATE = "DUPLICATE"
@@ -109,7 +111,7 @@ def build_catalog(config: PipelineConfig, workspace: Workspace) -> StageSummary:
     rejected.extend(duplicates)
     rejected.extend(_unaccounted([record.path for record in records], sources, rejected))
     rejected.sort(key=lambda item: (item.uri, item.code, item.reason))
-    _write_quarantine(workspace, rejected)
+    write_quarantine(workspace, rejected)
     _check_share(config, workspace, _lost_files(index["path"].tolist(), sources, rejected), rejected)
     _check_sources(config, sources, rejected, listed=len(paths))
     before = _catalog_ids(workspace)
@@ -284,7 +286,8 @@ def _worst_of(sources: Sequence[Source], code: str) -> str:
 # --------------------------------------------------------------------------------------------------- tables on the disk
 
 
-def _write_quarantine(workspace: Workspace, rejected: Sequence[Rejected]) -> None:
+def write_quarantine(workspace: Workspace, rejected: Sequence[Rejected]) -> None:
+    """Write the quarantine table anew: a row a rejection."""
     table = pd.DataFrame(
         {
             "uri": pd.Series([item.uri for item in rejected], dtype="str"),

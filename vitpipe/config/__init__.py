@@ -29,6 +29,7 @@ from vitpipe.config.learning import (
     TrainRecipe,
     Weights,
 )
+from vitpipe.config.mapping import MapRecipe
 from vitpipe.config.pipeline import PipelineConfig
 from vitpipe.config.scenes import SceneFiles, SceneSeries
 from vitpipe.config.source import (
@@ -64,6 +65,7 @@ __all__ = [
     "ImagesSource",
     "KeyKind",
     "LabelRecipe",
+    "MapRecipe",
     "MetricName",
     "MlflowWeights",
     "ModelRecipe",

@@ -6,7 +6,7 @@ import contextlib
 import glob
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -18,7 +18,7 @@ from vitpipe.errors import ContractError, WorkspaceError
 from vitpipe.infer.mapping.cog import write_cogs
 from vitpipe.infer.mapping.layers import Layers
 from vitpipe.infer.mapping.palette import qgis_style
-from vitpipe.infer.mapping.stitch import MapPlan, stitch
+from vitpipe.infer.mapping.stitch import MapPlan, MapRows, stitch
 from vitpipe.infer.mapping.strips import StripStore
 from vitpipe.infer.mapping.symmetry import PixelModel
 from vitpipe.records import Grid, Json
@@ -76,7 +76,21 @@ def make_map(raster: Raster, model: PixelModel, task: MapTask) -> MapMade:
             f"a map is of one frame and keeps {task.layers.outputs} outputs; the source has {raster.grid.frames} "
             f"frame(s) and the model gives {task.plan.outputs}"
         )
-    key = _key(raster.grid, task)
+    return make_files(raster.grid, lambda row: stitch(raster, model, task.plan, first_row=row), task)
+
+
+def make_files(grid: Grid, rows_from: Callable[[int], Iterator[MapRows]], task: MapTask) -> MapMade:
+    """Write the files of a map, from rows of whatever origin.
+
+    Args:
+        grid: of the map.
+        rows_from: gives all rows from a row on, as `vitpipe.infer.mapping.stitch` does.
+        task: see :func:`make_map`.
+
+    Raises:
+        WorkspaceError: the folder cannot be written, or another run is making the same map.
+    """
+    key = _key(grid, task)
     make_folder(task.folder.parent)
     partial = task.folder.parent / f"{PARTIAL_PREFIX}{task.folder.name}-{key[:12]}"
     # The lock is none of the files that a map leaves behind.
@@ -84,18 +98,17 @@ def make_map(raster: Raster, model: PixelModel, task: MapTask) -> MapMade:
         _sweep_others(partial, task.folder)
         found = _found(task.folder, key)
         if found is None:
-            found = _make(raster, model, task, partial, key)
+            found = _make(grid, rows_from, task, partial, key)
         shutil.rmtree(partial)
     return found
 
 
-def _make(raster: Raster, model: PixelModel, task: MapTask, partial: Path, key: str) -> MapMade:
-    grid = raster.grid
+def _make(grid: Grid, rows_from: Callable[[int], Iterator[MapRows]], task: MapTask, partial: Path, key: str) -> MapMade:
     strips, ready = partial / "strips", partial / "ready"
     make_folder(strips)
     sweep_partials(strips)
     store = StripStore(strips, grid.height, grid.width, task.layers)
-    for rows in stitch(raster, model, task.plan, first_row=store.next_row):
+    for rows in rows_from(store.next_row):
         store.add(rows)
     # What was half written there by a run that was killed is written again.
     shutil.rmtree(ready, ignore_errors=True)
