@@ -144,7 +144,13 @@ def is_this_machine(host: str) -> bool:
         return host == "localhost"
 
 
-_SCENE_KEYS_SINCE_FIRST: Final[dict[str, JsonValue]] = {"grid": None, "clouds": "keep", "scenes": None, "series": None}
+_SCENE_KEYS_SINCE_FIRST: Final[dict[str, JsonValue]] = {
+    "grid": None,
+    "clouds": "keep",
+    "scenes": None,
+    "series": None,
+    "verify": False,
+}
 """Keys of scenes that came later, with the value that means what was done before."""
 
 
@@ -180,6 +186,12 @@ class GeotiffSource(Recipe):
         None, title="Series", description="Stacks scenes of one place at several dates into one source."
     )
     units: str = Field("dn", title="Units", description="What the pixel values mean: reflectance, dn, m, ...")
+    verify: bool = Field(
+        False,
+        title="Verify",
+        description="Verifies the checksum of every deflate block when a file is first looked at: its pixels are "
+        "inflated once more, but no changed byte of them goes unseen.",
+    )
     block_m: float = Field(
         10_000.0, gt=0, title="Ground block (m)", description="Edge of the ground blocks that never straddle splits."
     )

@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from vitpipe.config import GeotiffSource
 from vitpipe.domains.base import ScanContext
+from vitpipe.domains.geotiff.checksums import verified
 from vitpipe.domains.geotiff.composed import ComposedRaster
 from vitpipe.domains.geotiff.header import read_header
 from vitpipe.domains.geotiff.item import ITEM_NAME, apply_items, read_item
@@ -19,8 +21,8 @@ class Geotiff:
     """The domain of GeoTIFF scenes; see :class:`vitpipe.domains.base.Domain`.
 
     Codes of rejected files: ``ZERO_BYTES NOT_GEOTIFF SIDECAR BAD_HEADER TRUNCATED BLOCK_TOO_LARGE UNREADABLE_FILE
-    NO_BANDS UNSUPPORTED_DTYPE BAD_SCALE SCALE_CONFLICT MISSING_BAND BAD_MASK_FILE STAC_ITEM``; at a read ``TRUNCATED
-    UNDECODABLE CHANGED UNREADABLE_FILE``.
+    NO_BANDS UNSUPPORTED_DTYPE BAD_SCALE SCALE_CONFLICT MISSING_BAND BAD_MASK_FILE STAC_ITEM UNDECODABLE``; at a read
+    ``TRUNCATED UNDECODABLE CHANGED UNREADABLE_FILE``.
 
     Of scenes of several files also ``BAD_METADATA NO_METADATA DUPLICATE_BAND GRIDS_DIFFER NO_CLOUD_MASK PRODUCT_CHANGED
     UNMATCHED NOT_ONE_BAND BAD_DATE``, of series ``MISSING_DATE AMBIGUOUS_DATE NO_DATE NO_PLACE NO_TILE UNITS_DIFFER``.
@@ -35,9 +37,17 @@ class Geotiff:
     def listed_in(self, path: Path) -> None:
         """No GeoTIFF names others."""
 
-    def index(self, path: Path, context: ScanContext) -> Mapping[str, Json] | Rejected:  # noqa: ARG002 - the seam's
-        """Read one file's header; see :func:`vitpipe.domains.geotiff.header.read_header`."""
-        return read_item(path) if path.name == ITEM_NAME else read_header(path)
+    def index(self, path: Path, context: ScanContext) -> Mapping[str, Json] | Rejected:
+        """Read one file's header; see :func:`vitpipe.domains.geotiff.header.read_header`.
+
+        Where the configuration says so its checksums are verified too (``UNDECODABLE``).
+        """
+        if path.name == ITEM_NAME:
+            return read_item(path)
+        header = read_header(path)
+        if isinstance(header, Rejected) or header["kind"] == "metadata" or not _verifies(context):
+            return header
+        return verified(path) or header
 
     def assemble(self, records: Sequence[FileRecord], context: ScanContext) -> Iterator[Source | Rejected]:
         """Make a source of every scene; see :func:`vitpipe.domains.geotiff.scene.assemble_scenes`."""
@@ -61,6 +71,10 @@ class Geotiff:
             yield raster
         finally:
             raster.close()
+
+
+def _verifies(context: ScanContext) -> bool:
+    return isinstance(context.recipe, GeotiffSource) and context.recipe.verify
 
 
 __all__ = ["Geotiff"]
