@@ -28,6 +28,7 @@ from vitpipe.config.learning import (
     Weights,
 )
 from vitpipe.config.pipeline import PipelineConfig
+from vitpipe.config.scenes import SceneFiles, SceneSeries
 from vitpipe.config.source import (
     IDENTIFYING_KEYS,
     DataPath,
@@ -70,6 +71,8 @@ __all__ = [
     "RegisterRecipe",
     "RegionLabelRecipe",
     "RejectShare",
+    "SceneFiles",
+    "SceneSeries",
     "SourceRecipe",
     "SplitRecipe",
     "StacQuery",

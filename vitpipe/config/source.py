@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from vitpipe.config.base import Recipe
+from vitpipe.config.scenes import SceneFiles, SceneSeries
 
 DataPath = Annotated[str, Field(title="Path", description="Folder (or one file) that holds the data.", min_length=1)]
 RejectShare = Annotated[
@@ -143,8 +144,12 @@ def is_this_machine(host: str) -> bool:
         return host == "localhost"
 
 
+_SCENE_KEYS_SINCE_FIRST: Final[dict[str, JsonValue]] = {"grid": None, "clouds": "keep", "scenes": None, "series": None}
+"""Keys of scenes that came later, with the value that means what was done before."""
+
+
 class GeotiffSource(Recipe):
-    """GeoTIFF scenes."""
+    """Scenes: GeoTIFF files, Sentinel-2 SAFE folders, Landsat Collection 2 band files."""
 
     model_config = ConfigDict(title="GeoTIFF")
     kind: Literal["geotiff"] = "geotiff"
@@ -153,12 +158,38 @@ class GeotiffSource(Recipe):
     bands: tuple[str, ...] | None = Field(
         None,
         title="Bands",
-        description="Names of the bands to use, in this order (B04, or b1 for the first unnamed). All when empty.",
+        description="Names of the bands to use, in this order: B04, red, b1 for the first unnamed, or a wavelength "
+        "such as 865nm (the nearest band that covers it). All when empty; of products their reflectance bands.",
+    )
+    grid: str | None = Field(
+        None,
+        title="Grid",
+        description="The band onto whose grid others are brought, of scenes with several resolutions; the finest when "
+        "empty. Coarser bands are repeated pixel by pixel, finer ones averaged.",
+    )
+    clouds: Literal["keep", "drop"] = Field(
+        "keep",
+        title="Clouds",
+        description="drop: pixels that Sentinel-2's SCL or Landsat's QA_PIXEL calls cloud, cirrus or cloud shadow are "
+        "not valid.",
+    )
+    scenes: SceneFiles | None = Field(
+        None, title="Scene files", description="How band files are named, in folders of one-band GeoTIFFs."
+    )
+    series: SceneSeries | None = Field(
+        None, title="Series", description="Stacks scenes of one place at several dates into one source."
     )
     units: str = Field("dn", title="Units", description="What the pixel values mean: reflectance, dn, m, ...")
     block_m: float = Field(
         10_000.0, gt=0, title="Ground block (m)", description="Edge of the ground blocks that never straddle splits."
     )
+
+    @model_serializer(mode="wrap")
+    def _without_what_changes_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        """Leave a key that came later out of every dump, thus of every digest, where it means what was done before."""
+        values: dict[str, JsonValue] = dump(self)
+        plain = _SCENE_KEYS_SINCE_FIRST
+        return {key: value for key, value in values.items() if key not in plain or value != plain[key]}
 
 
 class StacQuery(Recipe):

@@ -1,4 +1,4 @@
-"""GeoTIFF scenes: any band count and dtype, any CRS or none, windowed reads only."""
+"""Scenes: GeoTIFF files, Sentinel-2 SAFE folders, Landsat band files, series of them; windowed reads only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vitpipe.domains.base import ScanContext
+from vitpipe.domains.geotiff.composed import ComposedRaster
 from vitpipe.domains.geotiff.header import read_header
 from vitpipe.domains.geotiff.item import ITEM_NAME, apply_items, read_item
 from vitpipe.domains.geotiff.raster import GeotiffRaster
@@ -21,8 +22,12 @@ class Geotiff:
     NO_BANDS UNSUPPORTED_DTYPE BAD_SCALE SCALE_CONFLICT MISSING_BAND BAD_MASK_FILE STAC_ITEM``; at a read ``TRUNCATED
     UNDECODABLE CHANGED UNREADABLE_FILE``.
 
+    Of scenes of several files also ``BAD_METADATA NO_METADATA DUPLICATE_BAND GRIDS_DIFFER NO_CLOUD_MASK PRODUCT_CHANGED
+    UNMATCHED NOT_ONE_BAND BAD_DATE``, of series ``MISSING_DATE AMBIGUOUS_DATE NO_DATE NO_PLACE NO_TILE UNITS_DIFFER``.
+    Files beside them that are not needed are junk: ``PRODUCT_FILE BAND_NOT_USED DATE_NOT_USED``.
+
     Notes of sources: ``NO_CRS GCP_ONLY RPC_ONLY NO_GROUND ROTATED COLORMAP ALPHA SCALED MASK_FILE FIRST_PAGE_ONLY
-    DUPLICATE_BAND_NAMES OFFSET_APPLIED AUX_XML_IGNORED WORLD_FILE_IGNORED``.
+    DUPLICATE_BAND_NAMES OFFSET_APPLIED AUX_XML_IGNORED WORLD_FILE_IGNORED BANDS_RESAMPLED NO_METADATA``.
     """
 
     name = "geotiff"
@@ -45,13 +50,13 @@ class Geotiff:
         yield from assemble_scenes(described, context)
 
     @contextlib.contextmanager
-    def open(self, source: Source) -> Iterator[GeotiffRaster]:
+    def open(self, source: Source) -> Iterator[GeotiffRaster | ComposedRaster]:
         """Open a scene.
 
         Raises:
             UnreadableSource: the file is gone, changed or broken.
         """
-        raster = GeotiffRaster(source)
+        raster = ComposedRaster(source) if "members" in source.reader else GeotiffRaster(source)
         try:
             yield raster
         finally:

@@ -11,15 +11,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
-from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
-from vitpipe.domains.geotiff.ground import block_names, to_equal_area
+from vitpipe.domains.geotiff.facts import window_groups
 from vitpipe.domains.geotiff.opening import MIB, TRANSIENT, gdal_environment, missing_bytes, open_tiff
-from vitpipe.domains.geotiff.scene import scene_group
 from vitpipe.errors import TransientError, UnreadableSource
 from vitpipe.records import Grid, Source, Window
 
@@ -39,7 +37,6 @@ class GeotiffRaster:
         reader: Any = source.reader
         self._bands: list[int] = list(reader["bands"])
         self._alpha: list[int] = list(reader["alpha"])
-        self._block_m = float(reader["block_m"])
         self._dtype = np.dtype(source.dtype)
         self._handles: dict[int, list[DatasetReader]] = {}
         dataset = self._opened()[0]
@@ -111,17 +108,7 @@ class GeotiffRaster:
 
         A scene on no known ground is one group by itself.
         """
-        otherwise = scene_group(self._source.source_id)
-        fitted: Any = self._source.reader.get("fitted")
-        crs, transform = (fitted["crs"], fitted["transform"]) if fitted else (self.grid.crs, self.grid.transform)
-        if crs is None or transform is None:
-            return [otherwise] * len(windows)
-        row, col, height, width = np.array([window[1:5] for window in windows], dtype=np.float64).reshape(-1, 4).T
-        rows = (row + np.minimum(row + height, self.grid.height)) / 2
-        cols = (col + np.minimum(col + width, self.grid.width)) / 2
-        a, b, c, d, e, f = transform
-        xs, ys = a * cols + b * rows + c, d * cols + e * rows + f
-        return block_names(to_equal_area(CRS.from_user_input(crs), xs, ys), self._block_m, otherwise=otherwise)
+        return window_groups(self._source, windows)
 
     def close(self) -> None:
         """Close this process's handles; another process's are its own to close."""
