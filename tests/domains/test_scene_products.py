@@ -235,6 +235,12 @@ def test_a_cut_off_jp2_is_told(tmp_path: Path) -> None:
         band.write_bytes(whole[:length])
         (rejected,) = [item for item in look(tmp_path)[1] if not item.junk]
         assert (rejected.code, rejected.uri) == ("TRUNCATED", str(band)), length
+    # A box that states no length reaches to the end of the file, which then must be that of the pixels.
+    place = whole.index(b"jp2c") - 4
+    open_ended = whole[:place] + bytes(4) + whole[place + 4 :]
+    band.write_bytes(open_ended)
+    assert one(tmp_path).channels == ("B02", "B04")
+    band.write_bytes(open_ended[:-200])
     # What is left of the product is a scene of fewer bands; the configuration says whether that will do.
     assert one(tmp_path).channels == ("B02",)
     assert refused_codes(tmp_path, bands=("B04",)) == {"TRUNCATED", "MISSING_BAND"}
