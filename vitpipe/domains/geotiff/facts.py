@@ -55,6 +55,7 @@ def subgroups(header: Mapping[str, Any], acquired_at: str | None) -> dict[str, A
     attributes: dict[str, Attribute] = {
         "crs": crs if crs is None or crs.startswith("EPSG:") else "other",
         "gsd_m": header["gsd_m"],
+        **header.get("attributes", {}),
     }
     if acquired_at:
         moment = datetime.fromisoformat(acquired_at)
@@ -64,6 +65,22 @@ def subgroups(header: Mapping[str, Any], acquired_at: str | None) -> dict[str, A
             "season": _SEASONS[moment.month % 12 // 3],
         }
     return attributes
+
+
+def stated_of(header: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
+    """Give what an item beside the file states of some of its bands, as a raster's `reader` holds it.
+
+    Args:
+        header: of the file.
+        numbers: bands, from 1.
+
+    Returns:
+        `stated` with `scales` and `nodata`, one a band; nothing where no item states any.
+    """
+    stated: Mapping[str, Any] | None = header.get("stated")
+    if stated is None:
+        return {}
+    return {"stated": {name: [values[number - 1] for number in numbers] for name, values in stated.items()}}
 
 
 def relative(path: str, root: Path) -> str:
