@@ -18,13 +18,13 @@ from vitpipe.workspace import Workspace
 SIGNATURE = "sig=canary-signature"
 
 
-def tiff(number: int, bands: int = 1, size: int = 64, **tags: Any) -> bytes:
+def tiff(number: int, bands: int = 1, size: int = 64, gsd_m: float = 10, **tags: Any) -> bytes:
     """Give the bytes of a small GeoTIFF of uint16, each another one."""
     pixels = np.random.default_rng(number).integers(1, 4000, (bands, size, size)).astype(np.uint16)
     with MemoryFile() as memory:
         with memory.open(
             driver="GTiff", count=bands, height=size, width=size, dtype="uint16", crs="EPSG:32633",
-            transform=from_origin(500_000 + 20_000 * number, 5_000_000, 10, 10),
+            transform=from_origin(500_000 + 20_000 * number, 5_000_000, gsd_m, gsd_m),
         ) as dataset:  # fmt: skip
             dataset.write(pixels)
             if tags:

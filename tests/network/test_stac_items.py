@@ -314,3 +314,61 @@ def test_check_fetches_and_says_what_would_be_done(tmp_path: Path) -> None:
     assert findings.values["sources"] == 1
     with rasterio.open(next((tmp_path / "workspace").rglob("*.tif"))) as dataset:
         assert dataset.count == 1
+
+
+# ------------------------------------------------------------------------------------------------- scenes of many files
+
+
+def _two_bands(held: Ranges, number: int) -> dict[str, Any]:
+    """Put a scene of red at 10 m and a coarser one at 20 m, each an asset."""
+    document = item(number, f"/{number}/red.tif?{SIGNATURE}", tiff(number))
+    seen = {"center_wavelength": 1.61, "full_width_half_max": 0.1}
+    stated = {"eo:bands": [{"name": "B11", "common_name": "swir16", **seen}]}
+    document["assets"]["ST_B04"] = {
+        **document["assets"]["red"], "href": f"/{number}/swir.tif", "raster:bands": [{"scale": 0.5, "nodata": 7}],
+        "file:size": None, "file:checksum": None, **stated,
+    }  # fmt: skip
+    held.add(f"/{number}/red.tif", tiff(number))
+    held.add(f"/{number}/swir.tif", tiff(number, size=32, gsd_m=20))
+    return document
+
+
+def test_several_assets_are_one_scene(held: Ranges, tmp_path: Path) -> None:
+    answer_with(held, *(_two_bands(held, number) for number in range(2)))
+    config, workspace = pipeline(tmp_path, f"{held.url}/v1", assets=["B04", "ST_B04"], bands=["ST_B04", "B04"])
+    summary = ingest(config, workspace)
+    assert (summary.done, summary.rejected) == (2, {})
+    sources = sorted(read_catalog(workspace), key=lambda source: source.uri)
+    assert [source.keys["scene"] for source in sources] == [("scene-0",), ("scene-1",)]
+    assert {source.channels for source in sources} == {("ST_B04", "B04")}
+    assert [source.attributes["cloud_cover"] for source in sources] == [0.0, 10.0]
+    assert sources[0].acquired_at == "2023-06-01T10:00:00+00:00"
+    with Geotiff().open(sources[0]) as raster:
+        pixels, valid = raster.read(Window(0, 0, 0, 64, 64))
+    folder = workspace.root / "scenes" / "scene-0"
+    coarse = open_pixels(folder / "scene-0_ST_B04.tif")[0].repeat(2, 0).repeat(2, 1)
+    np.testing.assert_allclose(pixels[0], np.where(coarse == 7, 0, coarse * 0.5))
+    np.testing.assert_array_equal(pixels[1][valid], open_pixels(folder / "scene-0_B04.tif")[0][valid])
+    np.testing.assert_array_equal(valid, coarse != 7)
+    assert "canary" not in "".join(path.read_text("latin-1") for path in workspace.root.rglob("*") if path.is_file())
+
+
+def test_a_scene_that_lacks_a_file_is_not_used(held: Ranges, tmp_path: Path) -> None:
+    answer_with(held, *(_two_bands(held, number) for number in range(3)))
+    held.always = {"/1/swir.tif": 404}
+    config, workspace = pipeline(tmp_path, f"{held.url}/v1", assets=["red", "B11"], max_reject_share=0.5)
+    ingest(config, workspace)
+    assert len(read_catalog(workspace)) == 2
+    assert read_quarantine(workspace).query("not junk")["code"].tolist() == ["FETCH_FAILED"]
+    # What came of it is kept.
+    held.always = {}
+    held.asked.clear()
+    assert fetch(config, workspace, QUICK).done == 1
+    assert held.paths(".tif") == ["/1/swir.tif"]
+
+
+def test_a_wavelength_of_an_item_names_a_band(held: Ranges, tmp_path: Path) -> None:
+    answer_with(held, _two_bands(held, 0))
+    config, workspace = pipeline(tmp_path, f"{held.url}/v1", assets=["swir16"], bands=["1600nm"])
+    ingest(config, workspace)
+    assert read_catalog(workspace)[0].channels == ("1600nm",)

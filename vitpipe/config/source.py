@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -197,9 +198,9 @@ class GeotiffSource(Recipe):
     )
 
     @model_serializer(mode="wrap")
-    def _without_what_changes_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+    def _without_what_changes_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave a key that came later out of every dump, thus of every digest, where it means what was done before."""
-        values: dict[str, JsonValue] = dump(self)
+        values: dict[str, Any] = dump(self)
         plain = _SCENE_KEYS_SINCE_FIRST
         return {key: value for key, value in values.items() if key not in plain or value != plain[key]}
 
@@ -269,7 +270,7 @@ class StacSource(GeotiffSource):
         (),
         title="Assets",
         description="Files to fetch of each item: keys of assets, or names of bands (B04, red). May be empty where an "
-        "item has one GeoTIFF of data.",
+        "item has one GeoTIFF of data. Several become one scene, a band a file.",
     )
     scaling: Literal["item", "none"] = Field(
         "item",
@@ -316,8 +317,17 @@ class StacSource(GeotiffSource):
         Args:
             folder: where they lie if `path` names no folder.
         """
-        options = self.model_dump(include=set(GeotiffSource.model_fields) - {"kind", "path"})
+        options = self.model_dump(mode="json", include=set(GeotiffSource.model_fields) - {"kind", "path"})
+        if self.scenes is None and len(self.assets) > 1:
+            bands = "|".join(re.escape(stac_file_label(name)) for name in self.assets)
+            # The folder says where the scene's name ends: B10 is the end of ST_B10, too.
+            options["scenes"] = {"pattern": rf"^(?P<scene>[^/]+)/(?P=scene)_(?P<band>{bands})\.tif$"}
         return GeotiffSource.model_validate({**options, "path": self.path or folder})
+
+
+def stac_file_label(name: str) -> str:
+    """Give the name of an asset or band as it stands in the name of its file."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
 
 
 STAC_TESTS: Final = frozenset({"eq", "neq", "lt", "lte", "gt", "gte", "in", "startsWith", "endsWith", "contains"})

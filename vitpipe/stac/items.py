@@ -9,6 +9,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from vitpipe.config import StacSource
+from vitpipe.config.source import stac_file_label
 from vitpipe.digest import digest
 from vitpipe.domains.geotiff.item import bands_of
 from vitpipe.errors import ConfigError, UnreadableSource
@@ -151,7 +152,7 @@ def _wanted(found: Found, name: str, label: str, key: str) -> WantedFile:
         raise UnreadableSource("ADDRESS_REFUSED", f"the reference of asset {key} is no address", name) from None
     size, checksum = asset.get("file:size"), asset.get("file:checksum")
     return WantedFile(
-        name=f"{name}_{_ODD.sub('-', label)}.tif",
+        name=f"{name}_{stac_file_label(label)}.tif",
         key=key,
         address=address,
         size=size if isinstance(size, int) and not isinstance(size, bool) else None,

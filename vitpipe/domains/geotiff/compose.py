@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from vitpipe.config import GeotiffSource
+from vitpipe.domains.geotiff.facts import stated_of
 from vitpipe.domains.geotiff.parts import BandFile, SceneParts
 from vitpipe.domains.geotiff.products.bands import choose, describe
 from vitpipe.records import FileRecord, Rejected
@@ -108,6 +109,7 @@ def member_json(member: Member, files: Sequence[str], invalid: Sequence[int]) ->
         "coarser": member.coarser,
         "finer": member.finer,
         "invalid": list(invalid),
+        **stated_of(header, member.numbers),
     }
 
 

@@ -153,7 +153,10 @@ class _Member:
             channels=tuple(f"b{number}" for number in facts["bands"]),
             units="dn",
             dtype=facts["dtype"],
-            reader={"bands": facts["bands"], "alpha": facts["alpha"], "block_m": source.reader["block_m"]},
+            reader={
+                **{name: facts[name] for name in ("bands", "alpha", "stated") if name in facts},
+                "block_m": source.reader["block_m"],
+            },
         )
         return cls(GeotiffRaster(alone), facts["coarser"], facts["finer"], tuple(facts["invalid"]))
 

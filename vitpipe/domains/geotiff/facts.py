@@ -68,6 +68,22 @@ def subgroups(header: Mapping[str, Any], acquired_at: str | None) -> dict[str, A
     return attributes
 
 
+def stated_of(header: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
+    """Give what an item beside the file states of some of its bands, as a raster's `reader` holds it.
+
+    Args:
+        header: of the file.
+        numbers: bands, from 1.
+
+    Returns:
+        `stated` with `scales` and `nodata`, one a band; nothing where no item states any.
+    """
+    stated: Mapping[str, Any] | None = header.get("stated")
+    if stated is None:
+        return {}
+    return {"stated": {name: [values[number - 1] for number in numbers] for name, values in stated.items()}}
+
+
 def relative(path: str, root: Path) -> str:
     """Give a path below the root, as label tables name it."""
     if root.is_file() or not Path(path).is_relative_to(root):

@@ -45,7 +45,8 @@ def bands_of(asset: Mapping[str, Any]) -> list[dict[str, Any]]:
         asset: of an item.
 
     Returns:
-        Dictionaries with `name, common_name, scale, offset, nodata, unit`, each None where it is not stated.
+        Dictionaries with `name, common_name, scale, offset, nodata, unit, centre_um, width_um`, each None where it
+        is not stated.
     """
     lists = [_dictionaries(asset.get(name)) for name in ("raster:bands", "eo:bands", "bands")]
     result = []
@@ -62,6 +63,8 @@ def bands_of(asset: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "offset": _first(merged, "raster:offset", "offset"),
                 "nodata": _first(merged, "nodata"),
                 "unit": _first(merged, "unit"),
+                "centre_um": _first(merged, "eo:center_wavelength", "center_wavelength"),
+                "width_um": _first(merged, "eo:full_width_half_max", "full_width_half_max"),
             }
         )
     return result
@@ -128,6 +131,7 @@ def _stated(asset: Mapping[str, Any], *, applied: bool) -> Json:
         "scales": scales,
         "nodata": [_number(band["nodata"], None) for band in bands],
         "unit": units.pop() if len(units) == 1 else "",
+        "spectra": [_range_nm(band["centre_um"], band["width_um"]) for band in bands],
         "offset_applied": applied and any(_number(band["offset"], 0.0) != 0 for band in bands),
     }
 
@@ -136,6 +140,14 @@ def _number(value: object, otherwise: float | None) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return otherwise
     return float(value)
+
+
+def _range_nm(centre_um: object, width_um: object) -> Json:
+    """Give centre, lower and upper wavelength in nm, as the index holds them; None where the item does not say both."""
+    centre, width = _number(centre_um, None), _number(width_um, None)
+    if not centre or not width or centre < 0 or width < 0:
+        return None
+    return [round(1000 * value, 4) for value in (centre, centre - width / 2, centre + width / 2)]
 
 
 def _moment(properties: Mapping[str, Any]) -> str | None:
@@ -181,6 +193,8 @@ def _described(record: FileRecord, item: Mapping[str, Any], stated: Mapping[str,
         return dataclasses.replace(record, header=header)
     if stated["names"] and all(_UNNAMED.fullmatch(name) for name in header["bands"]):
         header["bands"] = list(stated["names"])
+    if any(stated["spectra"]) and "spectra" not in header:
+        header["spectra"] = list(stated["spectra"])
     if any(scale == 0 for scale, _ in stated["scales"]):
         reason = "its STAC item states a scale of zero; correct it, or set `source.scaling: none`"
         return Rejected(record.path, "BAD_SCALE", reason)

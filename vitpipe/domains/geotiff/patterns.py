@@ -109,6 +109,7 @@ def _scene(folder: str, name: str, members: Sequence[tuple[re.Match[str], FileRe
         bands=ordered,
         units=(unit or "scaled") if scaled else "dn",
         acquired_at=days.pop() if days else None,
+        attributes=ordered[0].header.get("attributes", {}),
     )
 
 

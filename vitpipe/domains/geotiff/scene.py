@@ -13,7 +13,7 @@ from vitpipe.config import GeotiffSource
 from vitpipe.digest import digest_of_digests
 from vitpipe.domains.base import ScanContext
 from vitpipe.domains.geotiff import patterns
-from vitpipe.domains.geotiff.facts import ground_group, relative, subgroups
+from vitpipe.domains.geotiff.facts import ground_group, relative, stated_of, subgroups
 from vitpipe.domains.geotiff.joining import join_scenes
 from vitpipe.domains.geotiff.parts import BandFile, SceneParts
 from vitpipe.domains.geotiff.products import landsat, sentinel2
@@ -87,6 +87,7 @@ def _single_file(record: FileRecord) -> SceneParts:
         bands=tuple(BandFile(record, header["bands"][at - 1], at, spectra[at - 1]) for at in numbers),
         units=_units(header, "dn", scaled=any(header["scaled"][at - 1] for at in numbers)),
         acquired_at=header["acquired_at"],
+        attributes=header.get("attributes", {}),
     )
 
 
@@ -116,8 +117,7 @@ def _scene_source(record: FileRecord, mask: FileRecord | None, recipe: GeotiffSo
     reader: dict[str, Json] = {"bands": list(bands.numbers), "alpha": list(bands.alpha), "block_m": recipe.block_m}
     if header["fitted"]:
         reader["fitted"] = header["fitted"]
-    if stated := header.get("stated"):
-        reader["stated"] = {name: [values[number - 1] for number in bands.numbers] for name, values in stated.items()}
+    reader |= stated_of(header, bands.numbers)
     return Source(
         source_id=source_id,
         group_id=ground_group(header["ground"], recipe.block_m, source_id),
