@@ -39,11 +39,12 @@ from vitpipe.config.source import (
     RejectShare,
     SourceRecipe,
 )
-from vitpipe.config.split import SplitRecipe
+from vitpipe.config.split import AttributeSplit, SplitRecipe
 from vitpipe.config.tiles import TileRecipe
 
 __all__ = [
     "IDENTIFYING_KEYS",
+    "AttributeSplit",
     "AugmentRecipe",
     "DataPath",
     "DicomRtstructLabels",
