@@ -147,7 +147,7 @@ def _few_groups(
     group_of = {source.source_id: source.group_id for source in sources}
     rows = zip(labels.rows["source_id"], labels.rows["group_id"], strict=True)
     groups = len({str(given) or group_of[str(source_id)] for source_id, given in rows})
-    splits = 1 + sum(share > 0 for share in (config.split.val, config.split.calibration, config.split.test))
+    splits = config.split.folds or 1 + config.split.held_out
     values["labelled_groups"] = groups
     if groups >= splits:
         return []

@@ -23,6 +23,7 @@ from vitpipe.ground.audit import check_audit
 from vitpipe.labels.base import CLASS_SEPARATOR
 from vitpipe.records import Json, Source, Split
 from vitpipe.splits import check_leaks, content_order, update_splits
+from vitpipe.splits.rules import allowed_of_groups, fits, rule_of
 from vitpipe.workspace import Workspace
 
 GROUND_COLUMNS: Final = ("x", "y", "distance_to_train_m")
@@ -41,7 +42,8 @@ class Partition:
     notes: tuple[str, ...]
     audit: Mapping[str, Json]
     """`torn_groups` and `equal_pixels` (0: else the run had failed); with ground also `buffer_m`, `left_out` (counts),
-    `without_ground` (tiles) and `pairs`, see `vitpipe.ground.audit.PairAudit`."""
+    `without_ground` (tiles), `same_ground` (whether `pairs` may share it, at other dates) and `pairs`, see
+    `vitpipe.ground.audit.PairAudit`."""
 
 
 def partition(
@@ -60,17 +62,14 @@ def partition(
         SplitError: too few groups, or no tile is left to learn from.
         LeakageError: a group, the same pixels, or the same ground, stand in two splits.
     """
-    table = table.copy()
+    table, spheres, ruled_notes = _with_splits(config, workspace, table, sources, multi_label=multi_label)
     ground = tile_footprints(table, sources, config.tiles)
-    groups = _groups(table, config.split.seed, multi_label=multi_label)
-    assigned = update_splits(workspace, groups, config.split)
-    place = pd.Index(assigned["group_id"]).get_indexer(pd.Index(table["group_id"]))
-    table["split"] = pd.Series(assigned["split"].to_numpy()[place], index=table.index, dtype="str")
     audit: dict[str, Json] = {"torn_groups": 0, "equal_pixels": 0}
     if ground is None or not ground.known.any():
         check_leaks(table)
-        return Partition(table, (), (), audit)
-    table, ground, notes = _spaced(config, table, ground)
+        return Partition(table, (), ruled_notes, audit)
+    gone, notes = _too_near(config, table, ground, spheres)
+    table, ground, spheres = table[~gone].reset_index(drop=True), ground.where(~gone), spheres[~gone]
     splits = table["split"].to_numpy(dtype=object)
     if not (splits == str(Split.TRAIN)).any():
         raise SplitError(
@@ -79,24 +78,70 @@ def partition(
         )
     check_leaks(table)
     pairs = ground_audit(splits, ground)
-    check_audit(pairs, config.split.buffer_m)
+    for sphere in sorted(set(spheres)) if config.split.same_ground else ():
+        check_audit(ground_audit(splits[spheres == sphere], ground.where(spheres == sphere)), config.split.buffer_m)
+    if not config.split.same_ground:
+        check_audit(pairs, config.split.buffer_m)
     table["x"], table["y"] = ground.centres.T
     table["distance_to_train_m"] = distance_to_train(splits, ground)
     without = int((~ground.known).sum())
     audit |= {"buffer_m": config.split.buffer_m, "without_ground": without, "pairs": [pair.to_json() for pair in pairs]}
     audit["left_out"] = {name: count for name, (count, _) in notes.items()}
-    said = [text for _, text in notes.values() if text]
+    audit["same_ground"] = config.split.same_ground
+    said = [*ruled_notes]
+    said += [text for _, text in notes.values() if text]
     if without:
         said.append(f"{without} tile(s) lie on no known ground: only their pixels and groups are compared")
     return Partition(table, GROUND_COLUMNS, tuple(said), audit)
 
 
-def _spaced(
-    config: PipelineConfig, table: pd.DataFrame, ground: Footprints
-) -> tuple[pd.DataFrame, Footprints, dict[str, tuple[int, str]]]:
-    """Leave out what shares ground with another split or is too near to one; gives counts and sentences too."""
+def _with_splits(
+    config: PipelineConfig, workspace: Workspace, table: pd.DataFrame, sources: Sequence[Source], *, multi_label: bool
+) -> tuple[pd.DataFrame, NDArray[np.object_], tuple[str, ...]]:
+    """Add `split`; what a rule cannot place is left out. Also gives each tile's sphere (see `Ruled`) and sentences."""
+    table = table.reset_index(drop=True)
+    acquired = {source.source_id: source.acquired_at for source in sources}
+    ruled = rule_of(config.split, table, [acquired.get(name) for name in table["source_id"]])
+    spheres = np.full(len(table), "", dtype=object)
+    if ruled is not None:
+        table["group_id"] = pd.Series(ruled.groups, dtype="str")
+        placed = ruled.allowed != ""
+        ruled, table = ruled.where(placed), table[placed].reset_index(drop=True)
+        spheres = ruled.spheres
+    groups = _groups(table, config.split.seed, multi_label=multi_label)
+    if ruled is not None:
+        groups["allowed"] = allowed_of_groups(ruled, groups["group_id"]).to_numpy()
+    assigned = update_splits(workspace, groups, config.split)
+    place = pd.Index(assigned["group_id"]).get_indexer(pd.Index(table["group_id"]))
+    table["split"] = pd.Series(assigned["split"].to_numpy()[place], index=table.index, dtype="str")
+    if ruled is None:
+        return table, spheres, ()
+    kept = fits(ruled, table["split"].to_numpy(dtype=object))
+    notes = list(ruled.notes)
+    if not kept.all():
+        notes.append(
+            f"left out {int((~kept).sum())} tile(s) whose group is in a split that `split.by` does not leave to them"
+        )
+    table = table[kept].reset_index(drop=True)
+    for split in (Split.TRAIN, Split.TEST):
+        if str(split) not in set(table["split"]):
+            raise SplitError(
+                f"`split.by` leaves no tile for the {split} split: the groups assigned to it hold none of its dates or "
+                "values; set other dates or values, set `split.same_ground` where it may be, or start over in another "
+                "`workspace`"
+            )
+    return table, spheres[kept], tuple(notes)
+
+
+def _too_near(
+    config: PipelineConfig, table: pd.DataFrame, ground: Footprints, spheres: NDArray[np.object_]
+) -> tuple[NDArray[np.bool_], dict[str, tuple[int, str]]]:
+    """Find what shares ground with another split or is too near to one; gives counts and sentences too."""
     splits = table["split"].to_numpy(dtype=object)
-    overlapping, near = left_out(splits, ground, config.split.buffer_m)
+    overlapping, near = np.zeros(len(splits), bool), np.zeros(len(splits), bool)
+    for sphere in sorted(set(spheres)):
+        part = np.flatnonzero(spheres == sphere)
+        overlapping[part], near[part] = left_out(splits[part], ground.where(part), config.split.buffer_m)
     notes = {
         "shared_ground": (
             int(overlapping.sum()),
@@ -109,9 +154,7 @@ def _spaced(
             "(`split.buffer_m`)",
         ),
     }
-    kept = ~(overlapping | near)
-    said = {name: (count, text if count else "") for name, (count, text) in notes.items()}
-    return table[kept].reset_index(drop=True), ground.where(kept), said
+    return overlapping | near, {name: (count, text if count else "") for name, (count, text) in notes.items()}
 
 
 def _by_split(splits: NDArray[np.object_]) -> str:

@@ -45,11 +45,12 @@ from vitpipe.config.source import (
     StacQuery,
     StacSource,
 )
-from vitpipe.config.split import SplitRecipe
+from vitpipe.config.split import AttributeSplit, SplitRecipe
 from vitpipe.config.tiles import TileRecipe
 
 __all__ = [
     "IDENTIFYING_KEYS",
+    "AttributeSplit",
     "AugmentRecipe",
     "DataPath",
     "DicomRtstructLabels",
