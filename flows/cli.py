@@ -149,7 +149,8 @@ def register(config: ConfigPath = Path("pipeline.yaml"), as_json: AsJson = False
 
 
 @app.command()
-def predict(
+def predict(  # noqa: PLR0913 - a parameter an option
+    *,
     model_uri: Annotated[str, typer.Argument(help="Such as models:/ct-contrast@champion.")],
     source: Annotated[Path, typer.Argument(help="File or folder of DICOM files, GeoTIFF scenes or photographs.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the predictions.")] = Path("predictions"),
@@ -157,17 +158,33 @@ def predict(
         Literal["sr", "seg"] | None,
         typer.Option("--dicom", help="Write a DICOM structured report or segmentation of each source too."),
     ] = None,
+    overlap: Annotated[
+        float, typer.Option("--overlap", min=0, max=0.9, help="Maps: share of a tile that the next one covers too.")
+    ] = 0.25,
+    tta: Annotated[
+        Literal["none", "d4"],
+        typer.Option("--tta", help="Maps: average over all eight turns and flips of each tile (d4)."),
+    ] = "none",
+    grid: Annotated[
+        bool, typer.Option("--map", help="Models of tiles: write a raster of one pixel a tile for each scene.")
+    ] = False,
+    vectors: Annotated[bool, typer.Option("--vectors", help="Maps: write polygons of the classes too.")] = False,
+    min_area: Annotated[
+        int, typer.Option("--min-area", min=1, help="Vectors: leave out polygons of fewer pixels.")
+    ] = 1,
     workspace: WorkspaceOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a registered model on files."""
     from flows.terminal import print_stage
     from vitpipe import results
+    from vitpipe.config import MapRecipe
 
     with reporting(as_json=as_json):
         workspace = _find_registry(workspace)
         place = str(workspace) if workspace else None
-        summary = results.predict(model_uri, str(source), str(out), place, dicom=dicom)
+        maps = MapRecipe(overlap=overlap, tta=tta, vectors=vectors, min_area_px=min_area, grid=grid)
+        summary = results.predict(model_uri, str(source), str(out), place, dicom=dicom, maps=maps)
         print_stage(summary, as_json=as_json)
 
 

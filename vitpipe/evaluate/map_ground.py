@@ -18,8 +18,8 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from vitpipe.domains.geotiff.ground import to_equal_area
-from vitpipe.domains.geotiff.opening import gdal_environment, open_tiff
 from vitpipe.errors import DataError
+from vitpipe.opening import gdal_environment, open_tiff
 
 MAP_UNREADABLE: Final = "MAP_UNREADABLE"
 NOT_CLASSES: Final = "NOT_CLASSES"
