@@ -49,6 +49,8 @@ class Ground:
     """From and to how many metres from training ground, and the error there; empty where distances are not known."""
     measure: str
     """Name of the error: ``share of tiles that are wrong`` and so on."""
+    is_share: bool = True
+    """0 to 1; else an RMSE in the label's units."""
 
     def to_json(self) -> dict[str, Json]:
         """Give a JSON form."""
@@ -80,6 +82,7 @@ def ground_of(judged: Judged) -> Ground | None:
         blocks=_blocks(placed, known, recipe.confidence, squared=squared),
         by_distance=_by_distance(placed, recipe, squared=squared) if DISTANCE in placed else (),
         measure=_MEASURES[judged.manifest.task],
+        is_share=not squared,
     )
 
 

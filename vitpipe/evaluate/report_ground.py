@@ -60,17 +60,19 @@ def _map(ground: Ground) -> str:
         figure = Figure(figsize=(4.9, 4.6), layout="constrained")
         axes = figure.subplots()
         drawn: Collection
-        limit = max(float(blocks["error"].max()), 1e-9)
+        # A share starts at none wrong; an RMSE has no such floor, and all blocks would look alike.
+        least = 0.0 if ground.is_share else float(blocks["error"].min())
+        limit = max(float(blocks["error"].max()), least + 1e-9)
         if float(np.median(width)) < _LEAST_SHARE * extent:
             drawn = axes.scatter(
                 left + width / 2, bottom + height / 2, c=blocks["error"], marker="s", s=26, cmap="cividis_r",
-                vmin=0, vmax=limit, edgecolors="#6B7280", linewidths=0.4,
+                vmin=least, vmax=limit, edgecolors="#6B7280", linewidths=0.4,
             )  # fmt: skip
         else:
             shapes = [Rectangle(*each) for each in zip(zip(left, bottom, strict=True), width, height, strict=True)]
             drawn = PatchCollection(shapes, cmap="cividis_r", edgecolor="#6B7280", linewidth=0.4)
             drawn.set_array(blocks["error"].to_numpy())
-            drawn.set_clim(0, limit)
+            drawn.set_clim(least, limit)
             axes.add_collection(drawn)
             axes.autoscale_view()
         axes.set_aspect("equal", adjustable="datalim")

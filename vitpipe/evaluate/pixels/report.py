@@ -127,7 +127,7 @@ def _probabilities(judged: Judged) -> str:
         "Probabilities",
         f"What the model claims of pixels against what came true, on {units.n:,} sampled pixels. The band takes them "
         "as independent; those of one tile are not.",
-        f"<div class='figures'>{figure}</div><ul class='notes'>{said}</ul>",
+        f"<div style='max-width:500px'>{figure}</div><ul class='notes'>{said}</ul>",
     )
 
 
