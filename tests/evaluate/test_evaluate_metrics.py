@@ -10,7 +10,7 @@ from vitpipe.config import EvaluateRecipe
 from vitpipe.evaluate import metrics
 from vitpipe.evaluate.assess import assess
 from vitpipe.evaluate.selective import risk_coverage, selective_numbers, selective_statistic
-from vitpipe.evaluate.statistics import at_all
+from vitpipe.evaluate.statistics import at_all, bootstrap
 from vitpipe.evaluate.units import Units
 
 
@@ -137,3 +137,22 @@ def test_selective_areas_equal_the_reference() -> None:
 def test_a_confidence_at_an_edge_belongs_to_the_bin_below() -> None:
     found = metrics.bin_of(np.array([0.0, 0.05, 1 / 15, 0.07, 0.5, 14 / 15, 0.94, 1.0]))
     assert found.tolist() == [0, 0, 0, 1, 7, 13, 14, 14]
+
+
+def test_ranks_of_binned_scores_are_those_of_the_scores() -> None:
+    """Units that stand for many pixels each, at draws of groups; the exact curve is the judge."""
+    generator = np.random.default_rng(8)
+    n, groups = 6000, 25
+    truth = np.eye(3, dtype=bool)[generator.integers(0, 3, n)]
+    raw = generator.normal(size=(n, 3)) + 1.2 * truth
+    raw[::7] = np.round(raw[::7], 1)
+    probabilities = np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True)
+    weights = generator.gamma(0.3, 2.0, n)
+    units = Units(("",) * n, truth, probabilities, probabilities == probabilities.max(axis=1, keepdims=True),
+                  generator.integers(0, groups, n).astype(np.intp), groups, weights=weights)  # fmt: skip
+    exact = bootstrap(metrics.rank_statistic(units), groups, 40, 0)
+    binned = bootstrap(metrics.binned_rank_statistic(units), groups, 40, 0)
+    for name, tolerance in (("class_auroc", 5e-4), ("class_average_precision", 3e-3)):
+        assert np.abs(exact[name] - binned[name]).max() < tolerance
+    areas = [oracle.roc_auc_score(truth[:, k], probabilities[:, k], sample_weight=weights) for k in range(3)]
+    assert at_all(metrics.rank_statistic(units), groups)["class_auroc"][0] == pytest.approx(areas)

@@ -25,7 +25,16 @@ from vitpipe.evaluate.pixels.sums import (
     unit_of,
 )
 from vitpipe.evaluate.predictions import logit_columns
-from vitpipe.evaluate.statistics import Estimate, Floats, Sampling, bootstrap, interval, jackknife_error, spread
+from vitpipe.evaluate.statistics import (
+    Estimate,
+    Floats,
+    Sampling,
+    at_all,
+    bootstrap,
+    interval,
+    jackknife_error,
+    spread,
+)
 from vitpipe.evaluate.units import Units
 from vitpipe.manifest import Manifest
 from vitpipe.records import Level, Task
@@ -142,8 +151,9 @@ def assess_pixels(
 def _of_probabilities(of_sample: Units, recipe: EvaluateRecipe) -> Sampled:
     """Sample the metrics of probabilities; the exact ones of the same names are left out."""
     sums = sample(of_sample, metrics.sum_statistic(of_sample), recipe.bootstrap, recipe.seed)
-    draws = metrics.rank_draws(of_sample, recipe.bootstrap)
-    ranks = sample(of_sample, metrics.rank_statistic(of_sample), draws, recipe.seed)
+    ranks = sample(of_sample, metrics.binned_rank_statistic(of_sample), recipe.bootstrap, recipe.seed)
+    exact = at_all(metrics.rank_statistic(of_sample), of_sample.n_groups)
+    ranks = replace(ranks, estimates={name: values[0] for name, values in exact.items()})
     names = {*SAMPLED, *metrics.CLASS_RANKS}
 
     def kept(first: Mapping[str, Floats], second: Mapping[str, Floats]) -> dict[str, Floats]:
