@@ -211,6 +211,9 @@ def accuracy(  # noqa: PLR0913 - a parameter an option
         typer.Option("--block-m", min=0, help="Else: units in one block so many metres wide are a cluster."),
     ] = None,
     classes: Annotated[str | None, typer.Option("--classes", help="Names of values: 1=forest,2=water.")] = None,
+    reference_classes: Annotated[
+        str | None, typer.Option("--reference-classes", help="The same for numbers in the reference, if they differ.")
+    ] = None,
     pool: Annotated[bool, typer.Option("--pool-small", help="Merge strata with fewer than two units.")] = False,
     confidence: Annotated[float, typer.Option("--confidence", min=0.5, max=0.999)] = 0.95,
     out: Annotated[Path, typer.Option("--out", help="Folder for accuracy.json and accuracy.html.")] = Path("accuracy"),
@@ -220,7 +223,9 @@ def accuracy(  # noqa: PLR0913 - a parameter an option
     from vitpipe.evaluate.map_assess import AccuracyRequest, assess_map
 
     with reporting(as_json=as_json):
-        request = AccuracyRequest(class_map, reference, column, strata, cluster, block_m, classes, pool, confidence)
+        request = AccuracyRequest(
+            class_map, reference, column, strata, cluster, block_m, classes, reference_classes, pool, confidence
+        )
         findings = assess_map(request, out)
     if as_json:
         print_json(findings.to_json())

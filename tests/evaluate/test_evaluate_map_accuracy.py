@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitpipe.errors import DataError
@@ -121,6 +121,7 @@ def test_every_class_of_that_example_as_another_program_gives_it() -> None:
             assert shares[name].error == pytest.approx(error, abs=5e-8)
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.integers(1, 9), min_size=9, max_size=9),
     st.lists(st.floats(1, 100), min_size=3, max_size=3),

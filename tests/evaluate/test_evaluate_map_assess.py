@@ -94,7 +94,10 @@ def test_points_in_another_crs_and_named_classes_are_the_same(
     assert first.accuracy.classes == ("field", "forest", "water")
     with rasterio.open(path, "r+") as target:
         target.update_tags(CLASS_0="water", CLASS_1="forest", CLASS_2="field", CLASS_OF="nothing")
-    tagged = judge_map(AccuracyRequest(path, tmp_path / "utm.csv")).accuracy
+    # A number in the reference need not be the map's own: a map of ours counts its classes by their names.
+    with pytest.raises(DataError, match=r"CLASSES_DIFFER.*--reference-classes"):
+        judge_map(AccuracyRequest(path, tmp_path / "utm.csv"))
+    tagged = judge_map(AccuracyRequest(path, tmp_path / "utm.csv", reference_classes=named)).accuracy
     assert (tagged.classes, tagged.overall) == (first.accuracy.classes, first.accuracy.overall)
 
 
@@ -134,6 +137,9 @@ def test_a_reference_raster_needs_blocks_and_gives_the_whole_matrix(
     np.add.at(matrix, (values[valid], truth[valid]), 1)
     assert found.accuracy.counts.tolist() == matrix.tolist()
     assert found.accuracy.n_clusters == 6 * 10 - 1
+    shifted = write(tmp_path / "shifted.tif", (truth + 5).astype(np.uint8))
+    again = judge_map(AccuracyRequest(path, shifted, block_m=200, reference_classes="5=0,6=1,7=2"))
+    assert again.accuracy.counts.tolist() == matrix.tolist()
     # Every pixel was looked at: the adjusted areas are those of the truth.
     assert found.accuracy.areas["1"].estimate == pytest.approx((truth[valid] == 1).mean(), abs=1e-5)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pixel_cases import CLASSES, PixelCase, add_baseline, make_pixel_case
 from sklearn import metrics as sklearn_metrics
@@ -253,6 +253,7 @@ def test_the_gate_names_the_headline(segmented: tuple[PixelCase, EvaluationSumma
 CELLS = st.lists(st.integers(0, 5), min_size=9, max_size=9)
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(CELLS, st.integers(0, 3)), min_size=2, max_size=12), st.randoms(use_true_random=False))
 def test_neither_the_order_of_tiles_nor_how_pixels_are_cut_into_tiles_matters(
     tiles: list[tuple[list[int], int]], random: object

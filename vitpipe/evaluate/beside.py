@@ -21,10 +21,12 @@ BETTER: Final = "better"
 WORSE: Final = "worse"
 UNDECIDED: Final = "undecided"
 
+NETWORK: Final = "unet"
+"""The one baseline that is no trivial one."""
 NAMES: Final = {
     "majority": "always guessing the commonest class",
     "pixels": "a logistic regression on pixel statistics",
-    "unet": "a U-Net of equal budget",
+    NETWORK: "a U-Net of equal budget",
     "mean": "always the mean of the training labels",
     "ridge": "a ridge regression on the bands",
 }
@@ -103,15 +105,22 @@ def verdict_sentence(verdicts: Mapping[str, str], metric: str) -> str:
     said = said.replace("r2", "R²").replace("rmse", "RMSE")
     by: dict[str, list[str]] = {kind: [] for kind in (BETTER, WORSE, UNDECIDED)}
     for name, verdict in verdicts.items():
-        by[verdict].append(NAMES.get(name, name))
+        by[verdict].append(_name(name))
     parts = []
-    if by[WORSE]:
-        parts.append(f"The model is worse than {_and(by[WORSE])} in {said}: do not use it.")
+    trivial = [name for name in by[WORSE] if name != NAMES[NETWORK]]
+    if trivial:
+        parts.append(f"The model is worse than {_and(trivial)} in {said}: do not use it.")
+    if trivial != by[WORSE]:
+        parts.append(f"The model is worse than {NAMES[NETWORK]} in {said}, which serves better on these data.")
     if by[UNDECIDED]:
         parts.append(f"The model cannot be told from {_and(by[UNDECIDED])} in {said} on this test split.")
     if by[BETTER]:
         parts.append(f"The model beats {_and(by[BETTER])} in {said}.")
     return " ".join(parts) or "No baseline was put beside the model."
+
+
+def _name(baseline: str) -> str:
+    return NAMES.get(baseline, baseline)
 
 
 def _and(names: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from vitpipe.atomic import write_file, write_json
 from vitpipe.errors import ConfigError, DataError
 from vitpipe.evaluate.map_accuracy import Design, MapAccuracy, Share, allocate, map_accuracy, pool_small, sample_size
 from vitpipe.evaluate.map_ground import ClassRaster, count_classes, open_classes, pixel_edge_m
-from vitpipe.evaluate.map_reference import Look, Reference, read_reference
+from vitpipe.evaluate.map_reference import TIFF_SUFFIXES, Look, Reference, read_reference
 from vitpipe.records import Findings, Json
 
 NUMBERS_FILE: Final = "accuracy.json"
@@ -42,6 +42,8 @@ class AccuracyRequest:
     block_m: float | None = None
     classes: str | None = None
     """``1=forest,2=water``; None: the map's own names, else the values."""
+    reference_classes: str | None = None
+    """The same for numbers in the reference; None: they are values of the map, where `classes` names those."""
     pool_small: bool = False
     confidence: float = 0.95
 
@@ -100,21 +102,26 @@ def judge_map(request: AccuracyRequest) -> MapFindings:
         raster = stack.enter_context(open_classes(request.map))
         strata = stack.enter_context(open_classes(request.strata)) if request.strata is not None else None
         names = class_names(raster, request.classes)
+        theirs = _reference_names(request, names)
         counted = count_classes(raster, strata)
         if counted.empty:
             raise DataError(f"NOT_CLASSES: {request.map} holds no valid pixel")
         block_px = _block_px(raster, request.block_m)
         reference = read_reference(request.reference, Look(raster, strata, request.column, request.cluster, block_px))
         has_crs = raster.dataset.crs is not None
-    return _judged(request, counted, (names, reference), has_crs=has_crs)
+    return _judged(request, counted, (names, theirs, reference), has_crs=has_crs)
 
 
 def _judged(
-    request: AccuracyRequest, counted: pd.DataFrame, read: tuple[Mapping[int, str], Reference], *, has_crs: bool
+    request: AccuracyRequest,
+    counted: pd.DataFrame,
+    read: tuple[Mapping[int, str], Mapping[int, str] | None, Reference],
+    *,
+    has_crs: bool,
 ) -> MapFindings:
-    names, reference = read
+    names, theirs, reference = read
     measure = "area_m2" if has_crs else "pixels"
-    sample = _named(reference.table, names, counted, of_map=request.strata is None)
+    sample = _named(reference.table, (names, theirs), counted, of_map=request.strata is None)
     counted = counted.assign(map=[names.get(value, str(value)) for value in counted["value"]])
     counted["name"] = counted["map"] if request.strata is None else [f"stratum {each}" for each in counted["stratum"]]
     sizes = {str(name): float(size) for name, size in counted.groupby("name")[measure].sum().items()}
@@ -159,24 +166,58 @@ def class_names(raster: ClassRaster, stated: str | None) -> dict[int, str]:
     if stated is None:
         tags = {key.removeprefix(CLASS_TAG): name for key, name in raster.dataset.tags().items() if CLASS_TAG in key}
         return {int(value): name for value, name in tags.items() if value.isdigit() and name}
+    return _parsed(stated, "--classes")
+
+
+def _parsed(stated: str, option: str) -> dict[int, str]:
     names: dict[int, str] = {}
     for part in filter(None, (each.strip() for each in stated.split(","))):
         value, found, name = part.partition("=")
         if not found or not value.strip().isdigit() or not name.strip():
-            raise ConfigError(f"`--classes` holds {part!r}; write value=name, such as 1=forest,2=water")
+            raise ConfigError(f"`{option}` holds {part!r}; write value=name, such as 1=forest,2=water")
         names[int(value)] = name.strip()
     if len(set(names.values())) < len(names):
-        raise ConfigError(f"`--classes` gives one name to two values: {stated}")
+        raise ConfigError(f"`{option}` gives one name to two values: {stated}")
     return names
 
 
-def _named(table: pd.DataFrame, names: Mapping[int, str], counted: pd.DataFrame, *, of_map: bool) -> pd.DataFrame:
+def _reference_names(request: AccuracyRequest, names: Mapping[int, str]) -> Mapping[int, str] | None:
+    """Give the names of numbers in the reference; None: a number there has no meaning.
+
+    A map of ours counts its classes from 0 in the order of their names; labels it was trained on may count otherwise,
+    and a mistaken number looks like any other. So numbers are only taken for the map's where the user names those.
+    """
+    if request.reference_classes is not None:
+        return _parsed(request.reference_classes, "--reference-classes")
+    if request.reference.suffix.lower() in TIFF_SUFFIXES and request.reference.is_file():
+        with open_classes(request.reference) as raster:
+            if own := class_names(raster, None):
+                return own
+    return names if request.classes is not None or not names else None
+
+
+def _named(
+    table: pd.DataFrame,
+    naming: tuple[Mapping[int, str], Mapping[int, str] | None],
+    counted: pd.DataFrame,
+    *,
+    of_map: bool,
+) -> pd.DataFrame:
     """Give map classes, strata and reference labels their names."""
+    names, theirs = naming
     known = {names.get(int(value), str(value)) for value in counted["value"]} | set(names.values())
-    labels = {
-        label: label if label in known or not label.isdigit() else names.get(int(label), label)
-        for label in table["reference"].unique()
-    }
+    labels: dict[str, str] = {}
+    for label in table["reference"].unique():
+        if label in known or not label.isdigit():
+            labels[label] = label
+        elif theirs is None:
+            raise DataError(
+                f"{CLASSES_DIFFER}: the reference has the number {label}, but the map's classes have names "
+                f"({', '.join(sorted(known))}); say what the numbers mean, such as `--reference-classes "
+                "1=forest,2=water`"
+            )
+        else:
+            labels[label] = theirs.get(int(label), label)
     if not known & set(labels.values()):
         raise DataError(
             f"{CLASSES_DIFFER}: the reference has the classes {', '.join(sorted(labels))}, the map "

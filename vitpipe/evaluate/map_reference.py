@@ -27,7 +27,7 @@ REFERENCE_NO_CRS: Final = "REFERENCE_NO_CRS"
 REFERENCE_NO_COLUMN: Final = "REFERENCE_NO_COLUMN"
 _MAGIC: Final = {".geojson": b"{", ".json": b"{", ".gpkg": b"SQLite format 3\0", ".shp": b"\x00\x00\x27\x0a"}
 _DRIVERS: Final = ("GeoJSON", "GPKG", "ESRI Shapefile")
-_TIFF: Final = (".tif", ".tiff", ".gtif")
+TIFF_SUFFIXES: Final = (".tif", ".tiff", ".gtif")
 _WINDOW_PX: Final = 4_000_000
 _PLACES: Final = (("x", "y"), ("lon", "lat"), ("longitude", "latitude"))
 
@@ -73,14 +73,16 @@ def read_reference(path: Path, look: Look) -> Reference:
     if not path.is_file():
         raise ConfigError(f"there is no file {path}; name the reference points, polygons or class raster")
     suffix = path.suffix.lower()
-    if suffix in _TIFF:
+    if suffix in TIFF_SUFFIXES:
         found = _of_raster(path, look)
     elif suffix == ".csv":
         found = _of_points(*_csv_points(path, look), look)
     elif suffix in _MAGIC:
         found = _of_vector(path, look)
     else:
-        raise ConfigError(f"{path} is of no known kind; a reference is .csv, {', '.join(_MAGIC)} or {', '.join(_TIFF)}")
+        raise ConfigError(
+            f"{path} is of no known kind; a reference is .csv, {', '.join(_MAGIC)} or {', '.join(TIFF_SUFFIXES)}"
+        )
     if found.table.empty:
         why = ", ".join(f"{count} {reason}" for reason, count in found.dropped.items()) or "it holds none"
         raise DataError(f"{REFERENCE_EMPTY}: no unit of {path} lies on the map ({why}); check the CRS of both")

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from vitpipe import __version__
-from vitpipe.evaluate.beside import BETTER, NAMES, WORSE
+from vitpipe.evaluate.beside import BETTER, NAMES, NETWORK, WORSE
 from vitpipe.evaluate.judged import Judged, estimate_of
 from vitpipe.evaluate.report_figures import (
     confusion_picture,
@@ -32,6 +32,11 @@ from vitpipe.evaluate.statistics import Estimate
 from vitpipe.learn.progress import read_progress
 from vitpipe.records import Json, Level, Split
 
+_LEADS: Final = {
+    False: "A model that cannot beat these has learnt nothing of use.",
+    True: "A model that cannot beat the trivial ones has learnt nothing of use; the U-Net saw the same tiles as often "
+    "and takes as much arithmetic.",
+}
 _MOST_CELLS: Final = 12
 _MOST_LETTERS: Final = 60
 
@@ -147,9 +152,9 @@ def baselines(judged: Judged) -> str:
         rows.append((NAMES.get(name, name), estimate_of(part(beside, name), level, metric), GREY))
         gaps.append((f"model minus {name}", estimate_of(part(beside, name), f"{level}_difference", metric), ORANGE))
     return section(
-        "Beside trivial baselines",
-        "A model that cannot beat these has learnt nothing of use. Differences are paired: the same draws of groups "
-        "for both; an interval that holds 0 means that the two cannot be told apart.",
+        "Beside the baselines" if NETWORK in beside else "Beside trivial baselines",
+        f"{_LEADS[NETWORK in beside]} Differences are paired: the same draws of groups for both; an interval that "
+        "holds 0 means that the two cannot be told apart.",
         forest(rows, ""),
         "<h3>Difference to the model</h3>",
         forest(gaps, "", reference=0.0),

@@ -57,7 +57,8 @@ def headline_tags(metrics: Mapping[str, Any], config: PipelineConfig) -> dict[st
     """Give the number that the gate looks at, with its interval; nothing where it is not defined."""
     if config.registration is None:
         return {}
-    metric = config.registration.gate.metric
+    # Values of pixels have no balanced accuracy: the evaluation says which metric stands in.
+    metric = metrics.get("headline", {}).get("metric", config.registration.gate.metric)
     entry = metrics.get(config.evaluate.level, {}).get(metric)
     if not isinstance(entry, Mapping) or not _finite(entry.get("estimate")):
         return {}

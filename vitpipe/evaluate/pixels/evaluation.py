@@ -207,6 +207,8 @@ def _notes(
             f"The test split has {n_groups} groups, fewer than {MIN_BOOTSTRAP_GROUPS}: the intervals are Student's t "
             "on the group jackknife and are rough."
         )
+    if len(test[["source_id", "group_id"]].drop_duplicates()) > test["source_id"].nunique():
+        yield "A source that lies in several groups, such as a scene on many blocks, is a unit in each of them."
     lacking = [name for name, count in assessed[Level.TILE].support.items() if count == 0]
     if lacking:
         yield (
