@@ -103,3 +103,13 @@ def test_an_error_that_grows_with_distance_is_seen_to() -> None:
         inside = (distance >= low) & (distance < high) if high < 9990 else distance >= low
         assert each.estimate == pytest.approx(table["bad"][inside].mean())
     assert _by_distance(table.iloc[:30].assign(distance_to_train_m=1.0), EvaluateRecipe(), squared=False) == ()
+
+
+def test_a_bin_holds_its_lower_edge_and_an_rmse_is_one() -> None:
+    """Distances from tile to tile come in steps, so many lie on an edge."""
+    distance = np.repeat([100.0, 200.0, 300.0], 100)
+    table = placed([f"g{index % 30}" for index in range(300)], [4.0] * 100 + [9.0] * 100 + [16.0] * 100)
+    found = _by_distance(table.assign(distance_to_train_m=distance), EvaluateRecipe(bootstrap=300), squared=True)
+    assert [(low, high) for low, high, _ in found] == [(0, 200), (200, 300), (300, 300)]
+    assert [each.estimate for _, _, each in found] == pytest.approx([2.0, 3.0, 4.0])
+    assert [each.n for _, _, each in found] == [100, 100, 100]

@@ -164,9 +164,10 @@ def _by_distance(
         return ()
     distance = known[DISTANCE].to_numpy(np.float64)
     bins = min(_MOST_BINS, len(known) // _LEAST_TILES)
-    inner = np.quantile(distance, np.linspace(0, 1, bins + 1)[1:-1])
+    # Distances of a grid of tiles come in steps: an edge is one of them, not a place between two.
+    inner = np.quantile(distance, np.linspace(0, 1, bins + 1)[1:-1], method="higher")
     # Two digits are enough to read, and equal edges after rounding are one.
-    edges = np.unique([float(f"{edge:.2g}") for edge in inner])
+    edges = np.unique([edge for each in inner if (edge := float(f"{each:.2g}")) > distance.min()])
     groups, names = pd.factorize(known["group_id"])
     place = np.searchsorted(edges, distance, side="right")
     found = []
