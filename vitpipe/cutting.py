@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from vitpipe.config import TileRecipe
 from vitpipe.domains.base import BlockRow, BlockRowRaster, Raster
 from vitpipe.errors import UnreadableSource
+from vitpipe.held_rows import PIECE_BYTES, HeldRows, copy_columns, thread_count, valid_rows
 from vitpipe.records import Grid, Window, box_mm
 from vitpipe.resample import (
     FrameCache,
@@ -34,8 +33,6 @@ from vitpipe.resample import (
     with_neighbours,
 )
 
-_BLOCK_BYTES: Final = 32 << 20
-_MOST_THREADS: Final = 4
 _Cut: TypeAlias = "tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.float64]]"
 """Tiles, masks, valid shares."""
 
@@ -163,7 +160,7 @@ def cut(raster: Raster, recipe: TileRecipe, *, source_id: str, threads: int | No
     shown = ResampledRaster(base, *whole_axes(base.grid, recipe.size)) if whole else base
     least = _least_fraction(shown.grid, recipe)
     wholes = windows(base.grid, recipe) if whole else []
-    for frame, row, cols, (tiles, valid, fraction) in _pieces(shown, recipe, _threads(threads)):
+    for frame, row, cols, (tiles, valid, fraction) in _pieces(shown, recipe, thread_count(threads)):
         kept = np.flatnonzero(fraction >= least)
         if len(kept) == 0:
             continue
@@ -186,14 +183,6 @@ def _least_fraction(grid: Grid, recipe: TileRecipe) -> float:
     # A whole stack is stretched to the depth.
     frames = recipe.depth if recipe.cut == "whole" else min(grid.frames, recipe.depth)
     return recipe.min_valid_fraction * (frames * reachable) / (recipe.depth * recipe.size**2)
-
-
-def _threads(wanted: int | None) -> int:
-    if wanted is not None:
-        return wanted
-    # Where a scheduler gave this process some processors only, the others are not its own.
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(own, _MOST_THREADS)
 
 
 def _pieces(shown: Raster, recipe: TileRecipe, threads: int) -> Iterator[tuple[int, int, list[int], _Cut]]:
@@ -241,7 +230,7 @@ class _Cutter:
 
     def pieces(self) -> Iterator[list[int]]:
         """Give the columns of a row of tiles, in pieces that bound the memory however much tiles overlap."""
-        step = max(1, _BLOCK_BYTES // self._tile_bytes)
+        step = max(1, PIECE_BYTES // self._tile_bytes)
         for start in range(0, len(self._cols), step):
             yield self._cols[start : start + step]
 
@@ -309,10 +298,10 @@ class _BlockRowCutter(_Cutter):
         self._pool = pool
         self._channels, self._dtype = len(raster.channels), raster.dtype
 
-    def cut(self, frame: int, row: int, cols: list[int]) -> _Cut:  # noqa: ARG002 - a scene has one frame
+    def cut(self, frame: int, row: int, cols: list[int]) -> _Cut:
         """Give tiles (N, C, size, size), masks (N, size, size) and the share of valid pixels (N,)."""
         size, bottom = self._size, min(row + self._size, self._height)
-        held = self._held.rows(row, bottom)
+        held = self._held.rows(frame, row, bottom)
         tiles = np.empty((len(cols), self._channels, size, size), self._dtype)
         tiles[:, :, bottom - row :] = 0
         tiles[-1, :, :, max(0, self._width - cols[-1]) :] = 0
@@ -327,7 +316,7 @@ class _BlockRowCutter(_Cutter):
         list(self._pool.map(work, jobs) if self._pool else map(work, jobs))
         if all(block.valid is None for block in held) and bottom - row == size and cols[-1] + size <= self._width:
             return tiles, np.ones((len(cols), size, size), np.bool_), np.ones(len(cols))
-        masks = self._cut_rows(_valid_rows(held, (row, bottom), self._width)[np.newaxis], cols)[:, 0]
+        masks = self._cut_rows(valid_rows(held, (row, bottom), self._width)[np.newaxis], cols)[:, 0]
         return tiles, masks, _fractions(masks)
 
     def _fill(self, tiles: NDArray[Any], cols: list[int], left: int, part: NDArray[Any]) -> None:
@@ -343,24 +332,7 @@ class _BlockRowCutter(_Cutter):
             tiles[first:last] = views[:, :, :: self._step].transpose(2, 0, 1, 3)
         for place in np.flatnonzero((starts < right) & (starts + size > left)).tolist():
             if not first <= place < last:
-                _copy_columns(tiles[place], cols[place], left, part)
-
-
-def _copy_columns(tile: NDArray[Any], col: int, left: int, part: NDArray[Any]) -> None:
-    """Copy the columns that a tile (C, rows, size) from column `col` on shares with a part from column `left` on."""
-    begin, end = max(col, left), min(col + tile.shape[2], left + part.shape[2])
-    if begin < end:
-        tile[:, :, begin - col : end - col] = part[:, :, begin - left : end - left]
-
-
-def _valid_rows(held: Sequence[BlockRow], span: tuple[int, int], width: int) -> NDArray[np.bool_]:
-    """Put the masks of rows `span` (first, after the last) into one array (rows, width)."""
-    valid = np.ones((span[1] - span[0], width), np.bool_)
-    for block in held:
-        if block.valid is not None:
-            top, stop = max(span[0], block.start), min(span[1], block.stop)
-            valid[top - span[0] : stop - span[0]] = block.valid[top - block.start : stop - block.start]
-    return valid
+                copy_columns(tiles[place], cols[place], left, part)
 
 
 def _fractions(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -368,26 +340,3 @@ def _fractions(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
     # A count of pixels is exact: no tile is kept or lost by the rounding of a mean.
     fractions: NDArray[np.float64] = np.count_nonzero(masks, axis=(1, 2)) / (masks.shape[1] * masks.shape[2])
     return fractions
-
-
-class HeldRows:
-    """Holds the rows of blocks that tiles still need: as long as requests do not go up, none is decoded twice."""
-
-    def __init__(self, raster: BlockRowRaster, pool: Executor | None) -> None:
-        self._raster, self._pool = raster, pool
-        self._step = max(1, raster.block_rows)
-        self._held: deque[BlockRow] = deque()
-        self._spare: BlockRow | None = None
-
-    def rows(self, start: int, stop: int) -> list[BlockRow]:
-        """Give the rows of blocks that hold rows ``start`` to ``stop``; those above are let go."""
-        first = start // self._step * self._step
-        while self._held and (self._held[0].start < first or self._held[0].start > start):
-            self._spare = self._held.popleft()
-        at = self._held[-1].stop if self._held else first
-        while at < stop:
-            end = min(at + self._step, self._raster.grid.height)
-            self._held.append(self._raster.read_block_row(at, end, pool=self._pool, spare=self._spare))
-            self._spare = None
-            at = end
-        return [block for block in self._held if block.start < stop]

@@ -14,6 +14,7 @@ import rasterio
 from rasterio.transform import from_origin
 from rasterio.windows import Window as RasterioWindow
 
+from tests.tiling_cases import MemoryRaster, noise
 from vitpipe.config import GeotiffSource, TileRecipe
 from vitpipe.cutting import cut
 from vitpipe.domains.base import ScanContext
@@ -21,6 +22,7 @@ from vitpipe.domains.geotiff import Geotiff
 from vitpipe.domains.geotiff.layout import read_layout
 from vitpipe.domains.geotiff.raster import GeotiffRaster
 from vitpipe.errors import UnreadableSource
+from vitpipe.held_rows import cut_windows
 from vitpipe.pseudonym import Pseudonymiser
 from vitpipe.records import FileRecord, Source, Window
 
@@ -235,3 +237,61 @@ def test_no_block_is_decoded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with Geotiff().open(_source(path)) as raster:
         assert sum(len(block.windows) for block in cut(raster, TileRecipe(size=24, stride=10), source_id="x")) > 100
     assert reads == list(range(203))
+
+
+@pytest.mark.parametrize("layout", ["tiled", "low strips"])
+@pytest.mark.parametrize("piece_bytes", [1, 1 << 13, 1 << 25])
+def test_windows_in_any_order_are_those_of_the_scene(
+    tmp_path: Path, layout: str, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = _noise("uint16", (2, 203, 101))
+    stored[:, 40:90, 20:60] = 0
+    path = _write(tmp_path / "a.tif", stored, nodata=0, compress="deflate", **_LAYOUTS[layout])
+    rng = np.random.default_rng(1)
+    windows = [Window(0, int(row), int(col), 24, 20) for row, col in rng.integers(0, (203, 101), (150, 2))]
+    windows.append(windows[3])
+    monkeypatch.setattr("vitpipe.held_rows.PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("vitpipe.domains.geotiff.raster._WANTED_ROWS", 16)
+    reads: list[int] = []
+    read = GeotiffRaster.read_block_row
+
+    def noted(self: GeotiffRaster, start: int, stop: int, **options: Any) -> Any:
+        reads.append(start)
+        return read(self, start, stop, **options)
+
+    monkeypatch.setattr(GeotiffRaster, "read_block_row", noted)
+    seen: list[int] = []
+    with Geotiff().open(_source(path)) as raster:
+        for places, tiles, masks in cut_windows(raster, windows, threads=1 + piece_bytes % 2):
+            seen += places.tolist()
+            for place, tile, mask in zip(places, tiles, masks, strict=True):
+                window = windows[place]
+                wanted = np.zeros((2, 24, 20), np.uint16)
+                part = stored[:, window.row : window.row + 24, window.col : window.col + 20]
+                wanted[:, : part.shape[1], : part.shape[2]] = part
+                assert np.array_equal(mask, (wanted != 0).all(axis=0)), window
+                assert np.array_equal(tile, wanted * mask), window
+    assert sorted(seen) == list(range(151))
+    assert len(reads) == len(set(reads)), "a row of blocks was decoded twice"
+
+
+def test_windows_in_any_order_of_a_raster_of_frames() -> None:
+    raster = MemoryRaster(noise(1, (3, 2, 50, 40)), noise(2, (3, 1, 50, 40))[:, 0] > 100, block_rows=7)
+    rng = np.random.default_rng(1)
+    windows = [Window(*map(int, place), 9, 11) for place in rng.integers(0, (3, 50, 40), (60, 3))]
+    for places, tiles, masks in cut_windows(raster, windows):
+        for place, tile, mask in zip(places, tiles, masks, strict=True):
+            frame, row, col = windows[place][:3]
+            part = raster.valid[frame, row : row + 9, col : col + 11]
+            assert np.array_equal(mask[: part.shape[0], : part.shape[1]], part)
+            assert mask.sum() == part.sum()
+            pixels = raster.pixels[frame, :, row : row + 9, col : col + 11] * part
+            assert np.array_equal(tile[:, : part.shape[0], : part.shape[1]], pixels)
+            assert tile.sum() == pixels.sum()
+    rows = [(read.frame, row) for read in raster.reads for row in range(read.row, read.row + read.height)]
+    assert len(rows) == len(set(rows))
+    with pytest.raises(ValueError, match="outside the grid"):
+        next(cut_windows(raster, [Window(0, 50, 0, 9, 11)]))
+    with pytest.raises(ValueError, match="one height and width"):
+        next(cut_windows(raster, [Window(0, 0, 0, 9, 11), Window(0, 0, 0, 9, 12)]))
+    assert list(cut_windows(raster, [])) == []
