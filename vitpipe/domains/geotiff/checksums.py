@@ -18,7 +18,7 @@ from rasterio.enums import Compression, Interleaving
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
-from vitpipe.domains.geotiff.opening import gdal_environment, open_tiff
+from vitpipe.opening import gdal_environment, open_tiff
 from vitpipe.records import Rejected
 
 

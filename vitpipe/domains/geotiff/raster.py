@@ -17,9 +17,11 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
 from vitpipe.domains.geotiff.facts import window_groups
+from vitpipe.domains.geotiff.remote import RemoteTiff, remote_of
 from vitpipe.errors import TransientError, UnreadableSource
 from vitpipe.opening import MIB, TRANSIENT, gdal_environment, missing_bytes, open_tiff
 from vitpipe.records import Grid, Source, Window
+from vitpipe.web.ranges import RemoteFile
 
 _WANTED_ROWS: Final = 256
 _WANTED_BYTES: Final = 64 * MIB
@@ -39,6 +41,8 @@ class GeotiffRaster:
         self._alpha: list[int] = list(reader["alpha"])
         self._dtype = np.dtype(source.dtype)
         self._handles: dict[int, list[DatasetReader]] = {}
+        self._remote = remote_of(reader)
+        self._tiffs: dict[int, RemoteTiff] = {}
         dataset = self._opened()[0]
         self._nodata = [_nodata_of(dataset, band) for band in self._bands]
         self._masks_inside = _has_inner_mask(dataset)
@@ -114,6 +118,8 @@ class GeotiffRaster:
         """Close this process's handles; another process's are its own to close."""
         for dataset in self._handles.pop(os.getpid(), []):
             dataset.close()
+        if tiff := self._tiffs.pop(os.getpid(), None):
+            tiff.close()
 
     def _opened(self) -> list[DatasetReader]:
         """Give the scene and, where there is one, its mask file, opened in this process."""
@@ -125,7 +131,7 @@ class GeotiffRaster:
     def _open_file(self, path: Path) -> DatasetReader:
         try:
             with gdal_environment():
-                dataset = open_tiff(path)
+                dataset = open_tiff(path) if self._remote is None else self._from_afar(self._remote).open()
         except (CPLE_BaseError, RasterioError, ValueError, OverflowError) as error:
             _size_of(path)
             reason = "it can no longer be opened as a GeoTIFF; run the ingest again"
@@ -139,6 +145,10 @@ class GeotiffRaster:
             )
             raise UnreadableSource("CHANGED", reason, str(path))
         return dataset
+
+    def _from_afar(self, remote: RemoteFile) -> RemoteTiff:
+        tiff = self._tiffs[os.getpid()] = RemoteTiff(remote, self._source.uri)
+        return tiff
 
     def _of(self, path: Path) -> list[int]:
         return self._bands + self._alpha if str(path) == self._source.files[0] else [1]
@@ -158,6 +168,9 @@ class GeotiffRaster:
                     valid &= (mask.read(numbers, window=window) != 0).all(axis=0)
         except (CPLE_BaseError, RasterioError) as error:
             raise self._unreadable(dataset) from error
+        if self._remote is not None:
+            # What GDAL took for the end of the file may have been the end of the connection.
+            self._tiffs[os.getpid()].raise_failure()
         count = len(self._bands)
         for place, nodata in enumerate(self._nodata):
             if nodata is not None:
@@ -186,7 +199,10 @@ class GeotiffRaster:
 
     def _unreadable(self, dataset: DatasetReader) -> UnreadableSource:
         uri = self._source.uri
-        lacking = missing_bytes(dataset, _size_of(Path(uri)))
+        if self._remote is not None:
+            self._tiffs[os.getpid()].raise_failure()
+        size = _size_of(Path(uri)) if self._remote is None else self._remote.size
+        lacking = missing_bytes(dataset, size)
         if lacking:
             reason = f"the last block ends {lacking} bytes past the end of the file: cut off; fetch it again"
             return UnreadableSource("TRUNCATED", reason, uri)
