@@ -149,7 +149,8 @@ def register(config: ConfigPath = Path("pipeline.yaml"), as_json: AsJson = False
 
 
 @app.command()
-def predict(
+def predict(  # noqa: PLR0913 - a parameter an option
+    *,
     model_uri: Annotated[str, typer.Argument(help="Such as models:/ct-contrast@champion.")],
     source: Annotated[Path, typer.Argument(help="File or folder of DICOM files, GeoTIFF scenes or photographs.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the predictions.")] = Path("predictions"),
@@ -157,18 +158,75 @@ def predict(
         Literal["sr", "seg"] | None,
         typer.Option("--dicom", help="Write a DICOM structured report or segmentation of each source too."),
     ] = None,
+    overlap: Annotated[
+        float, typer.Option("--overlap", min=0, max=0.9, help="Maps: share of a tile that the next one covers too.")
+    ] = 0.25,
+    tta: Annotated[
+        Literal["none", "d4"],
+        typer.Option("--tta", help="Maps: average over all eight turns and flips of each tile (d4)."),
+    ] = "none",
+    grid: Annotated[
+        bool, typer.Option("--map", help="Models of tiles: write a raster of one pixel a tile for each scene.")
+    ] = False,
+    vectors: Annotated[bool, typer.Option("--vectors", help="Maps: write polygons of the classes too.")] = False,
+    min_area: Annotated[
+        int, typer.Option("--min-area", min=1, help="Vectors: leave out polygons of fewer pixels.")
+    ] = 1,
     workspace: WorkspaceOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a registered model on files."""
     from flows.terminal import print_stage
     from vitpipe import results
+    from vitpipe.config import MapRecipe
 
     with reporting(as_json=as_json):
         workspace = _find_registry(workspace)
         place = str(workspace) if workspace else None
-        summary = results.predict(model_uri, str(source), str(out), place, dicom=dicom)
+        maps = MapRecipe(overlap=overlap, tta=tta, vectors=vectors, min_area_px=min_area, grid=grid)
+        summary = results.predict(model_uri, str(source), str(out), place, dicom=dicom, maps=maps)
         print_stage(summary, as_json=as_json)
+
+
+@app.command()
+def accuracy(  # noqa: PLR0913 - a parameter an option
+    *,
+    class_map: Annotated[Path, typer.Argument(metavar="MAP", help="GeoTIFF whose first band holds classes 0..255.")],
+    reference: Annotated[
+        Path,
+        typer.Argument(
+            help="Points or polygons (CSV, GeoJSON, GPKG, Shapefile), or a class GeoTIFF on the map's grid."
+        ),
+    ],
+    column: Annotated[str, typer.Option("--column", help="Holds the reference class.")] = "label",
+    strata: Annotated[
+        Path | None,
+        typer.Option("--strata", help="Class GeoTIFF the sample was drawn by, if not by the map's classes."),
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Column: units drawn together share a value.")
+    ] = None,
+    block_m: Annotated[
+        float | None,
+        typer.Option("--block-m", min=0, help="Else: units in one block so many metres wide are a cluster."),
+    ] = None,
+    classes: Annotated[str | None, typer.Option("--classes", help="Names of values: 1=forest,2=water.")] = None,
+    pool: Annotated[bool, typer.Option("--pool-small", help="Merge strata with fewer than two units.")] = False,
+    confidence: Annotated[float, typer.Option("--confidence", min=0.5, max=0.999)] = 0.95,
+    out: Annotated[Path, typer.Option("--out", help="Folder for accuracy.json and accuracy.html.")] = Path("accuracy"),
+    as_json: AsJson = False,
+) -> None:
+    """Say how accurate a class map is and how much ground each class covers, from reference labels."""
+    from vitpipe.evaluate.map_assess import AccuracyRequest, assess_map
+
+    with reporting(as_json=as_json):
+        request = AccuracyRequest(class_map, reference, column, strata, cluster, block_m, classes, pool, confidence)
+        findings = assess_map(request, out)
+    if as_json:
+        print_json(findings.to_json())
+        return
+    for line in findings.lines:
+        typer.echo(line)
 
 
 @app.command()

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-from prefect import flow
+from prefect import flow, unmapped
 
 from flows import tasks
 from flows.artifacts import publish_summary
+from flows.pipeline import runner
+from vitpipe.config import MapRecipe
 from vitpipe.records import StageSummary
 from vitpipe.results import ResultKind
 
+_AS_USUAL = MapRecipe()
 
-@flow(name="predict", flow_run_name="predict {model_uri}")
+
+@flow(name="predict", flow_run_name="predict {model_uri}", task_runner=runner())
 def predict(
-    model_uri: str, source: str, out: str, workspace: str | None = None, dicom: ResultKind | None = None
+    model_uri: str,
+    source: str,
+    out: str,
+    workspace: str | None = None,
+    dicom: ResultKind | None = None,
+    maps: MapRecipe = _AS_USUAL,
 ) -> StageSummary:
     """Predict files with a registered model.
 
     Args:
         model_uri: Such as models:/ct-contrast@champion.
         source: File or folder of DICOM files, GeoTIFF scenes or photographs.
-        out: Folder for predictions.parquet and predictions.json.
+        out: Folder for predictions.parquet and predictions.json, and for maps.
         workspace: Where the registry lies when there is no MLflow server.
         dicom: Write a DICOM structured report (sr) or segmentation (seg) of each source too.
+        maps: How maps of whole scenes are made.
     """
-    summary = tasks.predict(model_uri, source, out, workspace, dicom)
+    job = tasks.plan_prediction(model_uri, source, out, workspace, dicom, maps)
+    if job.per_pixel:
+        batches = tasks.plan_maps(job)
+        futures = tasks.map_scenes.map(unmapped(job), batches, list(range(len(batches))))
+        summary = tasks.finish_maps(job, sum(futures.result(), start=StageSummary("predict")))
+    else:
+        summary = tasks.predict_tiles(job)
     publish_summary(model_uri.removeprefix("models:/"), summary)
     return summary

@@ -47,6 +47,11 @@ def start_detached(command: Sequence[str], *, environment: Mapping[str, str], fo
     return ProcessKey(process.pid, _snapshot().get(process.pid, (0, ""))[1])
 
 
+def this_process() -> ProcessKey:
+    """Give the key of the process that asks."""
+    return ProcessKey(os.getpid(), _snapshot()[os.getpid()][1])
+
+
 def is_alive(key: ProcessKey) -> bool:
     """Say whether this very process runs; one that ended and was not yet collected does not."""
     _collect(key.pid)

@@ -18,7 +18,7 @@ from prefect.tasks import exponential_backoff
 
 from flows.progress import ProgressReporter
 from vitpipe import results, stages
-from vitpipe.config import PipelineConfig
+from vitpipe.config import MapRecipe, PipelineConfig
 from vitpipe.errors import TransientError
 from vitpipe.fetch import fetch as fetch_studies
 from vitpipe.records import StageSummary
@@ -43,7 +43,7 @@ def is_transient(_task: Any, _task_run: TaskRun, state: State[Any]) -> bool:  # 
     retry_condition_fn=is_transient,
 )
 def fetch(config: PipelineConfig) -> StageSummary:
-    """Bring the folder of a DICOMweb source up to date; a fetch that was cut off goes on where it was."""
+    """Bring the folder of a DICOMweb or STAC source up to date; a fetch that was cut off goes on where it was."""
     return fetch_studies(config, Workspace(Path(config.workspace)))
 
 
@@ -150,17 +150,57 @@ def register(config: PipelineConfig, run_id: str) -> stages.RegisteredRun:
     return stages.register(config, run_id)
 
 
+@task(name="plan prediction", task_run_name="plan prediction", cache_policy=NO_CACHE)
+def plan_prediction(
+    model_uri: str, source: str, out: str, workspace: str | None, dicom: results.ResultKind | None, maps: MapRecipe
+) -> results.PredictJob:
+    """Settle which version predicts, and on what."""
+    return results.plan_job(model_uri, source, out, workspace, dicom, maps)
+
+
 @task(
     name="predict",
-    task_run_name="predict {model_uri}",
+    task_run_name="predict",
     cache_policy=NO_CACHE,
     retries=RETRIES,
     retry_delay_seconds=BACKOFF,
     retry_jitter_factor=0.5,
     retry_condition_fn=is_transient,
 )
-def predict(
-    model_uri: str, source: str, out: str, workspace: str | None, dicom: results.ResultKind | None = None
-) -> StageSummary:
-    """Run a registered model on files."""
-    return results.predict(model_uri, source, out, workspace, dicom=dicom)
+def predict_tiles(job: results.PredictJob) -> StageSummary:
+    """Run a model of tiles on files."""
+    return results.predict_tiles(job)
+
+
+@task(
+    name="plan maps",
+    task_run_name="plan maps",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=BACKOFF,
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_transient,
+)
+def plan_maps(job: results.PredictJob) -> list[list[str]]:
+    """Say which scenes each task maps."""
+    return results.plan_maps(job)
+
+
+@task(
+    name="map scenes",
+    task_run_name="map scenes {batch}",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=BACKOFF,
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_transient,
+)
+def map_scenes(job: results.PredictJob, source_ids: Sequence[str], batch: int) -> StageSummary:  # noqa: ARG001 - its name
+    """Map a large scene, or some small ones; a scene that was cut off goes on where it was."""
+    return results.map_scenes(job, source_ids)
+
+
+@task(name="gather maps", task_run_name="gather maps", cache_policy=NO_CACHE)
+def finish_maps(job: results.PredictJob, mapped: StageSummary) -> StageSummary:
+    """Write the quarantine and the summary of all maps."""
+    return results.finish_maps(job, mapped)

@@ -12,6 +12,7 @@ import typer
 
 from flows.servers import ServerState
 from flows.settings import drain
+from flows.watch import ServerWatch
 from vitpipe.config import PipelineConfig
 from vitpipe.errors import VitpipeError
 from vitpipe.infer.versions import RegisteredVersion
@@ -33,10 +34,11 @@ def run_flow(flow: Callable[[PipelineConfig], Result], config: PipelineConfig) -
     quiet = _SentencesOnly()
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(quiet)
-    try:
-        return flow(config)
-    finally:
-        drain()
+    with ServerWatch():
+        try:
+            return flow(config)
+        finally:
+            drain()
 
 
 def print_stage(outcome: StageSummary | EvaluatedRun | RegisteredRun, *, as_json: bool) -> None:

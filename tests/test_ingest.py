@@ -414,7 +414,12 @@ def test_no_files_and_nothing_of_this_kind(place: Place, domain: TextDomain) -> 
     with pytest.raises(DataError, match="no files in"):
         ingest(config, workspace)
     (root / "readme.txt").write_text("x")
-    with pytest.raises(DataError, match=r"none of the 1 file\(s\).*as images \(NOT_SOURCE 1, first .*readme.txt"):
+    with pytest.raises(DataError, match=r"none of the 1 file\(s\).*as images \(NOT_SOURCE 1, such as .*readme.txt"):
+        ingest(config, workspace)
+    # Most files are of another kind and the rest is broken: the kind is what must be said, not the share of rejects.
+    (root / "a-first.src").write_text("")
+    (root / "more.txt").write_text("x")
+    with pytest.raises(DataError, match=r"\(EMPTY 1, NOT_SOURCE 2, such as .*more.txt: another kind"):
         ingest(config, workspace)
 
 

@@ -327,6 +327,7 @@ def test_a_manifest_reads_back_after_the_workspace_moved(place: Place, tmp_path:
         "digest",
         "notes",
         "unlabelled",
+        "audit",
     ):
         assert getattr(back, name) == getattr(found, name)
     shutil.move(place.workspace.root, tmp_path / "moved")

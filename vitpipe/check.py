@@ -12,7 +12,7 @@ from vitpipe.domains.known import machine_findings, planes_of
 from vitpipe.errors import ConfigError, DataError, TooManyRejected, UnreadableSource
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
 from vitpipe.labels import read_labels
-from vitpipe.labels.base import LabelSet
+from vitpipe.labels.base import CLASS_SEPARATOR, LabelSet
 from vitpipe.pseudonym import load_pseudonymiser
 from vitpipe.records import Findings, Json, Source
 from vitpipe.resample import tile_channels
@@ -98,6 +98,12 @@ def _tiles(config: PipelineConfig, sources: Sequence[Source], values: dict[str, 
     values |= {"tiles": count, "tile_bytes": size_bytes}
     size = f"{recipe.depth} x {recipe.size} x {recipe.size}" if recipe.depth else f"{recipe.size}"
     lines = [f"at most {count} tiles of {size} px, {size_bytes / 2**20:.0f} MiB on disk"]
+    frames = max(source.grid.frames for source in sources)
+    if recipe.depth is not None and recipe.cut == "grid" and recipe.depth > frames:
+        lines.append(
+            f"WARNING: tiles.depth {recipe.depth} is deeper than every stack (the deepest has {frames} slices): what "
+            "is missing of a tile is padded and not valid; lower tiles.depth, or set tiles.slice_spacing_mm"
+        )
     for code, reasons in sorted(refused.items()):
         lines.append(f"REJECTED when tiles are cut: {len(reasons)} x {code}, such as {reasons[0]}")
     return lines
@@ -124,10 +130,12 @@ def _labels(
 
 
 def _label_lines(labels: LabelSet, values: dict[str, Json]) -> list[str]:
-    counts = labels.rows["label"].value_counts()
+    # A frame on which several classes are drawn counts for each of them.
+    names = labels.rows["label"].str.split(CLASS_SEPARATOR).explode()
+    counts = names[names != ""].value_counts()
     values["classes"] = {str(name): int(count) for name, count in counts.items()}
     listed = ", ".join(f"{name} {count}" for name, count in counts.head(12).items())
-    kind = "label sets" if labels.multi_label else "classes"
+    kind = "classes, several a row" if labels.multi_label else "classes"
     more = ", ..." if len(counts) > 12 else ""
     return [f"{len(labels.classes)} {kind}: {listed}{more}", *labels.notes]
 
@@ -139,7 +147,7 @@ def _few_groups(
     group_of = {source.source_id: source.group_id for source in sources}
     rows = zip(labels.rows["source_id"], labels.rows["group_id"], strict=True)
     groups = len({str(given) or group_of[str(source_id)] for source_id, given in rows})
-    splits = 1 + sum(share > 0 for share in (config.split.val, config.split.calibration, config.split.test))
+    splits = config.split.folds or 1 + config.split.held_out
     values["labelled_groups"] = groups
     if groups >= splits:
         return []

@@ -19,7 +19,7 @@ from typing import Final
 
 from vitpipe import studies
 from vitpipe.atomic import make_folder, write_file, write_json
-from vitpipe.config import DicomwebSource, PipelineConfig
+from vitpipe.config import DicomwebSource, PipelineConfig, StacSource
 from vitpipe.dicomweb.access import Access, read_access, read_persons
 from vitpipe.dicomweb.client import (
     FETCH_FAILED,
@@ -27,20 +27,20 @@ from vitpipe.dicomweb.client import (
     INSTANCE_UID,
     SERIES_UID,
     STUDY_UID,
-    Backoff,
     Entry,
     Server,
     value_of,
 )
 from vitpipe.digest import digest
 from vitpipe.errors import ConfigError, DataError, TooManyRejected, TransientError, UnreadableSource
+from vitpipe.fetch_scenes import FAILURES, fetch_scenes
 from vitpipe.pseudonym import Pseudonymiser, load_pseudonymiser
 from vitpipe.records import Rejected, StageSummary
 from vitpipe.studies import StoredFile, StudyCommit
+from vitpipe.web import Backoff
 from vitpipe.workspace import Workspace
 
 _LOGGER = logging.getLogger(__name__)
-_FAILURES: Final = "fetch.json"
 _OWNER: Final = ".fetched-by"
 _TAGS: Final = {
     "PatientID": "00100020",
@@ -74,7 +74,7 @@ class _Fetched:
 
 
 def fetch(config: PipelineConfig, workspace: Workspace, backoff: Backoff | None = None) -> StageSummary:
-    """Bring the folder of a pipeline's DICOMweb source up to date. Call it while holding the workspace.
+    """Bring the folder of a pipeline's DICOMweb or STAC source up to date. Call it while holding the workspace.
 
     Args:
         config: the pipeline; any other kind of source needs no fetch.
@@ -82,7 +82,7 @@ def fetch(config: PipelineConfig, workspace: Workspace, backoff: Backoff | None 
         backoff: of the retries; a minute or so by default.
 
     Returns:
-        Stage ``fetch``: `done` instances that arrived, `skipped` those that were there, `rejected` by code.
+        Stage ``fetch``: `done` instances or files that arrived, `skipped` those that were there, `rejected` by code.
 
     Raises:
         ConfigError: the server's address, certificate, credentials or the query are wrong.
@@ -92,6 +92,8 @@ def fetch(config: PipelineConfig, workspace: Workspace, backoff: Backoff | None 
     """
     started = time.perf_counter()
     source = config.source
+    if isinstance(source, StacSource):
+        return fetch_scenes(config, source, workspace, backoff)
     if not isinstance(source, DicomwebSource):
         return StageSummary("fetch")
     root = Path(config.on_disk().source.path)
@@ -109,7 +111,7 @@ def fetch(config: PipelineConfig, workspace: Workspace, backoff: Backoff | None 
     fetched = job.fetch_all(wanted)
     done, skipped = sum(item.done for item in fetched), sum(item.skipped for item in fetched)
     rejected = {path: reason for item in fetched for path, reason in item.rejected.items()}
-    write_json(workspace.root / _FAILURES, {"root": str(root), "rejected": rejected})
+    write_json(workspace.root / FAILURES, {"root": str(root), "rejected": rejected})
     notes = [f"{len(offers)} studies, {done + skipped} instances"]
     if left_out:
         notes.append(f"{len(left_out)} study(ies) that `source.query` does not find any more are left out")
@@ -146,14 +148,19 @@ def _own(root: Path, owner: str) -> None:
 
 
 def read_failures(config: PipelineConfig, workspace: Workspace) -> list[Rejected]:
-    """Name the instances that the last fetch could not get, for the quarantine table; none where nothing is fetched."""
-    path = workspace.root / _FAILURES
+    """Name what the last fetch could not get, for the quarantine table; none where nothing is fetched."""
+    path = workspace.root / FAILURES
     if not path.is_file():
         return []
     values = json.loads(path.read_text(encoding="utf-8"))
     if values["root"] != config.on_disk().source.path:
         return []
-    return [Rejected(name, FETCH_FAILED, reason) for name, reason in sorted(values["rejected"].items())]
+    listed: dict[str, str | list[str]] = values["rejected"]
+    # Of a catalog's files the code stands beside the reason: there are several.
+    return [
+        Rejected(name, FETCH_FAILED, found) if isinstance(found, str) else Rejected(name, found[0], found[1])
+        for name, found in sorted(listed.items())
+    ]
 
 
 def _check_share(source: DicomwebSource, rejected: Mapping[str, str], there: int) -> None:

@@ -43,6 +43,8 @@ __all__ = [
     "plan_batches",
     "read_catalog",
     "read_quarantine",
+    "write_catalog",
+    "write_quarantine",
 ]
 
 DUPLICATE = "DUPLICATE"
@@ -109,7 +111,7 @@ def build_catalog(config: PipelineConfig, workspace: Workspace) -> StageSummary:
     rejected.extend(duplicates)
     rejected.extend(_unaccounted([record.path for record in records], sources, rejected))
     rejected.sort(key=lambda item: (item.uri, item.code, item.reason))
-    _write_quarantine(workspace, rejected)
+    write_quarantine(workspace, rejected)
     _check_share(config, workspace, _lost_files(index["path"].tolist(), sources, rejected), rejected)
     _check_sources(config, sources, rejected, listed=len(paths))
     before = _catalog_ids(workspace)
@@ -172,7 +174,7 @@ def _check_share(
 ) -> None:
     lost, total = files
     limit = config.source.max_reject_share
-    if total == 0 or lost / total <= limit:
+    if total == 0 or lost / total <= limit or _mostly_chosen_away(files, rejected):
         return
     counted = [item for item in rejected if not item.junk and item.code != DUPLICATE]
     lines = []
@@ -186,6 +188,12 @@ def _check_share(
     )
 
 
+def _mostly_chosen_away(files: tuple[int, int], rejected: Sequence[Rejected]) -> bool:
+    """Tell whether no source is left because most files are not of the kind asked for: that is what must be said."""
+    lost, total = files
+    return lost == total and sum(item.junk for item in rejected) > lost
+
+
 def _check_sources(
     config: PipelineConfig, sources: Sequence[Source], rejected: Sequence[Rejected], *, listed: int
 ) -> None:
@@ -194,8 +202,11 @@ def _check_sources(
     if not sources:
         if not listed:
             raise DataError(f"no files in {root}; check `source.path` (names that begin with a dot are left out)")
-        found = ", ".join(f"{code} {count}" for code, count in count_codes(rejected).items())
-        first = f", first {rejected[0].uri}: {rejected[0].reason}" if rejected else ""
+        codes = count_codes(rejected)
+        found = ", ".join(f"{code} {count}" for code, count in codes.items())
+        # The commonest reason says what is the matter, not the one whose path sorts first.
+        commonest = max(rejected, key=lambda item: codes[item.code], default=None)
+        first = f", such as {commonest.uri}: {commonest.reason}" if commonest is not None else ""
         raise DataError(
             f"none of the {listed} file(s) in {root} can be used as {config.source.kind} ({found}{first}); check "
             f"{', '.join(f'`source.{name}`' for name in _chosen_by(config))}"
@@ -275,7 +286,8 @@ def _worst_of(sources: Sequence[Source], code: str) -> str:
 # --------------------------------------------------------------------------------------------------- tables on the disk
 
 
-def _write_quarantine(workspace: Workspace, rejected: Sequence[Rejected]) -> None:
+def write_quarantine(workspace: Workspace, rejected: Sequence[Rejected]) -> None:
+    """Write the quarantine table anew: a row a rejection."""
     table = pd.DataFrame(
         {
             "uri": pd.Series([item.uri for item in rejected], dtype="str"),

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 import pydantic
 import yaml
 
-from vitpipe.config import FileWeights, PipelineConfig, Recipe, RegionLabelRecipe, TableLabels
+from vitpipe.config import (
+    FileWeights,
+    PipelineConfig,
+    RasterLabels,
+    Recipe,
+    RegionLabelRecipe,
+    StacSource,
+    TableLabels,
+    VectorLabels,
+)
 from vitpipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,13 +83,19 @@ def resolve_paths(config: PipelineConfig, base: Path) -> PipelineConfig:
     def absolute(text: str) -> str:
         return str((base / Path(text).expanduser()).resolve())
 
+    # Without a path, what is fetched goes into the workspace.
+    source: dict[str, object] = {"path": config.source.path and absolute(config.source.path)}
+    if isinstance(config.source, StacSource) and "://" not in config.source.url:
+        source["url"] = absolute(config.source.url)
     changes: dict[str, object] = {
-        # Without a path, fetched studies go into the workspace.
-        "source": config.source.model_copy(update={"path": config.source.path and absolute(config.source.path)}),
+        "source": config.source.model_copy(update=source),
         "workspace": absolute(config.workspace),
     }
     if isinstance(config.labels, TableLabels | RegionLabelRecipe):
-        changes["labels"] = config.labels.model_copy(update={"path": absolute(config.labels.path)})
+        places = {"path": absolute(config.labels.path)}
+        if isinstance(config.labels, RasterLabels | VectorLabels) and config.labels.aoi is not None:
+            places["aoi"] = absolute(config.labels.aoi)
+        changes["labels"] = config.labels.model_copy(update=places)
     if config.model is not None and isinstance(config.model.weights, FileWeights):
         weights = config.model.weights.model_copy(update={"path": absolute(config.model.weights.path)})
         changes["model"] = config.model.model_copy(update={"weights": weights})

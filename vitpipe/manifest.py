@@ -1,16 +1,16 @@
 """The manifest of a run: the labelled tiles with their classes, groups, splits and subgroup attributes.
 
 A tile takes the label of its frame where there is one, else that of its source; labels that are drawn on the image are
-asked for each tile. Its group is the label table's, else
-the one that the reader gave it (patient, block of ground). Splits go by group and never change; see `vitpipe.splits`.
+asked for each tile. Its group is the label table's, else the one that the reader gave it (patient, block of ground).
+Splits go by group and never change; see `vitpipe.partition`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -20,14 +20,16 @@ import pandas as pd
 from vitpipe.atomic import write_json, write_parquet
 from vitpipe.config import PipelineConfig, TileRecipe
 from vitpipe.digest import digest_bytes
-from vitpipe.errors import ContractError, DataError, LabelError, SplitError
+from vitpipe.errors import ContractError, DataError, LabelError
 from vitpipe.ingest import read_catalog
-from vitpipe.labels.base import ATTRIBUTE_PREFIX, CLASS_SEPARATOR, LabelSet
-from vitpipe.records import BOX_COLUMN, WHOLE_SOURCE, Source, Split, Task, Window, box_mm
+from vitpipe.labels.base import ATTRIBUTE_PREFIX, LabelSet
+from vitpipe.manifest_notes import check_train, describe
+from vitpipe.partition import partition
+from vitpipe.records import BOX_COLUMN, WHOLE_SOURCE, Json, Source, Task, Window, box_mm
 from vitpipe.resample import prepared_grid
-from vitpipe.splits import check_leaks, content_order, update_splits
 from vitpipe.store import TileStore
 from vitpipe.tile_labels import label_tiles
+from vitpipe.tile_targets import make_targets
 from vitpipe.tiling import tile_digest
 from vitpipe.workspace import Workspace
 
@@ -38,8 +40,8 @@ _COLUMNS: Final = (
     "label", "split",
     "shard_id", "shard_row", "pixel_digest",
 )  # fmt: skip
-_EXAMPLES: Final = 5
-_SPLIT_ORDER: Final = (Split.TRAIN, Split.VAL, Split.CALIBRATION, Split.TEST)
+LABELLED_COLUMN: Final = "labelled_px"
+"""Labelled pixels of a tile, in manifests of per-pixel tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class Manifest:
 
     table: pd.DataFrame
     """A row a labelled tile, sorted by `tile_id`: `tile_id, source_id, group_id, frame, row, col, height, width,
-    depth, box_mm, valid_fraction, label, split, shard_id, shard_row, pixel_digest, attr_<name>...`."""
+    depth, box_mm, valid_fraction, label, split, shard_id, shard_row, pixel_digest, attr_<name>...`; of tiles with a
+    map also `x, y, distance_to_train_m`, see `vitpipe.partition`."""
     classes: tuple[str, ...]
     """Sorted; the order of a model's outputs."""
     multi_label: bool
@@ -70,7 +73,12 @@ class Manifest:
     task: Task = Task.CLASSIFICATION
     targets_folder: Path | None = None
     """Of a per-pixel task: for `vitpipe.pixel_targets.PixelTargets`. `label` is then the commonest class of a tile's
-    labelled pixels (regression: ``value``), for the split and for counts."""
+    labelled pixels (regression: ``value``), for the split and for counts, and the table has `labelled_px`, after
+    `pixel_digest`."""
+    target_units: str = ""
+    """Of the values of a regression."""
+    audit: Mapping[str, Json] = field(default_factory=dict)
+    """What the splits have in common, see `vitpipe.partition`; empty in manifests from before it was measured."""
 
     @property
     def tile_shape(self) -> tuple[int, ...]:
@@ -86,7 +94,7 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
         DataError: there is no tile.
         LabelError: no tile has a label.
         SplitError: too few groups, or the train split holds one class only.
-        LeakageError: a group, or the same pixels, stand in two splits.
+        LeakageError: a group, the same pixels, or the same ground, stand in two splits.
     """
     recipe_digest = tile_digest(config)
     folder = workspace.tiles(recipe_digest)
@@ -103,8 +111,13 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
         write_parquet(path, labels.rows)
 
     joined = _join_labels(tiles, labels.rows)
-    if labels.regions is not None:
+    targets_folder, of_pixels = None, None
+    if labels.regions is not None and labels.task is Task.CLASSIFICATION:
         joined["label"] = label_tiles(joined, sources, labels, config.tiles, (workspace, recipe_digest))
+    elif labels.regions is not None:
+        targets_folder, found = make_targets(joined, sources, labels, config.tiles, (workspace, recipe_digest))
+        of_pixels = found.set_index("tile_id")
+        joined["label"] = joined["tile_id"].map(of_pixels["label"]).astype("object")
     labelled = joined["label"].notna()
     table = joined[labelled].reset_index(drop=True)
     if table.empty:
@@ -115,13 +128,18 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
     torn = _groups_torn_by_labels(table)
     table["group_id"] = table["label_group"].where(table["label_group"] != "", table["group_id"])
     attributes = _attributes(table, sources, labels.rows)
-    table = table[[name for name in _COLUMNS if name != "split"]].copy()
-    table["split"] = _splits(config, workspace, table, labels)
-    table = pd.concat([table[list(_COLUMNS)], attributes], axis=1).sort_values("tile_id", ignore_index=True)
-    check_leaks(table)
+    columns = [name for name in _COLUMNS if name != "split"]
+    if of_pixels is not None:
+        table[LABELLED_COLUMN] = table["tile_id"].map(of_pixels["labelled_px"]).astype("int64")
+        columns.append(LABELLED_COLUMN)
+    table = pd.concat([table[columns], attributes], axis=1)
+    parted = partition(config, workspace, table, sources, multi_label=labels.multi_label)
+    columns = [*_COLUMNS, *columns[len(_COLUMNS) - 1 :], *parted.extra, *attributes.columns]
+    table = parted.table[columns].sort_values("tile_id", ignore_index=True)
     unlabelled = int((~labelled).sum())
-    notes = (*labels.notes, *torn, *_describe(table, labels, unlabelled))
-    _check_train(table, labels)
+    pixels = None if of_pixels is None else of_pixels["counts"].reindex(table["tile_id"])
+    notes = (*labels.notes, *torn, *parted.notes, *describe(table, labels, unlabelled, pixels))
+    check_train(table, labels, pixels)
     return Manifest(
         table=table,
         classes=labels.classes,
@@ -134,6 +152,10 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
         notes=notes,
         unlabelled=unlabelled,
         depth=store.depth,
+        task=labels.task,
+        targets_folder=targets_folder,
+        target_units=labels.units,
+        audit=parted.audit,
     )
 
 
@@ -245,102 +267,12 @@ def _one_kind(values: pd.Series) -> pd.Series:
     return text.reindex(values.index).astype("str")
 
 
-# --------------------------------------------------------------------------------------------------------------- splits
-
-
-def _splits(config: PipelineConfig, workspace: Workspace, table: pd.DataFrame, labels: LabelSet) -> pd.Series:
-    """Give each tile the split of its group; groups that are new get one."""
-    groups = _groups(table, labels, config.split.seed)
-    assigned = update_splits(workspace, groups, config.split)
-    place = pd.Index(assigned["group_id"]).get_indexer(pd.Index(table["group_id"]))
-    return pd.Series(assigned["split"].to_numpy()[place], index=table.index, dtype="str")
-
-
-def _groups(table: pd.DataFrame, labels: LabelSet, seed: int) -> pd.DataFrame:
-    """Give a row a group: `group_id`, `stratum`, `order`.
-
-    The stratum is the label of most of its tiles (multi-label: the rarest class it has). The order comes from its
-    smallest source; for groups that share it (blocks of one scene), from their smallest tile.
-    """
-    groups = table.groupby("group_id", sort=True).agg(source_id=("source_id", "min"), tile_id=("tile_id", "min"))
-    shared = groups["source_id"].duplicated(keep=False)
-    groups["order"] = content_order(groups["source_id"].where(~shared, groups["tile_id"]).tolist(), seed=seed)
-    groups["stratum"] = (_rarest_class if labels.multi_label else _commonest_label)(table).reindex(groups.index)
-    return groups.reset_index()[["group_id", "stratum", "order"]]
-
-
-def _commonest_label(table: pd.DataFrame) -> pd.Series:
-    counts = table.groupby(["group_id", "label"], sort=True).size().rename("tiles").reset_index()
-    first = counts.sort_values(["group_id", "tiles", "label"], ascending=[True, False, True]).drop_duplicates(
-        "group_id"
-    )
-    return first.set_index("group_id")["label"]
-
-
-def _rarest_class(table: pd.DataFrame) -> pd.Series:
-    pairs = table[["group_id", "label"]].drop_duplicates()
-    pairs = pairs.assign(name=pairs["label"].str.split(CLASS_SEPARATOR)).explode("name")
-    pairs = pairs[["group_id", "name"]].drop_duplicates()
-    rarity = pairs.groupby("name")["group_id"].size()
-    # No positive class at all is the stratum of last resort.
-    pairs["rank"] = pairs["name"].map(rarity).where(pairs["name"] != "", len(table) + 1)
-    first = pairs.sort_values(["group_id", "rank", "name"]).drop_duplicates("group_id")
-    return first.set_index("group_id")["name"]
-
-
-# ------------------------------------------------------------------------------------------------ sentences and digest
-
-
-def _class_counts(table: pd.DataFrame, labels: LabelSet) -> pd.DataFrame:
-    """Count distinct groups: a row a split, a column a class."""
-    pairs = table[["split", "group_id", "label"]].drop_duplicates()
-    if labels.multi_label:
-        pairs = pairs.assign(label=pairs["label"].str.split(CLASS_SEPARATOR)).explode("label")
-        pairs = pairs.drop_duplicates()
-    counts = pairs.groupby(["split", "label"]).size().unstack(fill_value=0)
-    return counts.reindex(index=[str(split) for split in _SPLIT_ORDER], columns=list(labels.classes), fill_value=0)
-
-
-def _describe(table: pd.DataFrame, labels: LabelSet, unlabelled: int) -> list[str]:
-    notes = []
-    by_class = _class_counts(table, labels)
-    for split in _SPLIT_ORDER:
-        part = table[table["split"] == split]
-        if part.empty:
-            notes.append(f"{split}: no group")
-            continue
-        counted = by_class.loc[str(split)]
-        shown = ", ".join(f"{name} {count}" for name, count in counted.items()) if len(counted) <= 12 else ""
-        notes.append(
-            f"{split}: {len(part)} tile(s) of {part['source_id'].nunique()} source(s) in {part['group_id'].nunique()} "
-            f"group(s){'; groups by class: ' + shown if shown else ''}"
-        )
-        if missing := [str(name) for name, count in counted.items() if count == 0]:
-            more = ", ..." if len(missing) > _EXAMPLES else ""
-            notes.append(
-                f"{split} has no group of {len(missing)} class(es): {', '.join(missing[:_EXAMPLES])}{more}; more "
-                "labelled groups of them would be spread over the splits"
-            )
-    if unlabelled:
-        notes.append(f"{unlabelled} tile(s) have no label and are not used")
-    without = labels.rows["source_id"].nunique() - table["source_id"].nunique()
-    if without:
-        notes.append(f"{without} labelled source(s) gave no tile (too few valid pixels, or not tiled)")
-    return notes
-
-
-def _check_train(table: pd.DataFrame, labels: LabelSet) -> None:
-    train = table.loc[table["split"] == Split.TRAIN, ["group_id", "label"]]
-    if train["label"].nunique() < 2:
-        only = train["label"].iloc[0] if len(train) else "none"
-        raise SplitError(
-            f"the train split holds one class only (`{only}`, {train['group_id'].nunique()} group(s)) of "
-            f"{len(labels.classes)}; label more groups of the other classes"
-        )
+# --------------------------------------------------------------------------------------------------------------- digest
 
 
 def _manifest_digest(table: pd.DataFrame, labels: LabelSet, recipe_digest: str) -> str:
-    head = json.dumps([recipe_digest, list(labels.classes), labels.multi_label])
+    said = [] if labels.task is Task.CLASSIFICATION else [str(labels.task), labels.digest]
+    head = json.dumps([recipe_digest, list(labels.classes), labels.multi_label, *said])
     columns = ("tile_id", "label", "split", "pixel_digest")
     texts = ["\n".join(("", name, *table[name])) for name in columns]
     # Which tiles belong together, not what the groups are called: the same under another pseudonym key.
@@ -372,6 +304,8 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
             "unlabelled": manifest.unlabelled,
             "task": str(manifest.task),
             "targets_folder": _relative(manifest.targets_folder, folder),
+            "target_units": manifest.target_units,
+            "audit": dict(manifest.audit),
         },
     )
 
@@ -404,4 +338,6 @@ def read_manifest(folder: Path) -> Manifest:
         depth=values.get("depth"),
         task=Task(values.get("task", Task.CLASSIFICATION)),
         targets_folder=(folder.resolve() / targets).resolve() if (targets := values.get("targets_folder")) else None,
+        target_units=values.get("target_units", ""),
+        audit=values.get("audit", {}),
     )

@@ -2,23 +2,91 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-from vitpipe.atomic import make_folder
-from vitpipe.errors import ConfigError, ContractError, TransientError
-from vitpipe.records import Findings, Json, Rejected, StageSummary, count_codes
+from vitpipe.atomic import make_folder, write_json
+from vitpipe.config import MapRecipe
+from vitpipe.errors import ConfigError, ContractError, TransientError, UnreadableSource
+from vitpipe.ingest import read_catalog, read_quarantine, write_catalog, write_quarantine
+from vitpipe.records import Findings, Json, Rejected, Source, StageSummary, count_codes
 from vitpipe.stages import require_registry
+from vitpipe.workspace import Workspace
 
 if TYPE_CHECKING:
+    from vitpipe.infer.predictor import PredictionResult, Predictor
     from vitpipe.infer.versions import ModelIdentity
 
 ResultKind = Literal["sr", "seg"]
 
+MAPS_FOLDER: Final = "maps"
+_REFUSED: Final = ".refused.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PredictJob:
+    """What is predicted on, and where it goes; small, so that a task can take it."""
+
+    model_uri: str
+    """``models:/name/3``: an alias may move while a job runs."""
+    source: str
+    out: str
+    workspace: str | None
+    dicom: ResultKind | None
+    maps: MapRecipe
+    per_pixel: bool
+
+    @property
+    def map_room(self) -> Workspace:
+        """Where maps go: a folder each, a catalog of the scenes, and a quarantine of those that gave none."""
+        return Workspace(Path(self.out) / MAPS_FOLDER)
+
+
+def plan_job(
+    model_uri: str, source: str, out: str, workspace: str | None, dicom: ResultKind | None, maps: MapRecipe
+) -> PredictJob:
+    """Check what can be checked before any work, and settle which version predicts.
+
+    Raises:
+        ConfigError: no such model or path; `dicom` is asked of a model that reads no DICOM, or of one of pixels.
+        ContractError: the model is not whole.
+    """
+    from vitpipe.infer.dicom_results import require_dicom_results
+    from vitpipe.infer.reading import local_path
+    from vitpipe.registry import open_registry
+
+    require_registry(workspace)
+    # What is missing is said before the model is loaded, and before hours of work that could not be written.
+    local_path(source)
+    make_folder(Path(out))
+    registry = open_registry(Path(workspace) if workspace else None)
+    # An alias may move between two looks: the version that predicts is the one that signs.
+    uri = registry.resolve(model_uri)
+    contract = registry.load_predictor(uri).contract
+    if dicom is not None:
+        require_dicom_results(contract)
+    if maps.grid and contract.per_pixel:
+        raise ConfigError("a grid of tiles is of models of tiles, and this is one of pixels: leave it away")
+    if maps.vectors and not (maps.grid or contract.per_pixel):
+        raise ConfigError(
+            "vectors are of maps, and this model is one of tiles: ask for the grid of tiles too (`--map`)"
+        )
+    return PredictJob(uri, source, out, workspace, dicom, maps, contract.per_pixel)
+
 
 def predict(
-    model_uri: str, source: str, out: str, workspace: str | None, *, dicom: ResultKind | None = None
+    model_uri: str,
+    source: str,
+    out: str,
+    workspace: str | None,
+    *,
+    dicom: ResultKind | None = None,
+    maps: MapRecipe | None = None,
 ) -> StageSummary:
     """Run a registered model on files and write the predictions into a folder.
 
@@ -28,35 +96,46 @@ def predict(
         out: folder.
         workspace: where the registry lies when there is no MLflow server.
         dicom: write a structured report or a segmentation of each source too.
+        maps: how maps are made; the default recipe if None.
 
     Raises:
         ConfigError: no such model or path, or `dicom` is asked of a model that reads no DICOM.
         ContractError: the files are not what the model was made for.
         DataError: nothing could be read.
     """
-    from vitpipe.infer.dicom_results import require_dicom_results, write_dicom_results
+    job = plan_job(model_uri, source, out, workspace, dicom, maps or MapRecipe())
+    if not job.per_pixel:
+        return predict_tiles(job)
+    planned = plan_maps(job)
+    return finish_maps(job, sum((map_scenes(job, batch) for batch in planned), start=StageSummary("predict")))
+
+
+def predict_tiles(job: PredictJob) -> StageSummary:
+    """Run a model of tiles.
+
+    Raises:
+        ContractError: the files are not what the model was made for.
+        DataError: nothing could be read.
+    """
+    from vitpipe.infer.dicom_results import write_dicom_results
     from vitpipe.infer.output import write_predictions
-    from vitpipe.infer.reading import local_path
     from vitpipe.registry import open_registry
 
     started = time.perf_counter()
-    require_registry(workspace)
-    # What is missing is said before the model is loaded, and before hours of work that could not be written.
-    local_path(source)
-    make_folder(Path(out))
-    registry = open_registry(Path(workspace) if workspace else None)
-    # An alias may move between two looks: the version that predicts is the one that signs.
-    uri = registry.resolve(model_uri)
-    predictor = registry.load_predictor(uri)
-    if dicom is not None:
-        require_dicom_results(predictor.contract)
-    result = predictor.predict_path(source, with_paths=True)
-    written = write_predictions(result, Path(out))
+    registry = open_registry(Path(job.workspace) if job.workspace else None)
+    predictor = registry.load_predictor(job.model_uri)
+    result = predictor.predict_path(job.source, with_paths=True)
+    written = write_predictions(result, Path(job.out))
     notes = [*result.notes, f"written: {written.parent}"]
     rejected: list[Rejected] = [item for item in result.rejected if not item.junk]
-    if dicom is not None:
-        objects, refused = write_dicom_results(dicom, result, predictor.contract, registry.identify(uri), Path(out))
-        notes.append(f"{len(objects)} DICOM {dicom.upper()} object(s) written")
+    if job.dicom is not None:
+        identity = registry.identify(job.model_uri)
+        objects, refused = write_dicom_results(job.dicom, result, predictor.contract, identity, Path(job.out))
+        notes.append(f"{len(objects)} DICOM {job.dicom.upper()} object(s) written")
+        rejected += refused
+    if job.maps.grid:
+        maps, refused = _write_grids(job, predictor, result, registry.identify(job.model_uri))
+        notes.append(f"{maps} grid(s) of tiles written: {job.map_room.root}")
         rejected += refused
     return StageSummary(
         "predict",
@@ -65,6 +144,125 @@ def predict(
         seconds=time.perf_counter() - started,
         notes=tuple(notes),
     )
+
+
+def _write_grids(
+    job: PredictJob, predictor: Predictor, result: PredictionResult, identity: ModelIdentity
+) -> tuple[int, list[Rejected]]:
+    """Write a raster of one pixel a tile for each source; gives how many, and those of which none could be made."""
+    from vitpipe.infer.mapping.stac import write_catalog_of_maps
+    from vitpipe.infer.maps import map_tiles
+
+    room = job.map_room
+    make_folder(room.root)
+    by_source = dict(iter(result.tiles.groupby("source_id", sort=False)))
+    rejected: list[Rejected] = []
+    for source in result.used:
+        folder = room.root / source.source_id
+        try:
+            map_tiles(predictor, source, by_source[source.source_id], folder, (job.maps, identity))
+        except UnreadableSource as error:
+            rejected.append(Rejected(source.uri, error.code, error.reason))
+    write_catalog(room, result.used)
+    write_quarantine(room, [*result.rejected, *rejected])
+    write_catalog_of_maps(room.root)
+    return len(result.used) - len(rejected), rejected
+
+
+def plan_maps(job: PredictJob) -> list[list[str]]:
+    """Look at all files once, and say which sources each task maps, by their ids.
+
+    Raises:
+        ContractError: what is there is not what the model was made for.
+        DataError: nothing there can be used.
+    """
+    from vitpipe.infer.maps import batches_of
+    from vitpipe.infer.predictor import nothing_usable
+    from vitpipe.infer.reading import local_path
+    from vitpipe.registry import open_registry
+
+    predictor = open_registry(Path(job.workspace) if job.workspace else None).load_predictor(job.model_uri)
+    path = local_path(job.source)
+    found = list(predictor.sources(path))
+    sources = [item for item in found if isinstance(item, Source)]
+    rejected = [item for item in found if isinstance(item, Rejected)]
+    if not sources:
+        raise nothing_usable(path, rejected)
+    room = job.map_room
+    make_folder(room.root)
+    write_catalog(room, sources)
+    write_quarantine(room, rejected)
+    for stale in room.root.glob(f"*{_REFUSED}"):
+        stale.unlink()
+    return batches_of(read_catalog(room))
+
+
+def map_scenes(job: PredictJob, source_ids: Sequence[str]) -> StageSummary:
+    """Map some of the planned sources; one that cannot be mapped is a row of the quarantine, and the others go on.
+
+    Raises:
+        TransientError: the store does not answer: what is finished is found when the task runs again.
+        WorkspaceError: the disk is full or read-only.
+    """
+    from vitpipe.infer.maps import map_source
+    from vitpipe.registry import open_registry
+
+    started = time.perf_counter()
+    registry = open_registry(Path(job.workspace) if job.workspace else None)
+    predictor, identity = registry.load_predictor(job.model_uri), registry.identify(job.model_uri)
+    room = job.map_room
+    rejected: list[Rejected] = []
+    notes: list[str] = []
+    fresh = 0
+    for source in read_catalog(room, source_ids):
+        try:
+            found = map_source(predictor, source, room.root / source.source_id, job.maps, identity)
+        except UnreadableSource as error:
+            rejected.append(Rejected(source.uri, error.code, error.reason))
+            # Tasks run side by side: each leaves a file of its own, which the end gathers.
+            write_json(room.root / f"{source.source_id}{_REFUSED}", dataclasses.asdict(rejected[-1]))
+            continue
+        fresh += found.made.fresh
+        notes += found.notes
+    return StageSummary(
+        "predict",
+        done=fresh,
+        skipped=len(source_ids) - fresh - len(rejected),
+        rejected=count_codes(rejected),
+        seconds=time.perf_counter() - started,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def finish_maps(job: PredictJob, mapped: StageSummary) -> StageSummary:
+    """Gather what the tasks did: the quarantine, and the summary for people.
+
+    Args:
+        job: what was done.
+        mapped: the sum of what the tasks gave.
+
+    Raises:
+        DataError: no source could be mapped.
+    """
+    from vitpipe.infer.mapping.stac import write_catalog_of_maps
+    from vitpipe.infer.output import write_map_summary
+    from vitpipe.infer.predictor import nothing_usable
+
+    room = job.map_room
+    table = read_quarantine(room)
+    rejected = [Rejected(*row) for row in table[list(Rejected.__slots__)].itertuples(index=False, name=None)]
+    left = sorted(room.root.glob(f"*{_REFUSED}"))
+    rejected += [Rejected(**json.loads(path.read_text(encoding="utf-8"))) for path in left]
+    write_quarantine(room, rejected)
+    for path in left:
+        path.unlink()
+    count = mapped.done + mapped.skipped
+    if not count:
+        raise nothing_usable(Path(job.source), rejected)
+    write_catalog_of_maps(room.root)
+    write_map_summary(Path(job.out), count, rejected, mapped.notes)
+    refused = count_codes(item for item in rejected if not item.junk)
+    return dataclasses.replace(mapped, rejected=refused, notes=(*mapped.notes, f"written: {room.root}"))
 
 
 def whence(file: str, workspace: str | None) -> Findings:

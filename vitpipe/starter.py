@@ -25,9 +25,10 @@ from vitpipe.ingest import list_files
 from vitpipe.loading import parse_config
 from vitpipe.pseudonym import Pseudonymiser
 from vitpipe.records import FileRecord, Findings, Json, Rejected, Source
-from vitpipe.starter_labels import LabelGuess, guess_folder_labels, guess_table_labels
+from vitpipe.starter_labels import LabelGuess, guess_drawn_labels, guess_folder_labels, guess_table_labels
 
 SAMPLE_FILES = 2000
+_NO_IMAGE = ("NOT_AN_IMAGE", "NO_PIXELS")
 """Headers looked at: enough to match a label table, few enough to take seconds."""
 
 _TABLE_SUFFIXES = (".csv", ".parquet")
@@ -67,7 +68,7 @@ def write_starter(data: Path, out: Path, *, overwrite: bool) -> Findings:
     look = _look_at(data, key)
     lines = [_describe(look)]
     root, sources = _narrow_to_bands(data, look, lines)
-    labels = _guess_labels(data, root, sources, key, lines)
+    labels = _guess_labels(data, root, (look, sources), key, lines)
     lines += labels.lines if labels else ["no labels found: the run will ingest and tile, and stop before training"]
     values = _configuration(root, look.kind, sources, labels, out)
     lines += _explain(values)
@@ -175,8 +176,9 @@ def _narrow_to_bands(data: Path, look: _Look, lines: list[str]) -> tuple[Path, t
 
 
 def _guess_labels(
-    data: Path, root: Path, sources: Sequence[Source], key: Pseudonymiser, lines: list[str]
+    data: Path, root: Path, found: tuple[_Look, Sequence[Source]], key: Pseudonymiser, lines: list[str]
 ) -> LabelGuess | None:
+    look, sources = found
     places = [data, *([data.parent] if data.is_dir() else [])]
     tables: list[Path] = []
     for place in dict.fromkeys(place if place.is_dir() else place.parent for place in places):
@@ -191,6 +193,10 @@ def _guess_labels(
         if guess:
             return guess
         lines.append(f"passed over: {table.name} (no column names the sources, or none looks like classes)")
+    if look.kind == "dicom":
+        drawn = guess_drawn_labels([Path(item.uri) for item in look.rejected if item.code in _NO_IMAGE])
+        if drawn is not None:
+            return drawn
     return guess_folder_labels(sources)
 
 

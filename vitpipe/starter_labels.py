@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,11 @@ KEYED_KINDS = ("instance_uid", "series_uid", "study_uid", "patient")
 PLAIN_KINDS = ("path", "scene")
 _MIN_MATCH = 0.5
 _MAX_CLASSES = 100
+_DRAWN_KINDS = {
+    "dicom_seg": ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"),
+    "dicom_rtstruct": ("1.2.840.10008.5.1.4.1.1.481.3",),
+}
+_DRAWN_NAMES = {"dicom_seg": "DICOM segmentation(s)", "dicom_rtstruct": "DICOM structure set(s)"}
 _LABEL_NAMES = (
     "label",
     "class",
@@ -76,6 +82,42 @@ def guess_table_labels(
         values["attributes"] = list(attributes)
         lines.append(f"subgroups: {', '.join(attributes)}")
     return LabelGuess(values=values, lines=tuple(lines), n_labelled=int(labelled[label].notna().sum()))
+
+
+def guess_drawn_labels(passed_over: Sequence[Path]) -> LabelGuess | None:
+    """Find DICOM segmentations or structure sets among the files that are no images; None where there is none.
+
+    Args:
+        passed_over: files that the domain does not take as images.
+    """
+    found: dict[str, list[Path]] = {kind: [] for kind in _DRAWN_KINDS}
+    for path in passed_over:
+        for kind, sop_classes in _DRAWN_KINDS.items():
+            if _sop_class(path) in sop_classes:
+                found[kind].append(path)
+    kind = max(found, key=lambda name: len(found[name]))
+    files = found[kind]
+    if not files:
+        return None
+    place = files[0] if len(files) == 1 else Path(os.path.commonpath([path.parent for path in files]))
+    line = (
+        f"labels: {len(files)} {_DRAWN_NAMES[kind]} in {place.name}, by their position in the patient; a tile is of "
+        "the class that covers half of it (`labels.min_share`), else background"
+    )
+    return LabelGuess(values={"kind": kind, "path": str(place)}, lines=(line,), n_labelled=len(files))
+
+
+def _sop_class(path: Path) -> str:
+    """Read the kind of a DICOM object; empty for anything else."""
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        meta = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
+    except (InvalidDicomError, OSError, ValueError, EOFError):
+        # What it is instead stands among the rejected files already.
+        return ""
+    return str(meta.get("SOPClassUID", ""))
 
 
 def guess_folder_labels(sources: Sequence[Source]) -> LabelGuess | None:

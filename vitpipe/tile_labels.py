@@ -1,4 +1,4 @@
-"""The labels of tiles where labels are drawn on the image: each tile asks what covers its pixels.
+"""The labels of tiles where labels lie on the image: each tile asks what covers its pixels.
 
 What was found is kept beside the label tables and used again for the same labels and tiles: a new label object costs
 its own tiles and no pixel is read.
@@ -6,26 +6,22 @@ its own tiles and no pixel is read.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from vitpipe.atomic import write_parquet
 from vitpipe.config import TileRecipe
 from vitpipe.digest import digest
 from vitpipe.labels import LabelSet
-from vitpipe.labels.regions import RegionLabels, shares_of
+from vitpipe.labels.regions import TileRule
 from vitpipe.records import Source, Window
 from vitpipe.store import TileStore
-from vitpipe.tile_places import TilePlaces, Voxels
+from vitpipe.tile_asking import Asker, drawn_on, open_labels
 from vitpipe.workspace import Workspace
 
-_COLUMNS: Final = ("tile_id", "label")
-_FRAMES_KEPT: Final = 8
+_COLUMNS: Final = ("tile_id", "label", "drawn")
 
 
 def label_tiles(
@@ -48,74 +44,52 @@ def label_tiles(
     assert regions is not None
     workspace, tiles_digest = store
     path = workspace.labels(digest([labels.digest, tiles_digest]))
-    drawn = tiles[tiles["source_id"].isin(regions.sources)]
+    on_source = drawn_on(labels)
+    said = tiles["source_id"].map(on_source)
+    drawn = tiles.assign(drawn=said)[said.notna()]
     known = pd.read_parquet(path) if path.exists() else pd.DataFrame(columns=list(_COLUMNS))
-    fresh = drawn[~drawn["tile_id"].isin(known["tile_id"])]
+    if "drawn" not in known:
+        known["drawn"] = ""
+    wanted = pd.MultiIndex.from_frame(drawn[["tile_id", "drawn"]])
+    fresh = drawn[~wanted.isin(pd.MultiIndex.from_frame(known[["tile_id", "drawn"]]))]
     if len(fresh):
-        found = _ask(fresh, sources, regions, recipe, TileStore(workspace.tiles(tiles_digest)))
-        known = pd.concat([known, found], ignore_index=True).sort_values("tile_id", ignore_index=True)
+        found = _ask(fresh, sources, labels, recipe, TileStore(workspace.tiles(tiles_digest)))
+        known = pd.concat([known[~known["tile_id"].isin(found["tile_id"])], found], ignore_index=True)
+        known = known.sort_values("tile_id", ignore_index=True)
         write_parquet(path, known)
     by_tile = pd.Series(known["label"].to_numpy(), index=pd.Index(known["tile_id"]), dtype="object")
     label = tiles["tile_id"].map(by_tile.where(by_tile.notna(), None)).astype("object")
     # What was kept may be of a source on which these labels are no longer drawn.
-    return label.where(label.notna() & tiles["source_id"].isin(regions.sources), None)
+    return label.where(label.notna() & said.notna(), None)
 
 
 def _ask(
-    tiles: pd.DataFrame, sources: Sequence[Source], regions: RegionLabels, recipe: TileRecipe, store: TileStore
+    tiles: pd.DataFrame, sources: Sequence[Source], labels: LabelSet, recipe: TileRecipe, store: TileStore
 ) -> pd.DataFrame:
+    assert labels.regions is not None
     known = {source.source_id: source for source in sources}
     parts: list[pd.DataFrame] = []
-    for name, part in tiles.groupby("source_id", sort=True):
-        source = known[str(name)]
-        places = TilePlaces.of(source.grid, recipe, uri=source.uri)
-        labels = _label_source(part, _Frames(source, regions), places, store)
-        parts.append(pd.DataFrame({"tile_id": part["tile_id"].to_numpy(), "label": labels}))
+    for name, tiles_of in tiles.groupby("source_id", sort=True):
+        part = tiles_of.sort_values(["frame", "row", "col"], kind="stable")
+        with open_labels(known[str(name)], labels, recipe) as asker:
+            found = _label_source(part, asker, labels.regions.rule, store)
+        parts.append(
+            pd.DataFrame({"tile_id": part["tile_id"].to_numpy(), "label": found, "drawn": part["drawn"].to_numpy()})
+        )
     return pd.concat(parts, ignore_index=True)
 
 
-def _label_source(part: pd.DataFrame, frames: _Frames, places: TilePlaces, store: TileStore) -> list[str | None]:
+def _label_source(part: pd.DataFrame, asker: Asker, rule: TileRule, store: TileStore) -> list[str | None]:
     labels: list[str | None] = []
     for row in part.to_dict("records"):
-        voxels = places.voxels(Window(*(int(row[name]) for name in Window._fields)))
-        covered = frames.covered(voxels)
-        shares: dict[str, float] = {}
-        if covered:
-            depth, height, width = (len(places_along) for places_along in voxels.tile)
-            # A tile of one frame has no axis for it.
-            inside = store.mask(str(row["shard_id"]), int(row["shard_row"]))
-            inside = inside.reshape((-1, *inside.shape[-2:]))[:depth, :height, :width]
-            shares = shares_of(covered, inside)
-        labels.append(frames.regions.rule.label(shares))
+        window = Window(*(int(row[name]) for name in Window._fields))
+        depth, height, width = asker.inside(window)
+        # A tile of one frame has no axis for it.
+        valid = store.mask(str(row["shard_id"]), int(row["shard_row"]))
+        valid = valid.reshape((-1, *valid.shape[-2:]))[:depth, :height, :width]
+        shares = asker.shares(window, valid)
+        if rule.tile_class == "centre":
+            labels.append(rule.central(shares.central, shares.by_class.get(str(shares.central), 0.0)))
+        else:
+            labels.append(rule.label(shares.by_class, shares.known))
     return labels
-
-
-class _Frames:
-    """What is drawn on the frames of one source; the masks used last are kept."""
-
-    def __init__(self, source: Source, regions: RegionLabels) -> None:
-        self.regions = regions
-        self._source = source
-        self._kept: OrderedDict[int, dict[str, NDArray[np.bool_]]] = OrderedDict()
-
-    def covered(self, voxels: Voxels) -> dict[str, NDArray[np.bool_]]:
-        """Give what each class covers of a tile (depth, rows, columns); nothing where nothing is drawn."""
-        frames, rows, cols = voxels.of_source()
-        masks = {int(frame): self._masks(int(frame), len(frames)) for frame in np.unique(frames)}
-        names = sorted({name for found in masks.values() for name in found})
-        empty = np.zeros((len(rows), len(cols)), bool)
-        within = np.ix_(rows, cols)
-        covered = {}
-        for name in names:
-            slabs = [masks[int(frame)][name][within] if name in masks[int(frame)] else empty for frame in frames]
-            covered[name] = np.stack(slabs).transpose(voxels.axes)
-        return covered
-
-    def _masks(self, frame: int, wanted: int) -> dict[str, NDArray[np.bool_]]:
-        if frame not in self._kept:
-            while len(self._kept) >= max(wanted, _FRAMES_KEPT):
-                self._kept.popitem(last=False)
-            grid = self._source.grid
-            self._kept[frame] = self.regions.masks(self._source.source_id, frame, grid.height, grid.width)
-        self._kept.move_to_end(frame)
-        return self._kept[frame]

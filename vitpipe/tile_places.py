@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vitpipe.config import TileRecipe
 from vitpipe.records import Grid, Window
-from vitpipe.resample import Slices, Turn, prepared_grid, resolution_axes, turn_to, turned_grid, whole_axes
+from vitpipe.resample import Slices, Turn, moved_grid, prepared_grid, resolution_axes, turn_to, turned_grid, whole_axes
 
 Indices = NDArray[np.intp]
 
@@ -42,6 +42,16 @@ class Voxels(NamedTuple):
         """Give the frames, rows and columns of the source."""
         found = dict(zip(self.axes, self.tile, strict=True))
         return found[0], found[1], found[2]
+
+
+def tile_grid(grid: Grid, recipe: TileRecipe, *, uri: str) -> Grid:
+    """Give the grid whose pixels are those of the tiles; its transform and CRS say where they lie.
+
+    Raises:
+        UnreadableSource: what tiling raises too: the recipe asks for what the grid does not have.
+    """
+    prepared = prepared_grid(grid, recipe, uri=uri)
+    return moved_grid(prepared, *whole_axes(prepared, recipe.size)) if recipe.cut == "whole" else prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +136,7 @@ class TilePlaces:
     def box(self, window: Window) -> Box:
         """Give the part of the source that a window covers, cut off at its edges."""
         low, high = [0.0] * 3, [0.0] * 3
-        for axis, (start, stop) in enumerate(self._spans(window)):
+        for axis, (start, stop) in enumerate(self.spans(window)):
             source, size = self.turn.axes[axis], self.lines[axis].size
             first, last = self.lines[axis].edges(start, stop)
             low[source], high[source] = (size - last, size - first) if self.turn.flips[axis] else (first, last)
@@ -137,15 +147,15 @@ class TilePlaces:
     def voxels(self, window: Window) -> Voxels:
         """Give the source's pixel for each pixel of a tile that lies inside: the one in which its centre lies."""
         found = []
-        for axis, (start, stop) in enumerate(self._spans(window)):
+        for axis, (start, stop) in enumerate(self.spans(window)):
             places = self.lines[axis].nearest(start, stop)
             found.append(self.sizes[self.turn.axes[axis]] - 1 - places if self.turn.flips[axis] else places)
         axes = self.turn.axes
         # From columns, rows, frames to frames, rows, columns.
         return Voxels((found[_FRAME], found[_ROW], found[_COL]), (2 - axes[_FRAME], 2 - axes[_ROW], 2 - axes[_COL]))
 
-    def _spans(self, window: Window) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """Give the columns, rows and frames of a window that lie inside."""
+    def spans(self, window: Window) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """Give the columns, rows and frames of a window that lie inside, as pairs of first and behind the last."""
         cols, rows, frames = self.shape
         if self.whole:
             through = (0, frames) if self.depth is not None else (window.frame, window.frame + 1)

@@ -49,7 +49,7 @@ TILING_VERSION: Final = 1
 _PLAN_FILE: Final = "plan.parquet"
 _RECIPE_FILE: Final = "recipe.json"
 _REJECTED_COLUMNS: Final = ("source_id", "uri", "code", "reason", "junk")
-_UNCHANGED_BY: Final = frozenset({"path", "max_reject_share", "modality", "geometry", "burned_in"})
+_UNCHANGED_BY: Final = frozenset({"path", "max_reject_share", "modality", "geometry", "burned_in", "verify"})
 """Options of a source that choose among sources, limit a run or show in the source's identity; every other one is taken
 to change the pixels."""
 

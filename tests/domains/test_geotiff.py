@@ -22,8 +22,8 @@ from vitpipe.config import GeotiffSource
 from vitpipe.digest import digest_file, digest_of_digests
 from vitpipe.domains.base import ScanContext
 from vitpipe.domains.geotiff import Geotiff
-from vitpipe.domains.geotiff.opening import gdal_environment, open_tiff
 from vitpipe.errors import ConfigError, UnreadableSource
+from vitpipe.opening import gdal_environment, open_tiff
 from vitpipe.pseudonym import Pseudonymiser
 from vitpipe.records import FileRecord, Grid, Rejected, Source, Window
 

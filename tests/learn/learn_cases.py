@@ -16,6 +16,8 @@ from vitpipe.learn.launch import make_task, run_id_of
 from vitpipe.learn.task import RunFolder, write_task
 from vitpipe.loading import parse_config
 from vitpipe.manifest import Manifest, write_manifest
+from vitpipe.pixel_targets import IGNORE, write_targets
+from vitpipe.records import Task
 from vitpipe.store import ShardContract, ShardWriter
 
 SPLITS = ("train", "train", "train", "val", "calibration", "test")
@@ -100,6 +102,61 @@ def _write_shard(
     writer.append(tiles, valid, pd.DataFrame(rows).to_dict("list"))
     writer.close(dropped=0)
     return [row | {"shard_id": folder.name, "shard_row": place} for place, row in enumerate(rows)]
+
+
+@dataclass(frozen=True)
+class PixelCase:
+    """What a small store with targets of every pixel holds."""
+
+    tiles: int = 60
+    size: int = 20
+    depth: int | None = None
+    labelled: float = 1.0
+    """Share of the pixels that have a target."""
+    task: Task = Task.SEGMENTATION
+
+
+def make_pixel_manifest(folder: Path, case: PixelCase) -> Manifest:
+    """Write shards and targets: the brightness of blocks of pixels shows their class of three, or is their value."""
+    generator = np.random.default_rng(7)
+    pixels = (case.size, case.size) if case.depth is None else (case.depth, case.size, case.size)
+    coarse = tuple(-(-size // 5) for size in pixels)
+    kinds = generator.integers(0, 3, (case.tiles, *coarse))
+    for axis, size in enumerate(pixels, start=1):
+        kinds = kinds.repeat(5, axis).take(range(size), axis)
+    tiles = generator.normal(100, 5, (case.tiles, 2, *pixels))
+    tiles[:, 0] += 40 * kinds
+    valid = np.ones((case.tiles, *pixels), bool)
+    valid[::7, ..., : case.size // 4, :] = False
+    tiles = np.where(valid[:, None], tiles, 0).clip(0, 250).astype("int16")
+    known = valid & (generator.random(valid.shape) < case.labelled)
+    if case.task is Task.SEGMENTATION:
+        targets = np.where(known, kinds, IGNORE).astype("uint8")
+    else:
+        targets = np.where(known, 1000.0 + 25.0 * kinds, np.nan).astype("float32")
+    store = Case(tiles=case.tiles, size=case.size, channels=("red", "green"), depth=case.depth)
+    rows = []
+    for shard, places in enumerate(np.array_split(np.arange(case.tiles), 3)):
+        rows += _write_shard(folder / "tiles" / f"shard{shard}", store, tiles[places], valid[places], places)
+        write_targets(folder / "targets", f"shard{shard}", targets[places])
+    table = pd.DataFrame(rows)
+    table["split"] = [SPLITS[number % 6] for number in range(case.tiles)]
+    table["label"] = "b" if case.task is Task.SEGMENTATION else "value"
+    return Manifest(
+        table=table.sort_values("tile_id", ignore_index=True),
+        classes=("a", "b", "c") if case.task is Task.SEGMENTATION else ("value",),
+        multi_label=False,
+        channels=store.channels,
+        units="dn",
+        tile_size=case.size,
+        tiles_folder=folder / "tiles",
+        digest=digest([str(case)]),
+        notes=(),
+        unlabelled=0,
+        depth=case.depth,
+        task=case.task,
+        targets_folder=folder / "targets",
+    )
 
 
 def make_config(workspace: Path, *, model: dict[str, object] | None = None, **train: object) -> PipelineConfig:

@@ -15,6 +15,8 @@ def _loopback(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "127.0.0.1,localhost")
     for name in ("TOKEN", "USER", "PASSWORD", "CA", "QUERY"):
         monkeypatch.delenv(f"VITPIPE_DICOMWEB_{name}", raising=False)
+    for name in ("TOKEN", "HEADERS", "HOSTS", "CA"):
+        monkeypatch.delenv(f"VITPIPE_STAC_{name}", raising=False)
     monkeypatch.setenv("VITPIPE_KEY", "a key for the tests")
 
 

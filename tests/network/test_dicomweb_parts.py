@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from vitpipe.config import DicomSource, PipelineConfig
 from vitpipe.dicomweb.access import Access, read_access, read_persons
-from vitpipe.dicomweb.client import _seconds
 from vitpipe.dicomweb.multipart import boundary_of, parts
 from vitpipe.errors import ConfigError, TransientError
 from vitpipe.loading import load_config
+from vitpipe.web import retry_after_seconds
 
 HEADERS = b"Content-Type: application/dicom\r\nContent-Length: 3\r\n\r\n"
 
@@ -73,9 +73,9 @@ def test_boundaries_are_read_as_servers_write_them() -> None:
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:
-    assert _seconds("7") == 7
-    assert _seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert _seconds("soon") is None
+    assert retry_after_seconds("7") == 7
+    assert retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert retry_after_seconds("soon") is None
 
 
 def test_credentials_are_whole_and_never_shown(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from vitpipe.config.labels import (
     FolderLabels,
     KeyKind,
     LabelRecipe,
+    RasterLabels,
     RegionLabelRecipe,
     TableLabels,
+    VectorLabels,
 )
 from vitpipe.config.learning import (
     AugmentRecipe,
@@ -27,7 +29,9 @@ from vitpipe.config.learning import (
     TrainRecipe,
     Weights,
 )
+from vitpipe.config.mapping import MapRecipe
 from vitpipe.config.pipeline import PipelineConfig
+from vitpipe.config.scenes import SceneFiles, SceneSeries
 from vitpipe.config.source import (
     IDENTIFYING_KEYS,
     DataPath,
@@ -38,11 +42,15 @@ from vitpipe.config.source import (
     ImagesSource,
     RejectShare,
     SourceRecipe,
+    StacQuery,
+    StacSource,
 )
-from vitpipe.config.tiles import SplitRecipe, TileRecipe
+from vitpipe.config.split import AttributeSplit, SplitRecipe
+from vitpipe.config.tiles import TileRecipe
 
 __all__ = [
     "IDENTIFYING_KEYS",
+    "AttributeSplit",
     "AugmentRecipe",
     "DataPath",
     "DicomRtstructLabels",
@@ -58,21 +66,28 @@ __all__ = [
     "ImagesSource",
     "KeyKind",
     "LabelRecipe",
+    "MapRecipe",
     "MetricName",
     "MlflowWeights",
     "ModelRecipe",
     "PipelineConfig",
     "PreprocessRecipe",
     "RandomWeights",
+    "RasterLabels",
     "Recipe",
     "RegisterRecipe",
     "RegionLabelRecipe",
     "RejectShare",
+    "SceneFiles",
+    "SceneSeries",
     "SourceRecipe",
     "SplitRecipe",
+    "StacQuery",
+    "StacSource",
     "TableLabels",
     "TileRecipe",
     "TimmWeights",
     "TrainRecipe",
+    "VectorLabels",
     "Weights",
 ]

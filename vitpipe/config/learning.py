@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from vitpipe.config.base import Recipe
+
+_SINCE_FIRST: Final[dict[str, JsonValue]] = {"decoder": None, "loss": None, "baseline": "unet"}
+"""Keys of models and training that came later, with the value that means what was done before: left out of every dump,
+and so of every digest, so that runs from before stay what they are."""
 
 
 class PreprocessRecipe(Recipe):
@@ -95,10 +106,23 @@ class ModelRecipe(Recipe):
     )
     in_chans: int | None = Field(None, ge=1, title="Channels", description="Checked against the tiles.")
     num_classes: int | None = Field(None, ge=1, title="Classes", description="Checked against the labels.")
-    embed_dim: int | None = Field(None, ge=8, title="Embedding width")
+    decoder: Literal["conv", "dpt", "unetr", "swin_unetr", "unet"] | None = Field(
+        None,
+        title="Decoder",
+        description="For labels of every pixel; conv if empty. conv, dpt, unetr: on the tokens of the named ViT. "
+        "swin_unetr, unet: MONAI's whole networks; of the keys of the ViT only the embedding width is read.",
+    )
+    embed_dim: int | None = Field(
+        None, ge=8, title="Embedding width", description="Of swin_unetr and unet: channels at full resolution."
+    )
     depth: int | None = Field(None, ge=1, title="Depth")
     num_heads: int | None = Field(None, ge=1, title="Heads")
     drop_path_rate: float = Field(0.0, ge=0, lt=1, title="Stochastic depth")
+
+    @model_serializer(mode="wrap")
+    def _without_what_changes_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        values: dict[str, JsonValue] = dump(self)
+        return {key: value for key, value in values.items() if key not in _SINCE_FIRST or value != _SINCE_FIRST[key]}
 
 
 class AugmentRecipe(Recipe):
@@ -124,7 +148,19 @@ class TrainRecipe(Recipe):
     model_config = ConfigDict(title="Training")
 
     recipe: Literal["probe", "full"] = Field(
-        "full", title="Recipe", description="probe: logistic head on frozen features; full: all weights."
+        "full",
+        title="Recipe",
+        description="probe: linear head on frozen features, of a tile or of each token; full: all weights.",
+    )
+    loss: Literal["cross_entropy", "dice_cross_entropy", "huber", "mse"] | None = Field(
+        None,
+        title="Loss of pixels",
+        description="Classes: cross_entropy (if empty) or dice_cross_entropy. Values: huber (if empty) or mse.",
+    )
+    baseline: Literal["unet", "none"] = Field(
+        "unet",
+        title="Baseline",
+        description="For labels of every pixel: a U-Net of as many multiply-adds learns beside, in as many steps.",
     )
     epochs: int = Field(20, ge=1, le=10_000, title="Epochs")
     batch_size: int = Field(64, ge=1, title="Batch size", description="Over all devices.")
@@ -152,3 +188,8 @@ class TrainRecipe(Recipe):
     )
     seed: int = Field(0, ge=0, title="Seed")
     augment: AugmentRecipe = AugmentRecipe()
+
+    @model_serializer(mode="wrap")
+    def _without_what_changes_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        values: dict[str, JsonValue] = dump(self)
+        return {key: value for key, value in values.items() if key not in _SINCE_FIRST or value != _SINCE_FIRST[key]}

@@ -11,21 +11,24 @@ from vitpipe.config.base import Recipe
 from vitpipe.config.judging import EvaluateRecipe, RegisterRecipe
 from vitpipe.config.labels import LabelRecipe
 from vitpipe.config.learning import ModelRecipe, PreprocessRecipe, TrainRecipe
-from vitpipe.config.source import DicomwebSource, SourceRecipe
-from vitpipe.config.tiles import SplitRecipe, TileRecipe
+from vitpipe.config.source import DicomwebSource, SourceRecipe, StacSource
+from vitpipe.config.split import SplitRecipe
+from vitpipe.config.tiles import TileRecipe
 from vitpipe.digest import digest
 
 _PLACES: dict[str, IncEx | bool] = {
     "workspace": True,
     "source": {"path", "url"},
-    "labels": {"path"},
+    "labels": {"path", "aoi"},
     "model": {"weights": {"path"}},
 }
 """Where things lie on one machine."""
 
 
 FETCHED: Final = "studies"
-"""Folder in the workspace of what was fetched, if the source names no other."""
+"""Folder in the workspace of the studies that were fetched, if the source names no other."""
+FETCHED_SCENES: Final = "scenes"
+"""Folder in the workspace of the scenes that were fetched, if the source names no other."""
 
 
 class PipelineConfig(Recipe):
@@ -61,9 +64,11 @@ class PipelineConfig(Recipe):
 
         Every stage after the fetch takes this one: the same files make the same tiles and models.
         """
-        if not isinstance(self.source, DicomwebSource):
-            return self
-        return self.model_copy(update={"source": self.source.fetched(f"{self.workspace}/{FETCHED}")})
+        if isinstance(self.source, DicomwebSource):
+            return self.model_copy(update={"source": self.source.fetched(f"{self.workspace}/{FETCHED}")})
+        if isinstance(self.source, StacSource):
+            return self.model_copy(update={"source": self.source.fetched(f"{self.workspace}/{FETCHED_SCENES}")})
+        return self
 
     def without_places(self) -> dict[str, JsonValue]:
         """Give every value but where things lie on this machine: a report of it may be handed on."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Final, Literal, Self
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from vitpipe.config.base import Recipe
+from vitpipe.config.scenes import SceneFiles, SceneSeries
 
 DataPath = Annotated[str, Field(title="Path", description="Folder (or one file) that holds the data.", min_length=1)]
 RejectShare = Annotated[
@@ -117,7 +120,7 @@ class DicomwebSource(DicomSource):
             raise ValueError("`url` must be an address such as https://pacs.example.org/dicom-web")
         if parts.query or parts.fragment:
             raise ValueError("`url` must end with the path of the service; what to ask for stands in `source.query`")
-        if parts.scheme == "http" and not self.plain_http and not _is_this_machine(host):
+        if parts.scheme == "http" and not self.plain_http and not is_this_machine(host):
             raise ValueError(
                 "`url` is plain http to another machine, so images could be read on the way; use https, or set"
                 " `plain_http: true` where the network is trusted"
@@ -134,15 +137,26 @@ class DicomwebSource(DicomSource):
         return DicomSource.model_validate({**options, "path": self.path or folder})
 
 
-def _is_this_machine(host: str) -> bool:
+def is_this_machine(host: str) -> bool:
+    """Say whether a host's name or number is that of this machine itself."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
+_SCENE_KEYS_SINCE_FIRST: Final[dict[str, JsonValue]] = {
+    "grid": None,
+    "clouds": "keep",
+    "scenes": None,
+    "series": None,
+    "verify": False,
+}
+"""Keys of scenes that came later, with the value that means what was done before."""
+
+
 class GeotiffSource(Recipe):
-    """GeoTIFF scenes."""
+    """Scenes: GeoTIFF files, Sentinel-2 SAFE folders, Landsat Collection 2 band files."""
 
     model_config = ConfigDict(title="GeoTIFF")
     kind: Literal["geotiff"] = "geotiff"
@@ -151,12 +165,201 @@ class GeotiffSource(Recipe):
     bands: tuple[str, ...] | None = Field(
         None,
         title="Bands",
-        description="Names of the bands to use, in this order (B04, or b1 for the first unnamed). All when empty.",
+        description="Names of the bands to use, in this order: B04, red, b1 for the first unnamed, or a wavelength "
+        "such as 865nm (the nearest band that covers it). All when empty; of products their reflectance bands.",
+    )
+    grid: str | None = Field(
+        None,
+        title="Grid",
+        description="The band onto whose grid others are brought, of scenes with several resolutions; the finest when "
+        "empty. Coarser bands are repeated pixel by pixel, finer ones averaged.",
+    )
+    clouds: Literal["keep", "drop"] = Field(
+        "keep",
+        title="Clouds",
+        description="drop: pixels that Sentinel-2's SCL or Landsat's QA_PIXEL calls cloud, cirrus or cloud shadow are "
+        "not valid.",
+    )
+    scenes: SceneFiles | None = Field(
+        None, title="Scene files", description="How band files are named, in folders of one-band GeoTIFFs."
+    )
+    series: SceneSeries | None = Field(
+        None, title="Series", description="Stacks scenes of one place at several dates into one source."
     )
     units: str = Field("dn", title="Units", description="What the pixel values mean: reflectance, dn, m, ...")
+    verify: bool = Field(
+        False,
+        title="Verify",
+        description="Verifies the checksum of every deflate block when a file is first looked at: its pixels are "
+        "inflated once more, but no changed byte of them goes unseen.",
+    )
     block_m: float = Field(
         10_000.0, gt=0, title="Ground block (m)", description="Edge of the ground blocks that never straddle splits."
     )
+
+    @model_serializer(mode="wrap")
+    def _without_what_changes_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave a key that came later out of every dump, thus of every digest, where it means what was done before."""
+        values: dict[str, Any] = dump(self)
+        plain = _SCENE_KEYS_SINCE_FIRST
+        return {key: value for key, value in values.items() if key not in plain or value != plain[key]}
+
+
+class StacQuery(Recipe):
+    """Which items to take. What is empty does not choose."""
+
+    model_config = ConfigDict(title="Query")
+    collections: tuple[str, ...] = Field((), title="Collections", description="Identifiers, such as sentinel-2-l2a.")
+    bbox: tuple[float, float, float, float] | None = Field(
+        None,
+        title="Box",
+        description="West, south, east, north in degrees (WGS 84); west > east crosses the 180th meridian.",
+    )
+    datetime: str | None = Field(
+        None,
+        title="Date and time",
+        description="A day, a moment or a range, such as 2023-06-01/2023-08-31 or 2023-06-01T00:00:00Z/..",
+    )
+    ids: tuple[str, ...] = Field((), title="Items", description="Identifiers of items.")
+    properties: dict[str, dict[str, JsonValue]] = Field(
+        {},
+        title="Properties",
+        description="Tests of an item's properties, such as {eo:cloud_cover: {lt: 20}}: eq neq lt lte gt gte in "
+        "startsWith endsWith contains.",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Self:
+        if self.bbox and not (-90 <= self.bbox[1] <= self.bbox[3] <= 90 and max(map(abs, self.bbox[::2])) <= 180):
+            raise ValueError("`bbox` must be west, south, east, north in degrees, south below north")
+        if self.datetime is not None:
+            parse_interval(self.datetime)
+        for name, tests in self.properties.items():
+            unknown = sorted(set(tests) - STAC_TESTS)
+            if unknown or not tests:
+                raise ValueError(f"`properties.{name}`: test by one of {', '.join(sorted(STAC_TESTS))}")
+        return self
+
+    def interval(self) -> str | None:
+        """Give `datetime` as a server takes it: moments with a zone, a day as its first and last moment."""
+        if self.datetime is None:
+            return None
+        ends = [moment and moment.isoformat().replace("+00:00", "Z") for moment in parse_interval(self.datetime)]
+        return ends[0] if ends[0] and ends[0] == ends[1] else "/".join(end or ".." for end in ends)
+
+
+class StacSource(GeotiffSource):
+    """Scenes of a STAC catalog, file or API: fetched into a folder, then read as GeoTIFF scenes.
+
+    Who asks stands in the environment: VITPIPE_STAC_TOKEN, or headers in the file named by VITPIPE_STAC_HEADERS.
+    """
+
+    model_config = ConfigDict(title="STAC")
+    # The tag of the union: no code takes this kind for the other one.
+    kind: Literal["stac"] = "stac"  # type: ignore[assignment]
+    path: str = Field(
+        "", title="Folder", description="Where fetched scenes are kept; `scenes` in the workspace when empty."
+    )
+    url: str = Field(
+        title="Catalog",
+        description="A catalog, collection, item or API: an address such as https://stac.example.org/v1, or a file.",
+        min_length=1,
+    )
+    query: StacQuery = StacQuery()
+    assets: tuple[str, ...] = Field(
+        (),
+        title="Assets",
+        description="Files to fetch of each item: keys of assets, or names of bands (B04, red). May be empty where an "
+        "item has one GeoTIFF of data. Several become one scene, a band a file.",
+    )
+    scaling: Literal["item", "none"] = Field(
+        "item",
+        title="Scale and offset",
+        description="item: what the item states of scale and offset holds where the file states none. none: it is "
+        "passed over, where a catalog is known to be wrong.",
+    )
+    max_items: int = Field(1000, ge=1, title="Most items", description="No more than the first so many are taken.")
+    page_size: int = Field(100, ge=1, le=10_000, title="Page size", description="Items asked for in one query.")
+    connections: int = Field(4, ge=1, le=32, title="Connections", description="Files that are fetched side by side.")
+    plain_http: bool = Field(
+        False, title="Allow plain HTTP", description="Scenes and tokens travel unencrypted to another machine."
+    )
+
+    # Not the field's own validator: its error would repeat the address, and a signed one holds a secret.
+    @model_validator(mode="after")
+    def _has_a_plain_address(self) -> Self:
+        if "://" not in self.url:
+            return self
+        try:
+            parts = urlsplit(self.url)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError("`url` is no address; write one such as https://stac.example.org/v1") from None
+        if "@" in parts.netloc:
+            raise ValueError("`url` holds credentials; take them out and set VITPIPE_STAC_TOKEN")
+        if parts.query or parts.fragment:
+            raise ValueError(
+                "`url` must end with its path: what to ask for stands in `source.query`, a key in VITPIPE_STAC_TOKEN or"
+                " VITPIPE_STAC_HEADERS"
+            )
+        if parts.scheme not in ("http", "https") or not host:
+            raise ValueError("`url` must be an address such as https://stac.example.org/v1, or a file")
+        if parts.scheme == "http" and not self.plain_http and not is_this_machine(host):
+            raise ValueError(
+                "`url` is plain http to another machine, so scenes and tokens could be read on the way; use https, or"
+                " set `plain_http: true` where the network is trusted"
+            )
+        return self
+
+    def fetched(self, folder: str) -> GeotiffSource:
+        """Give the fetched scenes as the plain GeoTIFF source that they are.
+
+        Args:
+            folder: where they lie if `path` names no folder.
+        """
+        options = self.model_dump(mode="json", include=set(GeotiffSource.model_fields) - {"kind", "path"})
+        if self.scenes is None and len(self.assets) > 1:
+            bands = "|".join(re.escape(stac_file_label(name)) for name in self.assets)
+            # The folder says where the scene's name ends: B10 is the end of ST_B10, too.
+            options["scenes"] = {"pattern": rf"^(?P<scene>[^/]+)/(?P=scene)_(?P<band>{bands})\.tif$"}
+        return GeotiffSource.model_validate({**options, "path": self.path or folder})
+
+
+def stac_file_label(name: str) -> str:
+    """Give the name of an asset or band as it stands in the name of its file."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
+STAC_TESTS: Final = frozenset({"eq", "neq", "lt", "lte", "gt", "gte", "in", "startsWith", "endsWith", "contains"})
+"""Operators of the query extension of STAC API 1.0."""
+
+
+def parse_interval(text: str) -> tuple[datetime | None, datetime | None]:
+    """Read a day, a moment, or a closed range of them (RFC 3339; STAC API, `datetime`); None where it is open.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    first, slash, last = text.partition("/")
+    begin, end = _moment(first, open_end=bool(slash)), _moment(last if slash else first, open_end=bool(slash))
+    if end and len((last if slash else first).strip()) == _DAY_LENGTH:
+        end += timedelta(days=1) - timedelta(microseconds=1)
+    if (begin and end and begin > end) or not (begin or end):
+        raise ValueError("`datetime` must begin before its end, and state one of them")
+    return begin, end
+
+
+_DAY_LENGTH: Final = len("2023-06-01")
+
+
+def _moment(text: str, *, open_end: bool) -> datetime | None:
+    if open_end and text.strip() in ("", ".."):
+        return None
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ValueError("`datetime` must be such as 2023-06-01T00:00:00Z, or two of them with a / between") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 class ImagesSource(Recipe):
@@ -168,4 +371,6 @@ class ImagesSource(Recipe):
     max_reject_share: RejectShare = 0.2
 
 
-SourceRecipe = Annotated[DicomSource | DicomwebSource | GeotiffSource | ImagesSource, Field(discriminator="kind")]
+SourceRecipe = Annotated[
+    DicomSource | DicomwebSource | GeotiffSource | StacSource | ImagesSource, Field(discriminator="kind")
+]

@@ -1,4 +1,4 @@
-"""How tiles are cut, and how groups are split."""
+"""How tiles are cut."""
 
 from __future__ import annotations
 
@@ -126,25 +126,3 @@ class TileRecipe(Recipe):
                 "in the order of columns, rows and slices, such as LPS (as most axial DICOM series) or RAS"
             )
         return code
-
-
-class SplitRecipe(Recipe):
-    """Shares of groups; what is left is the train split."""
-
-    model_config = ConfigDict(title="Split")
-
-    val: float = Field(0.15, ge=0, lt=1, title="Validation share")
-    calibration: float = Field(0.15, ge=0, lt=1, title="Calibration share")
-    test: float = Field(0.2, gt=0, lt=1, title="Test share")
-    seed: int = Field(0, ge=0, title="Seed", description="Orders new groups; assigned groups never move.")
-
-    @property
-    def train(self) -> float:
-        """The share that is left."""
-        return 1.0 - self.val - self.calibration - self.test
-
-    @model_validator(mode="after")
-    def _leaves_train(self) -> Self:
-        if self.train <= 0:
-            raise ValueError(f"val + calibration + test = {1 - self.train:g} leaves no group to train on")
-        return self

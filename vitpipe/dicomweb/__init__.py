@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitpipe.dicomweb.access import Access, read_access, read_persons
-from vitpipe.dicomweb.client import Backoff, Server
+from vitpipe.dicomweb.client import Server
+from vitpipe.web import Backoff
 
 __all__ = ["Access", "Backoff", "Server", "read_access", "read_persons"]

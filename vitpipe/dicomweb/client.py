@@ -6,21 +6,18 @@ No sentence of this module quotes a request's address or the text of a library's
 from __future__ import annotations
 
 import logging
-import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import quote
 
 from vitpipe.config import DicomwebSource
 from vitpipe.dicomweb.access import CA_VARIABLE, PASSWORD_VARIABLE, TOKEN_VARIABLE, USER_VARIABLE, Access
 from vitpipe.dicomweb.multipart import boundary_of, parts
 from vitpipe.errors import ConfigError, TransientError, UnreadableSource
+from vitpipe.web import BUSY, Backoff, BusyError, Result, retry_after_seconds, translated, with_retries
 
 if TYPE_CHECKING:
     import requests
@@ -36,36 +33,11 @@ _CHUNK_BYTES: Final = 1 << 18
 _AS_STORED: Final = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _HOPELESS: Final = 5
 """Instances in a row that all tries did not get: the next ones would take as long each."""
-_BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LOGIN: Final = (
     f"set {TOKEN_VARIABLE}, or {USER_VARIABLE} and {PASSWORD_VARIABLE}, to an account that may search and retrieve"
 )
 
-Result = TypeVar("Result")
 Entry = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """How often, and after how long, what may pass is tried again."""
-
-    tries: int = 5
-    first_seconds: float = 1.0
-    longest_seconds: float = 60.0
-
-    def seconds(self, attempt: int, asked: float | None) -> float:
-        """Give the wait after a failed try: doubled each time, with jitter, at least what the server asked for."""
-        doubled = min(self.longest_seconds, self.first_seconds * 2.0**attempt)
-        waited = doubled * random.SystemRandom().uniform(0.5, 1.0)
-        return max(waited, min(asked or 0.0, self.longest_seconds))
-
-
-class _BusyError(TransientError):
-    """A failed try that may be repeated."""
-
-    def __init__(self, sentence: str, retry_after_seconds: float | None = None) -> None:
-        super().__init__(sentence)
-        self.retry_after_seconds = retry_after_seconds
 
 
 class Server:
@@ -209,7 +181,7 @@ class Server:
 
     def _stream(self, place: tuple[str, ...], take: Callable[[Iterator[bytes]], None]) -> None:
         with self._get(place, {}, _AS_STORED) as response:
-            if 400 <= response.status_code < 500 and response.status_code not in _BUSY | {401}:
+            if 400 <= response.status_code < 500 and response.status_code not in BUSY | {401}:
                 reason = f"the server refuses it (HTTP {response.status_code}); look at the server"
                 raise UnreadableSource(FETCH_FAILED, reason, "")
             self._require_ok(response)
@@ -244,9 +216,9 @@ class Server:
 
     def _require_ok(self, response: requests.Response) -> None:
         status = response.status_code
-        if status in _BUSY or status > 500:
-            wait = _seconds(response.headers.get("Retry-After"))
-            raise _BusyError(f"{self._root} answers HTTP {status}", wait)
+        if status in BUSY or status > 500:
+            wait = retry_after_seconds(response.headers.get("Retry-After"))
+            raise BusyError(f"{self._root} answers HTTP {status}", wait)
         if status in (401, 403):
             raise ConfigError(f"{self._root} refuses the credentials (HTTP {status}); {_LOGIN}")
         if 300 <= status < 400:
@@ -258,42 +230,11 @@ class Server:
                 f"{self._root} refuses the question (HTTP {status}); check `source.url` and `source.query`"
             )
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        import requests
-
-        try:
-            yield
-        except requests.exceptions.SSLError as error:
-            if not _is_untrusted(error):
-                raise _BusyError(f"{self._root} breaks off the encrypted connection") from None
-            raise ConfigError(
-                f"the certificate of {self._root} cannot be trusted; name the file of its authority in {CA_VARIABLE}"
-            ) from None
-        except requests.exceptions.ConnectionError as error:
-            if _is_unknown_host(error):
-                raise ConfigError(f"no host of that name: {self._root}; correct `source.url`") from None
-            raise _BusyError(f"{self._root} cannot be reached or cuts the connection") from None
-        except requests.exceptions.Timeout:
-            raise _BusyError(f"{self._root} does not answer in time") from None
-        except (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError):
-            raise _BusyError(f"{self._root} breaks off in the middle of an answer") from None
-        except requests.exceptions.RequestException as error:
-            raise ConfigError(f"{self._root} cannot be asked ({type(error).__name__}); check `source.url`") from None
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated(self._root, CA_VARIABLE)
 
     def _with_retries(self, action: Callable[[], Result]) -> Result:
-        attempt = 0
-        while True:
-            try:
-                return action()
-            except TransientError as error:
-                attempt += 1
-                if attempt >= self._backoff.tries:
-                    # The plain kind: no caller sees how often it was tried.
-                    raise TransientError(str(error)) from None
-                asked = error.retry_after_seconds if isinstance(error, _BusyError) else None
-                if self._stop.wait(self._backoff.seconds(attempt - 1, asked)):
-                    raise TransientError("stopped, since another part of the fetch has failed") from None
+        return with_retries(action, self._backoff, self._stop)
 
 
 def value_of(entry: Entry, tag: str) -> str | None:
@@ -320,33 +261,3 @@ def _session(access: Access) -> requests.Session:
     session = requests.Session()
     session.auth = HTTPBasicAuth(access.user, access.password) if access.user and access.password else Token()
     return session
-
-
-def _is_untrusted(error: Exception) -> bool:
-    import ssl
-
-    # What requests raises holds what urllib3 raises, which holds the reason.
-    reason = getattr(error.args[0] if error.args else None, "reason", None)
-    cause = reason.args[0] if isinstance(reason, Exception) and reason.args else None
-    return isinstance(cause, ssl.SSLCertVerificationError)
-
-
-def _is_unknown_host(error: Exception) -> bool:
-    from urllib3.exceptions import NameResolutionError
-
-    cause = error.args[0] if error.args else None
-    return isinstance(getattr(cause, "reason", cause), NameResolutionError)
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """Read ``Retry-After``: seconds, or a date (RFC 9110, 10.2.3); None where it is neither."""
-    if retry_after is None:
-        return None
-    if retry_after.strip().isdigit():
-        return float(retry_after)
-    try:
-        moment = parsedate_to_datetime(retry_after)
-    except ValueError:
-        return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())

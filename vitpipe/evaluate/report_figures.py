@@ -28,7 +28,7 @@ _MOST_CURVES: Final = 8
 _MOST_INSIDE: Final = 3
 """Curves whose names stand in the axes; those of more stand below."""
 _MOST_POINTS: Final = 600
-_RC: Final[dict[Any, Any]] = {
+RC: Final[dict[Any, Any]] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.edgecolor": "#9CA3AF",
@@ -76,7 +76,7 @@ def reliability(units: Units, ece: Estimate, null_95: float | None) -> str:
         claimed = np.bincount(bins, weights=confidence, minlength=ECE_BINS) / count
         true = np.bincount(bins, weights=hit, minlength=ECE_BINS) / count
     some = count > 0
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         figure = _figure()
         upper, lower = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
         upper.plot([0, 1], [0, 1], color=GREY, lw=1)
@@ -119,7 +119,7 @@ def ranking_curves(units: Units, classes: Sequence[str], areas: Sequence[tuple[f
         return ""
     # Many classes: the hardest are named, the others drawn in grey.
     named = sorted(drawable, key=lambda k: areas[k][0] or 0.0)[:_MOST_CURVES]
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         roc, precision = _figure(), _figure()
         left, right = roc.subplots(), precision.subplots()
         left.plot([0, 1], [0, 1], color=GREY, lw=1, ls=(0, (3, 3)))
@@ -178,7 +178,7 @@ def risk_coverage_curve(units: Units) -> str:
     confidence, hit, _ = confidence_and_hit(units)
     coverage, risk = risk_coverage(confidence, ~hit)
     kept = _thin(coverage)
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         figure = _figure()
         axes = figure.subplots()
         axes.plot(coverage[kept], risk[kept], color=BLUE, lw=1.8, label="most confident first")
@@ -202,7 +202,7 @@ def training_curves(events: Sequence[Progress]) -> str:
     if not rows:
         return ""
     numbers = [int(row.epoch or 0) + 1 for row in rows]
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         judged = any(row.val_balanced_accuracy is not None for row in rows)
         figure = _figure(9.8, 3.3)
         left, right = figure.subplots(1, 2)
@@ -229,7 +229,7 @@ def confusion_picture(counts: NDArray[np.int64], classes: Sequence[str]) -> str:
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = np.nan_to_num(counts / counts.sum(axis=1, keepdims=True))
     size = min(11.0, max(6.0, 0.28 * len(classes) + 2.0))
-    with mpl.rc_context(_RC | {"axes.grid": False, "font.size": 7.5}):
+    with mpl.rc_context(RC | {"axes.grid": False, "font.size": 7.5}):
         figure = _figure(size, size)
         axes = figure.subplots()
         drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)

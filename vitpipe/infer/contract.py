@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vitpipe.config import SourceRecipe, TileRecipe
 from vitpipe.errors import ContractError
 from vitpipe.learn.preprocessing import Preprocessing
-from vitpipe.records import Source
+from vitpipe.records import Source, Task
 from vitpipe.resample import tile_channels
 
 OTHER_CHANNELS = "OTHER_CHANNELS"
@@ -39,6 +39,19 @@ class ModelContract:
     modalities: tuple[str, ...]
     """DICOM modalities of the training sources; empty: not known."""
     preprocessing: Preprocessing
+    task: Task = Task.CLASSIFICATION
+    target_units: str = ""
+    """Of the values of a regression."""
+
+    @property
+    def per_pixel(self) -> bool:
+        """Whether the model says something of each pixel, and not of each tile."""
+        return self.task is not Task.CLASSIFICATION
+
+    @property
+    def outputs(self) -> int:
+        """Classes, or the one value of a regression."""
+        return 1 if self.task is Task.REGRESSION else len(self.classes)
 
     @property
     def tile_shape(self) -> tuple[int, ...]:
@@ -64,8 +77,11 @@ class ModelContract:
                 source=dict(description["source"]),
                 modalities=(modality,) if modality else (),
                 preprocessing=Preprocessing.from_json(description["preprocessing"]),
+                # Models from before there were others are of tiles.
+                task=Task(description.get("task", Task.CLASSIFICATION)),
+                target_units=str(description.get("target", {}).get("units") or ""),
             )
-        except (KeyError, TypeError, pydantic.ValidationError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ContractError(
                 f"model.json does not fit this version of vitpipe ({error!r}); train and register the model again"
             ) from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from vitpipe.atomic import write_json, write_parquet
 from vitpipe.infer.predictor import PredictionResult
-from vitpipe.records import Json, count_codes
+from vitpipe.records import Json, Rejected, count_codes
 
 TILES_FILE: Final = "predictions.parquet"
 SOURCES_FILE: Final = "sources.parquet"
@@ -31,17 +32,30 @@ def write_predictions(result: PredictionResult, folder: Path) -> Path:
     return folder / SUMMARY_FILE
 
 
+def write_map_summary(folder: Path, maps: int, rejected: Sequence[Rejected], notes: Sequence[str]) -> None:
+    """Write the summary of maps, without a path.
+
+    Raises:
+        WorkspaceError: the folder cannot be written.
+    """
+    values: dict[str, Json] = {"maps": maps, **_refusals(rejected), "notes": list(notes)}
+    write_json(folder / SUMMARY_FILE, values)
+
+
+def _refusals(rejected: Sequence[Rejected]) -> dict[str, Json]:
+    reasons: list[Json] = [*dict.fromkeys(f"{item.code}: {item.reason}" for item in rejected)]
+    return {"rejected": dict(count_codes(rejected)), "reasons": reasons[:_SHOWN]}
+
+
 def summarise(result: PredictionResult) -> dict[str, Json]:
     """Count what was predicted and what was not used, without a path."""
     table = result.sources if len(result.sources) else result.tiles
-    reasons: list[Json] = [*dict.fromkeys(f"{item.code}: {item.reason}" for item in result.rejected)]
     counts = table["predicted"].value_counts(sort=False).sort_index()
     return {
         "tiles": len(result.tiles),
         "sources": len(result.sources),
         "predicted": {str(name): int(count) for name, count in counts.items()},
         "abstain_share": float(result.tiles["abstain"].mean()) if len(result.tiles) else 0.0,
-        "rejected": dict(count_codes(result.rejected)),
-        "reasons": reasons[:_SHOWN],
+        **_refusals(result.rejected),
         "notes": list(result.notes),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ from vitpipe.infer.contract import MISFITS, ModelContract, RangeWatch
 from vitpipe.infer.package import open_package
 from vitpipe.infer.reading import local_path, read_sources
 from vitpipe.learn.model import LoadedModel, load_model
-from vitpipe.records import BOX_COLUMN, Rejected, Source, Window, count_codes
+from vitpipe.records import BOX_COLUMN, Rejected, Source, Task, Window, count_codes
 from vitpipe.tiling import Block, cut
 
 PLACE_COLUMNS = ("source_id", *Window._fields, BOX_COLUMN, "valid_fraction")
@@ -86,6 +86,14 @@ class Predictor:
         """Give logits (N, K) of tiles (N, C, H, W) or (N, C, D, H, W) in physical units, and their masks."""
         return np.asarray(self._model.logits(tiles, valid))
 
+    def pixels(self, tiles: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Give what a model of pixels says: calibrated probabilities (N, K, H, W), or values (N, 1, H, W).
+
+        It is a `vitpipe.infer.mapping.PixelModel`; of volumes there is a depth before the rows.
+        """
+        logits = self._model.logits(tiles, valid)
+        return logits if self.contract.task is Task.REGRESSION else pixel_probabilities(self.calibration, logits)
+
     def columns(self, logits: NDArray[Any]) -> pd.DataFrame:
         """Turn logits (N, K) into the columns predicted, p_<class>, conformal_set and abstain."""
         probabilities = self.calibration.probabilities(logits)
@@ -103,8 +111,9 @@ class Predictor:
             valid: the shape without channels, False where a pixel counts for nothing.
 
         Raises:
-            ContractError: the array does not fit the model.
+            ContractError: the array does not fit the model, or the model is one of pixels.
         """
+        self._require_tiles("`Predictor.pixels` gives them for an array")
         values, mask = self.contract.check_tiles(np.asarray(tiles), valid)
         watch = RangeWatch(self.contract)
         watch.add(values, mask)
@@ -126,39 +135,56 @@ class Predictor:
 
         Raises:
             ConfigError: there is nothing at `place`.
-            ContractError: what is there can be read, but is not what the model was made for.
+            ContractError: what is there can be read, but is not what the model was made for; or the model is one of
+                pixels.
             DataError: nothing there can be read; names the codes.
         """
+        self._require_tiles("`vitpipe predict` writes them as maps")
         path = local_path(place)
-        domain = domain_of(str(self.contract.source["kind"]))
+        domain = self.domain
         rejected: list[Rejected] = []
         tables: list[pd.DataFrame] = []
         watch = RangeWatch(self.contract)
-        batches = SharedBatches(self.logits, self._tiles_at_once())
+        batches = SharedBatches(self.logits, self.tiles_at_once)
         used: dict[str, Source] = {}
-        seen: set[str] = set()
-        for item in read_sources(path, domain, self.contract.source_recipe(str(path))):
-            refusal = item if isinstance(item, Rejected) else self._refuse(item, seen)
-            if refusal is None:
-                assert isinstance(item, Source)
-                seen.add(item.source_id)
-                refusal = self._cut_source(item, domain, watch, (batches, tables))
-                if refusal is None:
-                    used[item.source_id] = item
+        for item in self.sources(path):
+            refusal = item if isinstance(item, Rejected) else self._cut_source(item, domain, watch, (batches, tables))
             if refusal is not None:
                 rejected.append(refusal)
+            else:
+                assert isinstance(item, Source)
+                used[item.source_id] = item
         if not used:
-            raise _nothing(path, rejected)
+            raise nothing_usable(path, rejected)
         tiles = self._joined(tables, batches.finish(), used)
         if with_paths:
             tiles["path"] = tiles["source_id"].map({name: _relative(item, path) for name, item in used.items()})
         return PredictionResult(tiles, self._pool(tiles), tuple(rejected), tuple(watch.notes()), tuple(used.values()))
 
-    def _tiles_at_once(self) -> int:
+    @property
+    def domain(self) -> Domain:
+        """The kind of data that the model reads."""
+        return domain_of(str(self.contract.source["kind"]))
+
+    def sources(self, path: Path) -> Iterator[Source | Rejected]:
+        """Give the sources of a file or folder that fit the model, each content once, and what does not, and why."""
+        seen: set[str] = set()
+        for item in read_sources(path, self.domain, self.contract.source_recipe(str(path))):
+            refusal = item if isinstance(item, Rejected) else self._refuse(item, seen)
+            if isinstance(item, Source) and refusal is None:
+                seen.add(item.source_id)
+            yield refusal or item
+
+    @property
+    def tiles_at_once(self) -> int:
         """Give the tiles of a batch for each core, as far as they are small."""
         batch = self._model.record.batch_size
         batch_bytes = 4 * batch * math.prod(self.contract.tile_shape)
         return batch * max(1, min(os.cpu_count() or 1, _WAITING_BYTES // batch_bytes))
+
+    def _require_tiles(self, remedy: str) -> None:
+        if self.contract.per_pixel:
+            raise ContractError(f"the model is one of pixels ({self.contract.task}) and gives no table; {remedy}")
 
     def _joined(self, tables: list[pd.DataFrame], logits: NDArray[Any], used: Mapping[str, Source]) -> pd.DataFrame:
         """Put places and logits of the used sources side by side: one that broke half-way leaves nothing."""
@@ -225,7 +251,17 @@ def _relative(source: Source, path: Path) -> str:
     return file.relative_to(path).as_posix() if path.is_dir() and file != path else file.name
 
 
-def _nothing(path: Path, rejected: list[Rejected]) -> ContractError | DataError:
+def pixel_probabilities(calibration: Calibration, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turn logits (N, K, H, W) into probabilities: ``softmax(logits / T + log_prior)`` over the classes, in float32."""
+    import torch
+
+    prior = torch.tensor(calibration.log_prior, dtype=torch.float32).reshape(-1, *[1] * (logits.ndim - 2))
+    scaled = torch.from_numpy(np.ascontiguousarray(logits)) / calibration.temperature + prior
+    return np.asarray(torch.softmax(scaled, dim=1).numpy())
+
+
+def nothing_usable(path: Path, rejected: list[Rejected]) -> ContractError | DataError:
+    """Say why nothing of a path could be used."""
     told = [item for item in rejected if not item.junk] or rejected
     if not told:
         return DataError(f"{path} holds no file")

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitpipe.config import DicomRtstructLabels, DicomSegLabels, LabelRecipe, TableLabels
+from vitpipe.config import (
+    DicomSegLabels,
+    FolderLabels,
+    LabelRecipe,
+    RasterLabels,
+    TableLabels,
+    VectorLabels,
+)
 from vitpipe.errors import ConfigError
 from vitpipe.labels.base import LabelSet, PlanesOf
 from vitpipe.labels.folder import read_folder_labels
@@ -32,8 +39,10 @@ def read_labels(
     """
     if isinstance(recipe, TableLabels):
         return read_table_labels(recipe, sources, pseudonym)
-    if not isinstance(recipe, DicomSegLabels | DicomRtstructLabels):
+    if isinstance(recipe, FolderLabels):
         return read_folder_labels(recipe, sources)
+    if isinstance(recipe, RasterLabels | VectorLabels):
+        return _read_ground_labels(recipe, sources)
     if planes_of is None or not any("series_uid" in source.keys for source in sources):
         raise ConfigError(f"`labels.kind: {recipe.kind}` is drawn on DICOM images, and no source is one")
     # pydicom takes its time to load: only where it is needed.
@@ -43,3 +52,14 @@ def read_labels(
     if isinstance(recipe, DicomSegLabels):
         return read_seg_labels(recipe, sources, pseudonym, planes_of)
     return read_rtstruct_labels(recipe, sources, pseudonym, planes_of)
+
+
+def _read_ground_labels(recipe: RasterLabels | VectorLabels, sources: Sequence[Source]) -> LabelSet:
+    # GDAL takes its time to load: only where it is needed.
+    from vitpipe.labels.raster import read_raster_labels
+    from vitpipe.labels.vector import read_aoi, read_vector_labels
+
+    if isinstance(recipe, VectorLabels):
+        return read_vector_labels(recipe, sources)
+    placed = [source for source in sources if source.grid.transform is not None and source.grid.crs is not None]
+    return read_raster_labels(recipe, sources, read_aoi(recipe.aoi, placed) if recipe.aoi is not None else None)

@@ -9,9 +9,10 @@ import pandas as pd
 
 from vitpipe.digest import digest_bytes
 from vitpipe.errors import LabelError
+from vitpipe.labels.ground import GroundLabels
 from vitpipe.labels.regions import SEPARATOR, RegionLabels
 from vitpipe.pseudonym import Pseudonymiser
-from vitpipe.records import WHOLE_SOURCE, Plane, Rejected, Source
+from vitpipe.records import WHOLE_SOURCE, Plane, Rejected, Source, Task
 
 CLASS_SEPARATOR = SEPARATOR
 """Between the positive classes of a multi-label row."""
@@ -38,10 +39,14 @@ class LabelSet:
     """Sentences for the user: what has no label, which labels have no source."""
     digest: str
     """Of the rows and classes; the same labels in another order, or in another file format, have the same."""
-    regions: RegionLabels | None = None
+    regions: RegionLabels | GroundLabels | None = None
     """Labels that are drawn on the image: then each tile asks them, and the rows only say what is drawn where."""
     rejected: tuple[Rejected, ...] = ()
     """Label objects that are not used, or not wholly, and why."""
+    task: Task = Task.CLASSIFICATION
+    """What is learned: a class of each tile, or a class or a value of each pixel (then `regions` says which)."""
+    units: str = ""
+    """Of the values, where they are continuous."""
 
     def quarantine_rows(self) -> pd.DataFrame:
         """Give the rejected as rows of the quarantine table: `uri`, `code`, `reason`, `junk`."""

@@ -15,7 +15,7 @@ from vitpipe.labels.base import LabelSet, check_class_names
 from vitpipe.labels.objects import Candidates, Gathered, LabelObject, in_frame_of_reference
 from vitpipe.labels.planes import Hit, LabelPlane, Miss, Stack
 from vitpipe.labels.regions import RegionLabels, TileRule, classes_of
-from vitpipe.records import Source, count_codes
+from vitpipe.records import Source, Task, count_codes
 
 
 @dataclass
@@ -114,7 +114,7 @@ def region_label_set(recipe: RegionLabelRecipe, sources: Sequence[Source], gathe
         raise LabelError(
             f"no label object in {recipe.path} can be used ({counted}); the first is {first.uri}: {first.reason}"
         )
-    rule = TileRule(recipe.min_share, recipe.background, recipe.multi_label)
+    rule = TileRule(recipe.min_share, recipe.background, recipe.multi_label, recipe.tile_class, recipe.priority)
     drawings = {frame: tuple(parts) for frame, parts in sorted(gathered.drawings.items())}
     regions = RegionLabels(rule, drawings, frozenset(gathered.sources))
     classes = tuple(classes_of(drawings.values(), rule))
@@ -137,4 +137,5 @@ def region_label_set(recipe: RegionLabelRecipe, sources: Sequence[Source], gathe
         digest=digest,
         regions=regions,
         rejected=tuple(gathered.rejected),
+        task=Task.SEGMENTATION if recipe.per == "pixel" else Task.CLASSIFICATION,
     )

@@ -40,19 +40,39 @@ class TileRule:
     background: str | None
     """Class of a tile that no other covers; None: it has no label. Multi-label: such a tile is of no class."""
     multi_label: bool
+    tile_class: str = "majority"
+    """``majority`` or ``centre``: the class of what lies at the tile's centre."""
+    priority: tuple[str, ...] = ()
+    """Where classes overlap in a pixel the one listed first wins; those not listed come after, by their names."""
 
-    def label(self, shares: Mapping[str, float]) -> str | None:
+    def label(self, shares: Mapping[str, float], known: float = 1.0) -> str | None:
         """Give the label of a tile: the class of the largest share, or all over the least; None: unlabelled.
 
         Args:
             shares: class to share of the valid pixels; of equal shares the class that sorts first.
+            known: share of the valid pixels of which the labels say anything, nothing being drawn there too.
         """
         over = sorted(name for name, share in shares.items() if share > 0 and share >= self.min_share)
+        background = self.background if known >= self.min_share else None
         if self.multi_label:
-            return SEPARATOR.join(over) if over or self.background is not None else None
+            return SEPARATOR.join(over) if over or background is not None else None
         if over:
             return max(over, key=lambda name: shares[name])
-        return self.background
+        return background
+
+    def central(self, name: str | None, share: float) -> str | None:
+        """Give the label of a tile by what lies at its centre; None where that covers less than the least share.
+
+        Args:
+            name: class at the centre.
+            share: of the valid pixels that are of it.
+        """
+        return name if share >= self.min_share else None
+
+    def order(self, names: Iterable[str]) -> list[str]:
+        """Sort classes so that the one that wins where they overlap comes first."""
+        rank = {name: place for place, name in enumerate(self.priority)}
+        return sorted(names, key=lambda name: (rank.get(name, len(rank)), name))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from vitpipe.config import AugmentRecipe
 from vitpipe.learn.task import seed_of
+from vitpipe.pixel_targets import IGNORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,33 @@ def move_pixels(images: torch.Tensor, draws: Draws) -> torch.Tensor:
         images: square (N, C, S, S), or volumes (N, C, D, S, S).
         draws: of this batch.
     """
+    return _moved(images, draws, mode="bilinear")
+
+
+def move_targets(targets: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Move the targets of pixels as :func:`move_pixels` moves the pixels: the nearest one, none from outside the tile.
+
+    Args:
+        targets: uint8 with `IGNORE`, or float32 with NaN: (N, S, S), of volumes (N, D, S, S).
+        draws: of this batch.
+    """
+    values = targets[:, None]
+    if draws.theta is None:
+        return _moved(values, draws, mode="nearest")[:, 0]
+    if targets.dtype == torch.uint8:
+        # Class 0 becomes 1, so that what comes from outside is told from it.
+        shifted = torch.where(values == IGNORE, 0, values + 1).float()
+        moved = _moved(shifted, draws, mode="nearest")[:, 0].to(torch.int16)
+        return torch.where(moved == 0, IGNORE, moved - 1).to(torch.uint8)
+    known = torch.isfinite(values)
+    moved = _moved(torch.where(known, values, 0.0), draws, mode="nearest")
+    inside = _moved(known.float(), draws, mode="nearest") > 0
+    return torch.where(inside, moved, torch.nan)[:, 0]
+
+
+def _moved(images: torch.Tensor, draws: Draws, *, mode: str) -> torch.Tensor:
     if images.ndim == 5:
-        return move_pixels(images.flatten(1, 2), draws).reshape(images.shape)
+        return _moved(images.flatten(1, 2), draws, mode=mode).reshape(images.shape)
 
     def where(flag: torch.Tensor, changed: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return torch.where(flag[:, None, None, None], changed, other)
@@ -119,5 +145,5 @@ def move_pixels(images: torch.Tensor, draws: Draws) -> torch.Tensor:
         images = where(draws.flip_columns, images.flip(3), images)
     if draws.theta is not None:
         grid = functional.affine_grid(draws.theta, list(images.shape), align_corners=False)
-        images = functional.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+        images = functional.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
     return images

@@ -22,10 +22,12 @@ from vitpipe.learn.architecture import ProbeModel
 from vitpipe.learn.fit import Fit
 from vitpipe.learn.lesson import Learnt, Lesson, Stopped, Surroundings
 from vitpipe.learn.model import load_model, save_model
+from vitpipe.learn.pixel_tables import write_pixel_tables
 from vitpipe.learn.place import take_place
 from vitpipe.learn.prepare import prepare
 from vitpipe.learn.progress import DONE, STARTED, Progress, ProgressWriter
 from vitpipe.learn.task import RunFolder, read_task
+from vitpipe.learn.unet_baseline import unet_beside
 from vitpipe.learn.watch import watch_supervisor
 from vitpipe.manifest import Manifest, read_manifest
 from vitpipe.records import Split
@@ -62,9 +64,22 @@ def run(folder: RunFolder, stop: threading.Event) -> None:
             manifest = read_manifest(folder.root)
             store = TileStore(manifest.tiles_folder)
             lesson = prepare(task, manifest, store, around)
+            beside = unet_beside(lesson)
             learnt = _learn(lesson)
-            if place.leads:
-                _finish(lesson, learnt, manifest, store)
+            unet = beside.learn() if beside is not None else None
+            if not place.leads:
+                return
+            save_model(folder.model, learnt.state, lesson.record)
+            if lesson.record.per_pixel:
+                _judge_pixels(lesson, manifest, store)
+            else:
+                write_parquet(folder.logits, judge(folder, manifest, store, task.device))
+            if beside is not None and unet is not None:
+                model, root = beside.save(unet), beside.lesson.around.folder.root
+                write_pixel_tables(root, manifest, store, model.logits, model.record.batch_size)
+            _finish(lesson, learnt)
+            if beside is not None:
+                beside.clean()
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
@@ -79,11 +94,21 @@ def _learn(lesson: Lesson) -> Learnt:
     return fit_probe(lesson)
 
 
-def _finish(lesson: Lesson, learnt: Learnt, manifest: Manifest, store: TileStore) -> None:
-    """Write the model, then the logits of the model as it was written, then the mark that the run is complete."""
+def _judge_pixels(lesson: Lesson, manifest: Manifest, store: TileStore) -> None:
+    """Write the tables of the model as it was written, and of the trivial baselines."""
+    # scikit-learn takes a second to import, and a task of tiles has no use for it here.
+    from vitpipe.learn.pixel_baselines import pixel_baselines
+
+    folder = lesson.around.folder
+    model = load_model(folder.model, lesson.task.device)
+    write_pixel_tables(folder.root, manifest, store, model.logits, model.record.batch_size)
+    for name, predict in pixel_baselines(lesson).items():
+        write_pixel_tables(folder.baselines / name, manifest, store, predict)
+
+
+def _finish(lesson: Lesson, learnt: Learnt) -> None:
+    """Write the mark that the run is complete, and remove its checkpoints."""
     folder, progress = lesson.around.folder, lesson.around.progress
-    save_model(folder.model, learnt.state, lesson.record)
-    write_parquet(folder.logits, judge(folder, manifest, store, lesson.task.device))
     write_json(
         folder.done,
         {

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitpipe.errors import TrainingFailed
-from vitpipe.learn.augment import change_values, draw, move_pixels
+from vitpipe.learn.augment import change_values, draw, move_pixels, move_targets
 from vitpipe.learn.checkpoint import (
     Checkpoint,
     Tensors,
@@ -27,10 +27,11 @@ from vitpipe.learn.checkpoint import (
 )
 from vitpipe.learn.lesson import Learnt, Lesson, Stopped
 from vitpipe.learn.loader import Batch, Prefetcher, epoch_order, epoch_parts, steps_per_epoch
-from vitpipe.learn.losses import balanced_accuracy, confusion_sums
+from vitpipe.learn.losses import StepLoss
 from vitpipe.learn.place import resolve_precision
 from vitpipe.learn.progress import EPOCH, STEP, STOPPED, Progress
 from vitpipe.learn.task import CUDA, LearnTask, seed_of
+from vitpipe.records import Task
 
 _SAY_SECONDS = 1.0
 _WARMUP_START = 0.01
@@ -156,22 +157,24 @@ class Fit:
         images = move_pixels(lesson.preprocessing.resize(change_values(images, mask, draws)), draws)
         with torch.autocast(place.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"):
             logits = self._network(images)
-        loss = lesson.criterion.sums(logits, batch.targets.to(place.device), smooth=True)
-        # DDP averages over processes: so this is the gradient of the mean over the global batch, whatever the parts.
-        (loss * (place.processes / batch.total)).backward()  # type: ignore[no-untyped-call]
+        targets = batch.targets.to(place.device)
+        if lesson.record.task is not Task.CLASSIFICATION:
+            targets = move_targets(targets, draws)
+        found = lesson.criterion.step(logits, targets, batch.total, place)
+        found.loss.backward()  # type: ignore[no-untyped-call]
         if recipe.clip_grad is not None:
             nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip_grad)
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         if self._ema is not None:
             self._ema.update(self._model, step=self._state.global_step + 1)
-        self._count(batch, loss.detach())
+        self._count(batch, found)
 
-    def _count(self, batch: Batch, loss: torch.Tensor) -> None:
+    def _count(self, batch: Batch, found: StepLoss) -> None:
         state, place = self._state, self._lesson.around.place
         # On CUDA the sum is looked at now and then: each look waits for the device. A NaN stays in the weights.
         look = place.device.type != CUDA or state.global_step % _CUDA_CHECK_STEPS == 0 or batch.step == self._steps - 1
-        value = float(loss) if look else 0.0
+        value = float(found.summed) if look else 0.0
         if not math.isfinite(value):
             recipe = self._lesson.task.train
             raise TrainingFailed(
@@ -184,16 +187,17 @@ class Fit:
             step=batch.step + 1,
             global_step=state.global_step + 1,
             loss_sum=state.loss_sum + value,
-            tiles_seen=state.tiles_seen + (batch.stop - batch.start if look else 0),
+            tiles_seen=state.tiles_seen + (int(found.count) if look else 0),
             seconds=time.monotonic() - self._started,
         )
         self._tiles_this_attempt += batch.total
         if time.monotonic() - self._said >= _SAY_SECONDS:
             self._say(STEP)
 
-    def _say(self, event: str, val_loss: float | None = None, accuracy: float | None = None) -> None:
+    def _say(self, event: str, val_loss: float | None = None, score: float | None = None) -> None:
         self._said = time.monotonic()
         state, recipe = self._state, self._lesson.task.train
+        scores = {self._lesson.criterion.score_name: score}
         self._lesson.around.progress.write(
             Progress(
                 event,
@@ -203,7 +207,9 @@ class Fit:
                 steps=self._steps * recipe.epochs,
                 train_loss=state.loss_sum / state.tiles_seen if state.tiles_seen else None,
                 val_loss=val_loss,
-                val_balanced_accuracy=accuracy,
+                val_balanced_accuracy=scores.get("val_balanced_accuracy"),
+                val_mean_iou=scores.get("val_mean_iou"),
+                val_r2=scores.get("val_r2"),
                 learning_rate=max(group["lr"] for group in self._optimiser.param_groups),
                 seconds=state.seconds,
                 images_per_second=self._tiles_this_attempt / max(1e-9, self._said - self._attempt_start),
@@ -212,8 +218,8 @@ class Fit:
 
     def _end_epoch(self) -> None:
         recipe = self._lesson.task.train
-        val_loss, accuracy = self._validate()
-        self._say(EPOCH, val_loss, accuracy)
+        val_loss, score = self._validate()
+        self._say(EPOCH, val_loss, score)
         state = self._state
         better = val_loss is None or state.best_loss is None or val_loss < state.best_loss
         if better:
@@ -241,9 +247,7 @@ class Fit:
             return None, None
         network = self._ema.module if self._ema is not None else self._model
         network.eval()
-        classes = len(lesson.criterion.adjustment)
-        sums = torch.zeros((4, classes), dtype=torch.float64)
-        loss = torch.zeros(1, dtype=torch.float64)
+        sums = torch.zeros(lesson.criterion.val_length, dtype=torch.float64)
         steps = -(-len(lesson.val) // lesson.task.train.batch_size)
         parts = epoch_parts(np.arange(len(lesson.val)), steps, place.rank, place.processes)
         with torch.inference_mode(), Prefetcher(lesson.val, parts, pin_memory=False) as batches:
@@ -254,16 +258,16 @@ class Fit:
                 with torch.autocast(place.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"):
                     logits = network(images).float()
                 targets = batch.targets.to(place.device)
-                loss += lesson.criterion.sums(logits, targets, smooth=False).double().cpu()
-                sums += confusion_sums(logits, targets, multi_label=lesson.criterion.multi_label).cpu()
-        loss, sums = place.total(loss).cpu(), place.total(sums).cpu()
-        value = float(loss) / len(lesson.val)
+                sums += lesson.criterion.val_sums(logits, targets).cpu()
+        value, score = lesson.criterion.val_result(place.total(sums).cpu())
+        if value is None:
+            return None, None
         if not math.isfinite(value):
             raise TrainingFailed(
                 f"the validation loss is {value} after epoch {self._state.epoch + 1}; lower train.learning_rate, or "
                 "set preprocess.clip if the tiles hold outliers"
             )
-        return value, balanced_accuracy(sums, multi_label=lesson.criterion.multi_label)
+        return value, score
 
     def _weights(self) -> Tensors:
         module = self._ema.module if self._ema is not None else self._model

@@ -10,7 +10,7 @@ from torch import nn
 
 from vitpipe.learn.checkpoint import Tensors
 from vitpipe.learn.loader import SplitTiles
-from vitpipe.learn.losses import Criterion
+from vitpipe.learn.losses import Objective
 from vitpipe.learn.model import ModelRecord
 from vitpipe.learn.place import Place
 from vitpipe.learn.preprocessing import Preprocessing
@@ -45,9 +45,9 @@ class Lesson:
     """Of the model to be."""
     train: SplitTiles
     val: SplitTiles
-    criterion: Criterion
+    criterion: Objective
     priors: torch.Tensor
-    """Share of each class in the train split, float64 (K,)."""
+    """Share of each class in the train split (of its tiles, or of its labelled pixels), float64 (K,)."""
 
     @property
     def preprocessing(self) -> Preprocessing:

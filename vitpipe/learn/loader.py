@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vitpipe.errors import ConfigError, DataError
+from vitpipe.errors import ConfigError, ContractError, DataError
+from vitpipe.pixel_targets import IGNORE, PixelTargets
+from vitpipe.records import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +45,8 @@ class Batch:
     valid: torch.Tensor
     """bool (N, H, W), volumes (N, D, H, W)."""
     targets: torch.Tensor
-    """int64 (N,), or float32 (N, K) for multi-label."""
+    """int64 (N,), or float32 (N, K) for multi-label; of every pixel uint8 (N, H, W) with `IGNORE`, or float32 with NaN,
+    volumes (N, D, H, W)."""
 
 
 def encode_targets(labels: pd.Series[str], classes: Sequence[str], *, multi_label: bool) -> torch.Tensor:
@@ -68,6 +71,19 @@ def encode_targets(labels: pd.Series[str], classes: Sequence[str], *, multi_labe
     return targets
 
 
+def pixel_targets(manifest: Manifest) -> PixelTargets | None:
+    """Open the targets of every pixel; None where a tile has one label.
+
+    Raises:
+        ContractError: the manifest names no folder of them.
+    """
+    if manifest.task is Task.CLASSIFICATION:
+        return None
+    if manifest.targets_folder is None:
+        raise ContractError(f"the manifest asks for a {manifest.task} but names no targets; prepare the run again")
+    return PixelTargets(manifest.targets_folder, manifest.task, manifest.tile_shape[1:])
+
+
 class SplitTiles:
     """The tiles of one split with their targets.
 
@@ -83,7 +99,13 @@ class SplitTiles:
         self._rows = table[["shard_id", "shard_row", "valid_fraction"]].reset_index(drop=True)
         self.tile_shape = manifest.tile_shape
         self.tile_ids: list[str] = table["tile_id"].tolist()
-        self.targets = encode_targets(table["label"], manifest.classes, multi_label=manifest.multi_label)
+        self._pixels = pixel_targets(manifest)
+        self.targets = (
+            encode_targets(table["label"], manifest.classes, multi_label=manifest.multi_label)
+            if self._pixels is None
+            else torch.empty(0)
+        )
+        """Of all tiles; empty where every pixel has its own."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -93,6 +115,23 @@ class SplitTiles:
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Read tiles, into `out` where given, and their valid masks, at places of this split."""
         return self._store.gather(self._rows.iloc[places], out)
+
+    def targets_at(self, places: NDArray[np.int64], valid: NDArray[np.bool_] | None) -> torch.Tensor:
+        """Give the targets of tiles.
+
+        Args:
+            places: within this split.
+            valid: their valid masks: of every pixel, what is not valid has no target. None: it is not looked at.
+
+        Returns:
+            As in :class:`Batch`.
+        """
+        if self._pixels is None:
+            return self.targets[torch.from_numpy(places)]
+        found = self._pixels.gather(self._rows.iloc[places])
+        if valid is not None and not valid.all():
+            found[~valid] = IGNORE if found.dtype == np.uint8 else np.nan
+        return torch.from_numpy(found)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -178,5 +217,5 @@ class Prefetcher:
             self._buffers.append(torch.empty(shape, pin_memory=self._pin_memory))
         buffer = self._buffers[number % _BUFFERS]
         _, valid = self._tiles.read(places, buffer.numpy())
-        targets = self._tiles.targets[torch.from_numpy(places)]
+        targets = self._tiles.targets_at(places, valid)
         return Batch(step, start, stop, total, buffer[: len(places)], torch.from_numpy(valid), targets)

@@ -3,11 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn import functional
 
 from vitpipe.errors import ConfigError
+from vitpipe.learn.place import Place
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoss:
+    """The loss of one process' part of a step."""
+
+    loss: torch.Tensor
+    """To be differentiated. DDP averages gradients over processes: this one's average is that of the mean over the
+    global batch, whatever the parts."""
+    summed: torch.Tensor
+    """Without a gradient: summed over this process' part."""
+    count: int | torch.Tensor
+    """What it is summed over: tiles, or labelled pixels."""
+
+
+class Objective(Protocol):
+    """What is minimised and watched."""
+
+    @property
+    def score_name(self) -> str:
+        """Name the field of `Progress` that holds the score of the validation split."""
+        ...
+
+    def step(self, logits: torch.Tensor, targets: torch.Tensor, tiles: int, place: Place) -> StepLoss:
+        """Give the loss of a step; `tiles` is the size of the global batch."""
+        ...
+
+    @property
+    def val_length(self) -> int:
+        """Length of :meth:`val_sums`."""
+        ...
+
+    def val_sums(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Give float64 sums of a batch, which add up over batches and processes."""
+        ...
+
+    def val_result(self, sums: torch.Tensor) -> tuple[float | None, float | None]:
+        """Give loss and score of the sums; None where there is nothing to judge by."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +59,33 @@ class Criterion:
     label_smoothing: float
     adjustment: torch.Tensor
     """tau * log(prior), (K,): added to the logits in the loss alone (Menon et al. 2021, arXiv 2007.07314, eq. 10)."""
+
+    @property
+    def score_name(self) -> str:
+        """Name the field of `Progress`."""
+        return "val_balanced_accuracy"
+
+    def step(self, logits: torch.Tensor, targets: torch.Tensor, tiles: int, place: Place) -> StepLoss:
+        """Give the loss of a step: the mean over the tiles of the global batch."""
+        loss = self.sums(logits, targets, smooth=True)
+        return StepLoss(loss * (place.processes / tiles), loss.detach(), len(targets))
+
+    @property
+    def val_length(self) -> int:
+        """Length of :meth:`val_sums`."""
+        return 2 + 4 * len(self.adjustment)
+
+    def val_sums(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Give float64 (2 + 4 K,): loss, tiles and :func:`confusion_sums`."""
+        loss = self.sums(logits, targets, smooth=False).double()
+        count = torch.full_like(loss, len(targets))
+        confusion = confusion_sums(logits, targets, multi_label=self.multi_label)
+        return torch.cat([torch.stack([loss, count]), confusion.flatten()])
+
+    def val_result(self, sums: torch.Tensor) -> tuple[float | None, float | None]:
+        """Give the mean loss and the balanced accuracy."""
+        accuracy = balanced_accuracy(sums[2:].reshape(4, -1), multi_label=self.multi_label)
+        return float(sums[0]) / float(sums[1]), accuracy
 
     def sums(self, logits: torch.Tensor, targets: torch.Tensor, *, smooth: bool) -> torch.Tensor:
         """Give the loss summed over the tiles; classes of a multi-label tile are averaged.

@@ -13,7 +13,7 @@ import os
 import platform
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +28,11 @@ from vitpipe.atomic import write_folder, write_json
 from vitpipe.config import TileRecipe
 from vitpipe.errors import ContractError
 from vitpipe.learn.architecture import rebuild
+from vitpipe.learn.pixel_model import PIXELS, DecoderPlan, rebuild_pixel_model
 from vitpipe.learn.preprocessing import ImageSize, Preprocessing
 from vitpipe.learn.tensors import write_tensors
 from vitpipe.learn.weights import MODEL_FILE, RECORD_FILE
-from vitpipe.records import Json
+from vitpipe.records import Json, Task
 
 FORMAT = 1
 _TOKENS_PER_BATCH = 2048
@@ -47,12 +48,13 @@ class ModelRecord:
     overrides: Mapping[str, Json]
     """Keyword arguments of `timm.create_model`."""
     head: str
-    """``timm``: the architecture's classifier; ``probe``: one linear layer on class token and mean token."""
+    """``timm``: the architecture's classifier; ``probe``: one linear layer on class token and mean token; ``pixels``:
+    as `decoder` says."""
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     multi_label: bool
     priors: tuple[float, ...]
-    """Share of each class among the train tiles."""
+    """Share of each class among the train tiles, or among their labelled pixels."""
     logit_adjustment: float
     """tau: above 0 the logits are those of balanced classes; add tau * log(prior) for those of the train split."""
     batch_size: int
@@ -70,6 +72,22 @@ class ModelRecord:
     digests: Mapping[str, Json]
     """Of the manifest, the configuration and the run."""
     versions: Mapping[str, Json]
+    task: Task = Task.CLASSIFICATION
+    """What the logits are of; records from before it was written are of tiles."""
+    decoder: Mapping[str, Json] = field(default_factory=dict)
+    """`DecoderPlan` of a model of pixels."""
+    target: Mapping[str, Json] = field(default_factory=dict)
+    """Of values: `mean` and `std` of the train split's labelled pixels, `units`."""
+
+    @property
+    def per_pixel(self) -> bool:
+        """Whether the model says something of every pixel."""
+        return self.task is not Task.CLASSIFICATION
+
+    @property
+    def outputs(self) -> int:
+        """Classes, or the one value."""
+        return 1 if self.task is Task.REGRESSION else len(self.classes)
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -92,6 +110,9 @@ class ModelRecord:
             name: dict(value) if isinstance(value := getattr(self, name), Mapping) else value
             for name in self.__dataclass_fields__
         }
+        if not self.per_pixel:
+            # What came with models of pixels is not written for others: their files stay what they were.
+            values = {name: value for name, value in values.items() if name in _required()}
         return values | {
             "format": FORMAT,
             "preprocessing": self.preprocessing.to_json(),
@@ -113,14 +134,19 @@ class ModelRecord:
                 f"the model is in format {value.get('format')}, this vitpipe reads format {FORMAT}; use the vitpipe "
                 f"that wrote it ({value.get('versions')})"
             )
-        missing = sorted(set(cls.__dataclass_fields__) - set(value))
+        missing = sorted(_required() - set(value))
         if missing:
             raise ContractError(f"the model's {RECORD_FILE} lacks {', '.join(missing)}; fetch the model again")
-        values: dict[str, object] = {name: value[name] for name in cls.__dataclass_fields__}
+        values: dict[str, object] = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
+        values["task"] = Task(str(value.get("task", Task.CLASSIFICATION)))
         values["preprocessing"] = Preprocessing.from_json(value["preprocessing"])  # type: ignore[arg-type]
         values["classes"] = tuple(value["classes"])  # type: ignore[arg-type]
         values["priors"] = tuple(value["priors"])  # type: ignore[arg-type]
         return cls(**values)  # type: ignore[arg-type]
+
+
+def _required() -> set[str]:
+    return {each.name for each in fields(ModelRecord) if each.default is MISSING and each.default_factory is MISSING}
 
 
 class LoadedModel:
@@ -161,14 +187,26 @@ class LoadedModel:
             valid: as the tiles, without the channel axis.
 
         Returns:
-            float32 (N, K).
+            float32 (N, K). Of every pixel (N, K, H, W), volumes (N, K, D, H, W), at the tiles' size; values
+            (N, 1, H, W) in the label's units.
 
         Raises:
             ContractError: the shapes or the number of channels do not fit.
         """
+        record = self.record
+        tile_px = tuple(DecoderPlan.from_json(record.decoder).tile_px) if record.per_pixel else ()
+        if record.per_pixel and tiles.shape[2:] != tile_px:
+            raise ContractError(
+                f"tiles of shape {tuple(tiles.shape)} do not fit: the model gives maps of "
+                f"{' x '.join(map(str, tile_px))} pixels; cut tiles of this size"
+            )
         if not len(tiles):
-            return np.empty((0, len(self.classes)), np.float32)
-        return forward_fixed(self.module, self, tiles, valid)
+            return np.empty((0, record.outputs, *tile_px), np.float32)
+        found = forward_fixed(self.module, self, tiles, valid)
+        if record.task is Task.REGRESSION:
+            found *= np.float32(float(str(record.target["std"])))
+            found += np.float32(float(str(record.target["mean"])))
+        return found
 
 
 def forward_fixed(
@@ -183,7 +221,7 @@ def forward_fixed(
         valid: as the tiles, without the channel axis.
 
     Returns:
-        float32 (N, F).
+        float32 (N, F), or whatever else the module gives of each tile.
     """
     size = model.record.batch_size
 
@@ -264,7 +302,7 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
         raise ContractError(f"{folder} is no model folder: no {Path(str(error.filename)).name}") from error
     except (ValueError, SafetensorError) as error:
         raise ContractError(f"{folder}: the model cannot be read ({error}); fetch it again") from error
-    module = rebuild(record.architecture, record.overrides, record.head)
+    module = _rebuild(record)
     try:
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -274,3 +312,12 @@ def load_model(folder: Path, device: str = "cpu") -> LoadedModel:
             f"{' '.join(str(error).split())[:300]}"
         ) from error
     return LoadedModel(module, record, torch.device(device))
+
+
+def _rebuild(record: ModelRecord) -> nn.Module:
+    """Build the module that a record describes, weights still fresh."""
+    if record.head != PIXELS:
+        return rebuild(record.architecture, record.overrides, record.head)
+    plan = DecoderPlan.from_json(record.decoder)
+    backbone = rebuild(record.architecture, record.overrides, "timm") if record.overrides else None
+    return rebuild_pixel_model(plan, backbone)

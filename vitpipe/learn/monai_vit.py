@@ -45,8 +45,13 @@ class MonaiVit(nn.Module):
         image = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         patch = (patch_size,) * len(image) if isinstance(patch_size, int) else tuple(patch_size)
         if len(patch) != len(image) or any(size % step for size, step in zip(image, patch, strict=True)):
-            raise ValueError(f"img_size {img_size} is not a multiple of patch_size {patch_size}")
-        self.num_patches = math.prod(size // step for size, step in zip(image, patch, strict=True))
+            shown = " x ".join(map(str, image)), " x ".join(map(str, patch))
+            raise ValueError(
+                f"tiles of {shown[0]} px (depth x height x width: tiles.depth, tiles.size, or model.img_size) are no "
+                f"multiple of model.patch_size {shown[1]}; change one of them"
+            )
+        self.grid_size = tuple(size // step for size, step in zip(image, patch, strict=True))
+        self.num_patches = math.prod(self.grid_size)
         self.encoder = ViT(
             in_channels=in_chans,
             img_size=image,
@@ -78,6 +83,28 @@ class MonaiVit(nn.Module):
         """Give the tokens (N, T, D) of images (N, C, H, W) or volumes (N, C, D, H, W)."""
         tokens: torch.Tensor = self.encoder(images)[0]
         return tokens
+
+    def forward_intermediates(
+        self,
+        images: torch.Tensor,
+        indices: Sequence[int],
+        *,
+        norm: bool = False,
+        intermediates_only: bool = True,  # noqa: ARG002 - timm's signature
+    ) -> list[torch.Tensor]:
+        """Give the tokens of some blocks as maps (N, D, *grid), as timm's method of this name does.
+
+        Args:
+            images: (N, C, H, W) or (N, C, D, H, W).
+            indices: of blocks, increasing.
+            norm: whether the last norm is applied to each.
+            intermediates_only: always.
+        """
+        last, states = self.encoder(images)
+        chosen = [last if norm and index == len(states) - 1 else states[index] for index in indices]
+        if norm:
+            chosen = [state if state is last else self.encoder.norm(state) for state in chosen]
+        return [state.movedim(1, 2).unflatten(2, self.grid_size) for state in chosen]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Give logits (N, K), or the mean token (N, D) without a head."""

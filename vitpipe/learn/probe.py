@@ -126,7 +126,7 @@ def _report(lesson: Lesson, number: int, total: int, logits: NDArray[np.float64]
     """Say how one C does on the validation split; gives its loss."""
     if not len(targets):
         return 0.0
-    multi_label = lesson.criterion.multi_label
+    multi_label = lesson.record.multi_label
     scores = torch.from_numpy(logits)
     # The plain loss: the adjustment is added after the fit.
     loss = (

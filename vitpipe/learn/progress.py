@@ -31,6 +31,10 @@ class Progress:
     train_loss: float | None = None
     val_loss: float | None = None
     val_balanced_accuracy: float | None = None
+    val_mean_iou: float | None = None
+    """Where every pixel has a class."""
+    val_r2: float | None = None
+    """Where every pixel has a value."""
     learning_rate: float | None = None
     seconds: float | None = None
     """Seconds of training so far, killed attempts up to their checkpoint included."""

@@ -63,8 +63,13 @@ class RunFolder:
 
     @property
     def logits(self) -> Path:
-        """A row a tile of val, calibration and test."""
+        """A row a tile of val, calibration and test; of pixels see `vitpipe.learn.pixel_tables`."""
         return self.root / "logits.parquet"
+
+    @property
+    def baselines(self) -> Path:
+        """Of a task of pixels: a folder a baseline, with the tables of `vitpipe.learn.pixel_tables`."""
+        return self.root / "baselines"
 
     @property
     def checkpoint(self) -> Path:

@@ -169,7 +169,12 @@ def _from_model_folder(folder: Path, uri: str) -> StartingWeights:
     record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
     preprocessing = Preprocessing.from_json(record["preprocessing"])
     state = _load(path)
-    if record["head"] == "probe":
+    if record["head"] in ("probe", "pixels"):
+        if not any(key.startswith("backbone.") for key in state):
+            raise ConfigError(
+                f"model.weights: {uri} is a `{record['architecture']}`, which has no ViT to start from; name another "
+                "model"
+            )
         state = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     return StartingWeights(
         state=state,

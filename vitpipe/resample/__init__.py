@@ -13,6 +13,7 @@ from vitpipe.resample.plane import (
     RowBuffer,
     at_resolution,
     ground_pixel_m,
+    moved_grid,
     resolution_axes,
     whole_axes,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "Turn",
     "TurnedRaster",
     "code_of",
+    "moved_grid",
     "preparation",
     "prepare",
     "prepared_grid",

@@ -1,4 +1,4 @@
-"""GeoTIFF scenes: any band count and dtype, any CRS or none, windowed reads only."""
+"""Scenes: GeoTIFF files, Sentinel-2 SAFE folders, Landsat band files, series of them; windowed reads only."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from vitpipe.config import GeotiffSource
 from vitpipe.domains.base import ScanContext
+from vitpipe.domains.geotiff.checksums import verified
+from vitpipe.domains.geotiff.composed import ComposedRaster
 from vitpipe.domains.geotiff.header import read_header
+from vitpipe.domains.geotiff.item import ITEM_NAME, apply_items, read_item
 from vitpipe.domains.geotiff.raster import GeotiffRaster
 from vitpipe.domains.geotiff.scene import assemble_scenes
 from vitpipe.records import FileRecord, Json, Rejected, Source
@@ -17,11 +21,15 @@ class Geotiff:
     """The domain of GeoTIFF scenes; see :class:`vitpipe.domains.base.Domain`.
 
     Codes of rejected files: ``ZERO_BYTES NOT_GEOTIFF SIDECAR BAD_HEADER TRUNCATED BLOCK_TOO_LARGE UNREADABLE_FILE
-    NO_BANDS UNSUPPORTED_DTYPE BAD_SCALE MISSING_BAND BAD_MASK_FILE``; at a read ``TRUNCATED UNDECODABLE CHANGED
-    UNREADABLE_FILE``.
+    NO_BANDS UNSUPPORTED_DTYPE BAD_SCALE SCALE_CONFLICT MISSING_BAND BAD_MASK_FILE STAC_ITEM UNDECODABLE``; at a read
+    ``TRUNCATED UNDECODABLE CHANGED UNREADABLE_FILE``.
+
+    Of scenes of several files also ``BAD_METADATA NO_METADATA DUPLICATE_BAND GRIDS_DIFFER NO_CLOUD_MASK PRODUCT_CHANGED
+    UNMATCHED NOT_ONE_BAND BAD_DATE``, of series ``MISSING_DATE AMBIGUOUS_DATE NO_DATE NO_PLACE NO_TILE UNITS_DIFFER``.
+    Files beside them that are not needed are junk: ``PRODUCT_FILE BAND_NOT_USED DATE_NOT_USED``.
 
     Notes of sources: ``NO_CRS GCP_ONLY RPC_ONLY NO_GROUND ROTATED COLORMAP ALPHA SCALED MASK_FILE FIRST_PAGE_ONLY
-    DUPLICATE_BAND_NAMES AUX_XML_IGNORED WORLD_FILE_IGNORED``.
+    DUPLICATE_BAND_NAMES OFFSET_APPLIED AUX_XML_IGNORED WORLD_FILE_IGNORED BANDS_RESAMPLED NO_METADATA``.
     """
 
     name = "geotiff"
@@ -29,26 +37,44 @@ class Geotiff:
     def listed_in(self, path: Path) -> None:
         """No GeoTIFF names others."""
 
-    def index(self, path: Path, context: ScanContext) -> Mapping[str, Json] | Rejected:  # noqa: ARG002 - the seam's
-        """Read one file's header; see :func:`vitpipe.domains.geotiff.header.read_header`."""
-        return read_header(path)
+    def index(self, path: Path, context: ScanContext) -> Mapping[str, Json] | Rejected:
+        """Read one file's header; see :func:`vitpipe.domains.geotiff.header.read_header`.
+
+        Where the configuration says so its checksums are verified too (``UNDECODABLE``).
+        """
+        if path.name == ITEM_NAME:
+            return read_item(path)
+        header = read_header(path)
+        if isinstance(header, Rejected) or header["kind"] == "metadata" or not _verifies(context):
+            return header
+        return verified(path) or header
 
     def assemble(self, records: Sequence[FileRecord], context: ScanContext) -> Iterator[Source | Rejected]:
         """Make a source of every scene; see :func:`vitpipe.domains.geotiff.scene.assemble_scenes`."""
-        return assemble_scenes(records, context)
+        described: list[FileRecord] = []
+        for record in apply_items(records):
+            if isinstance(record, Rejected):
+                yield record
+            else:
+                described.append(record)
+        yield from assemble_scenes(described, context)
 
     @contextlib.contextmanager
-    def open(self, source: Source) -> Iterator[GeotiffRaster]:
+    def open(self, source: Source) -> Iterator[GeotiffRaster | ComposedRaster]:
         """Open a scene.
 
         Raises:
             UnreadableSource: the file is gone, changed or broken.
         """
-        raster = GeotiffRaster(source)
+        raster = ComposedRaster(source) if "members" in source.reader else GeotiffRaster(source)
         try:
             yield raster
         finally:
             raster.close()
+
+
+def _verifies(context: ScanContext) -> bool:
+    return isinstance(context.recipe, GeotiffSource) and context.recipe.verify
 
 
 __all__ = ["Geotiff"]

@@ -17,6 +17,9 @@ from rasterio.errors import RasterioError
 from rasterio.warp import transform as warp_points
 
 _EQUAL_AREA = 6933
+_GEOCENTRIC = 4978
+_DATE_LINE_M = 17_367_530.445161
+"""x of 180 degrees east in EPSG:6933; x of 180 degrees west is its negative."""
 
 
 def crs_text(crs: CRS) -> str:
@@ -29,7 +32,8 @@ def to_equal_area(crs: CRS, xs: NDArray[np.float64], ys: NDArray[np.float64]) ->
     """Transform points to EPSG:6933.
 
     Returns:
-        (2, N) metres; NaN where a point lies on no ground, such as the corners of a geostationary disk.
+        (2, N) metres; NaN where a point lies on no ground, such as the corners of a geostationary disk. What lies on
+        the date line is west of everything, whether its CRS calls it 180 degrees or -180.
     """
     if len(xs) == 0:
         return np.empty((2, 0))
@@ -42,6 +46,8 @@ def to_equal_area(crs: CRS, xs: NDArray[np.float64], ys: NDArray[np.float64]) ->
         half = len(xs) // 2
         return np.hstack([to_equal_area(crs, xs[:half], ys[:half]), to_equal_area(crs, xs[half:], ys[half:])])
     points[:, ~np.isfinite(points).all(axis=0)] = np.nan
+    # One place must not have two names: a millimetre is far more than the error of the transformation.
+    points[0, points[0] > _DATE_LINE_M - 1e-3] = -_DATE_LINE_M
     return points
 
 
@@ -63,16 +69,25 @@ def block_names(points: NDArray[np.float64], block_m: float, *, otherwise: str) 
 def gsd_m(crs: CRS, transform: Sequence[float], row: float, col: float) -> float | None:
     """Ground sampling distance at a pixel: the edge in metres of a square as large as its ground, to 3 digits.
 
-    Measured on the equal-area grid, so degrees, feet and the stretch of a Mercator map do not matter.
+    Measured in space, on the ellipsoid in geocentric coordinates (EPSG:4978), so that degrees, feet, the stretch of a
+    map, the date line and the poles do not matter: a pixel is a parallelogram of the chords through its centre.
 
     Args:
         crs: of `transform`.
         transform: a, b, c, d, e, f.
-        row: where to measure.
+        row: where to measure: the centre of the pixel, counted from the corner of the first one.
         col: where to measure.
+
+    Returns:
+        None where that is on no ground.
     """
     a, b, c, d, e, f = transform
-    cols, rows = np.array([col, col + 1, col]), np.array([row, row, row + 1])
-    x, y = to_equal_area(crs, a * cols + b * rows + c, d * cols + e * rows + f)
-    area_m2 = abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))
+    cols, rows = col + np.array([-0.5, 0.5, 0, 0]), row + np.array([0, 0, -0.5, 0.5])
+    try:
+        space = CRS.from_epsg(_GEOCENTRIC)
+        points = np.array(warp_points(crs, space, a * cols + b * rows + c, d * cols + e * rows + f, np.zeros(4)))
+    except (CPLE_BaseError, RasterioError):
+        return None
+    left, right, top, bottom = points.T
+    area_m2 = float(np.linalg.norm(np.cross(right - left, bottom - top)))
     return float(f"{math.sqrt(area_m2):.3g}") if 0 < area_m2 < math.inf else None

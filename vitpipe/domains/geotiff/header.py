@@ -18,11 +18,21 @@ from rasterio.io import DatasetReader
 from rasterio.transform import from_gcps
 
 from vitpipe.domains.geotiff.ground import crs_text, gsd_m, to_equal_area
-from vitpipe.domains.geotiff.opening import TRANSIENT, gdal_environment, missing_bytes, open_tiff
+from vitpipe.domains.geotiff.products.metadata import is_metadata, read_metadata
+from vitpipe.domains.geotiff.products.sentinel2 import band_of
 from vitpipe.errors import TransientError
+from vitpipe.opening import (
+    TRANSIENT,
+    gdal_environment,
+    is_safe_jp2,
+    jp2_is_whole,
+    missing_bytes,
+    open_tiff,
+)
 from vitpipe.records import Json, Rejected
 
 _MAGIC: Final = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+_JP2: Final = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 _TIFF_NAMES: Final = (".tif", ".tiff", ".gtif", ".gtiff", ".geotiff", ".btf", ".tf8", ".cog")
 _SIDECARS: Final = (".msk", ".ovr")
 _OTHER_FORMATS: Final = (
@@ -36,6 +46,7 @@ _OTHER_FORMATS: Final = (
     (b"\x1f\x8b", "a gzip archive"),
     (b"<", "an XML text"),
 )
+_NM_PER: Final = {"nanometers": 1, "nm": 1, "micrometers": 1000, "um": 1000, "µm": 1000}
 _MOST_ROW_BYTES: Final = 4 << 30
 _ALPHA_NAMES: Final = ("", "alpha", "a", "mask")
 # Tags that say when the ground was seen come before TIFFTAG_DATETIME, which often says when the file was written.
@@ -55,7 +66,8 @@ def read_header(path: Path) -> Mapping[str, Json] | Rejected:
     """Look at one file.
 
     Returns:
-        The header of a scene (``kind`` "scene") or of a mask file beside one ("mask"), or why it is not used.
+        The header of a scene or of a band of one (``kind`` "scene"), of a mask file beside one ("mask"), of a product's
+        metadata ("metadata"), or why it is not used.
 
     Raises:
         TransientError: the store does not answer.
@@ -65,15 +77,14 @@ def read_header(path: Path) -> Mapping[str, Json] | Rejected:
         with path.open("rb") as stream:
             start = stream.read(512)
         size = path.stat().st_size
+        found = _before_gdal(path, start)
     except OSError as error:
         if error.errno in TRANSIENT:
             raise TransientError(f"{uri} cannot be read now: {error.strerror}") from error
         reason = f"the file cannot be opened ({error.strerror}); check that it may be read"
         return Rejected(uri, "UNREADABLE_FILE", reason)
-    if start[:4] not in _MAGIC:
-        return _not_tiff(path, start)
-    if path.suffix.lower() == ".ovr":
-        return Rejected(uri, "SIDECAR", "overviews of another file; they repeat its pixels", junk=True)
+    if found is not None:
+        return found
     try:
         with gdal_environment(), open_tiff(path) as dataset:
             if path.suffix.lower() == ".msk":
@@ -85,6 +96,28 @@ def read_header(path: Path) -> Mapping[str, Json] | Rejected:
             "check it with `gdalinfo`"
         )
         return Rejected(uri, "BAD_HEADER", reason)
+
+
+def _before_gdal(path: Path, start: bytes) -> Mapping[str, Json] | Rejected | None:
+    """Tell what GDAL need not, or must not, look at; None where it may."""
+    uri = str(path)
+    if start and is_metadata(path.name):
+        return read_metadata(path)
+    if start.startswith(_JP2) and is_safe_jp2(path):
+        return _unusable_jp2(path)
+    if start[:4] not in _MAGIC:
+        return _not_tiff(path, start)
+    if path.suffix.lower() == ".ovr":
+        return Rejected(uri, "SIDECAR", "overviews of another file; they repeat its pixels", junk=True)
+    return None
+
+
+def _unusable_jp2(path: Path) -> Rejected | None:
+    if band_of(path) is None:
+        return Rejected(str(path), "PRODUCT_FILE", "a file of a product that holds no band; it is not read", junk=True)
+    if not jp2_is_whole(path):
+        return Rejected(str(path), "TRUNCATED", "the file ends before its pixels do: cut off; fetch it again")
+    return None
 
 
 def _not_tiff(path: Path, start: bytes) -> Rejected:
@@ -148,6 +181,7 @@ def _scene(dataset: DatasetReader, path: Path) -> Mapping[str, Json] | Rejected:
         notes.append("FIRST_PAGE_ONLY")
     units = {unit or "" for unit in dataset.units}
     placed, place_notes = _place(dataset)
+    spectra = _spectra(dataset)
     return {
         "kind": "scene",
         "width": dataset.width,
@@ -156,11 +190,44 @@ def _scene(dataset: DatasetReader, path: Path) -> Mapping[str, Json] | Rejected:
         "bands": list(bands),
         "alpha": list(alpha),
         "scaled": list(scaled),
+        **(
+            {"scales": [list(pair) for pair in zip(dataset.scales, dataset.offsets, strict=True)]}
+            if any(scaled)
+            else {}
+        ),
         "unit": units.pop() if len(units) == 1 else "",
         "acquired_at": _acquired_at(dataset),
         "notes": [*notes, *place_notes, *_ignored_sidecars(path)],
         **placed,
+        **({"spectra": spectra} if spectra else {}),
     }
+
+
+def _spectra(dataset: DatasetReader) -> list[Json]:
+    """Give centre, lower and upper wavelength of each band in nm by its tags; nothing where no band has them.
+
+    GDAL keeps them in the domain IMAGERY (CENTRAL_WAVELENGTH_UM, FWHM_UM), ENVI's writers as wavelength and fwhm. A
+    band without a width covers no wavelength that we could know.
+    """
+    found: list[Json] = []
+    for number in range(1, dataset.count + 1):
+        tags = {name.upper(): value for name, value in dataset.tags(number).items()}
+        imagery = dataset.tags(number, ns="IMAGERY")
+        factor = _NM_PER.get(tags.get("WAVELENGTH_UNITS", "").lower(), 0)
+        values = [(imagery.get("CENTRAL_WAVELENGTH_UM"), imagery.get("FWHM_UM"), 1000)]
+        values += [(tags.get("WAVELENGTH"), tags.get("FWHM"), factor)]
+        found.append(next((item for item in (_range_nm(*value) for value in values) if item), None))
+    return found if any(found) else []
+
+
+def _range_nm(centre: str | None, width: str | None, factor: float) -> Json:
+    try:
+        centre_nm, width_nm = float(centre or 0) * factor, float(width or 0) * factor
+    except ValueError:
+        return None
+    if not (0 < centre_nm < math.inf and 0 < width_nm < math.inf):
+        return None
+    return [round(value, 4) for value in (centre_nm, centre_nm - width_nm / 2, centre_nm + width_nm / 2)]
 
 
 def _band_names(descriptions: Sequence[str | None]) -> tuple[list[str], list[str]]:

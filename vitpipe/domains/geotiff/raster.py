@@ -13,7 +13,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
-from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
@@ -21,11 +20,10 @@ from rasterio.windows import Window as RasterioWindow
 
 from vitpipe.domains.base import BlockRow
 from vitpipe.domains.geotiff.blocks import BlockFile, BlockRows, BlockUnread, assembled
-from vitpipe.domains.geotiff.ground import block_names, to_equal_area
+from vitpipe.domains.geotiff.facts import window_groups
 from vitpipe.domains.geotiff.layout import read_layout
-from vitpipe.domains.geotiff.opening import MIB, TRANSIENT, gdal_environment, missing_bytes, open_tiff
-from vitpipe.domains.geotiff.scene import scene_group
 from vitpipe.errors import TransientError, UnreadableSource
+from vitpipe.opening import MIB, TRANSIENT, gdal_environment, missing_bytes, open_tiff
 from vitpipe.records import Grid, Source, Window
 
 _WANTED_ROWS: Final = 256
@@ -60,13 +58,19 @@ class GeotiffRaster:
         reader: Any = source.reader
         self._bands: list[int] = list(reader["bands"])
         self._alpha: list[int] = list(reader["alpha"])
-        self._block_m = float(reader["block_m"])
         self._dtype = np.dtype(source.dtype)
         self._handles: dict[int, _Handles] = {}
         dataset = self._opened().datasets[0]
         self._nodata = [_nodata_of(dataset, band) for band in self._bands]
         self._masks_inside = _has_inner_mask(dataset)
         self._scales = [(dataset.scales[band - 1], dataset.offsets[band - 1]) for band in self._bands]
+        if stated := reader.get("stated"):
+            # By the STAC item beside the file, where the file itself states none.
+            self._scales = [(scale, offset) for scale, offset in stated["scales"]]
+            self._nodata += [
+                _as_stored(value, dataset.dtypes[band - 1])
+                for band, value in zip(self._bands, stated["nodata"], strict=True)
+            ]
         block_height, block_width = (int(edge) for edge in dataset.block_shapes[0])
         block_bytes = block_height * block_width * sum(np.dtype(name).itemsize for name in dataset.dtypes)
         self._cache_bytes = 2 * block_bytes
@@ -168,17 +172,7 @@ class GeotiffRaster:
 
         A scene on no known ground is one group by itself.
         """
-        otherwise = scene_group(self._source.source_id)
-        fitted: Any = self._source.reader.get("fitted")
-        crs, transform = (fitted["crs"], fitted["transform"]) if fitted else (self.grid.crs, self.grid.transform)
-        if crs is None or transform is None:
-            return [otherwise] * len(windows)
-        row, col, height, width = np.array([window[1:5] for window in windows], dtype=np.float64).reshape(-1, 4).T
-        rows = (row + np.minimum(row + height, self.grid.height)) / 2
-        cols = (col + np.minimum(col + width, self.grid.width)) / 2
-        a, b, c, d, e, f = transform
-        xs, ys = a * cols + b * rows + c, d * cols + e * rows + f
-        return block_names(to_equal_area(CRS.from_user_input(crs), xs, ys), self._block_m, otherwise=otherwise)
+        return window_groups(self._source, windows)
 
     def close(self) -> None:
         """Close this process's handles; another process's are its own to close."""
@@ -266,12 +260,15 @@ class GeotiffRaster:
 
     def _usable(self, stored: NDArray[Any]) -> Iterator[NDArray[np.bool_]]:
         """Tell where each band holds a value, one test after the other."""
-        for band, nodata in zip(stored, self._nodata, strict=False):
+        count = len(self._bands)
+        # What the file states, then what a STAC item beside it states.
+        for place, nodata in enumerate(self._nodata):
             if nodata is not None:
-                yield band != nodata
+                yield stored[place % count] != nodata
+        for band in stored[:count]:
             if band.dtype.kind == "f":
                 yield np.isfinite(band)
-        for band in stored[len(self._bands) :]:
+        for band in stored[count:]:
             yield band != 0
 
     def _physical(self, stored: NDArray[Any]) -> NDArray[Any]:
@@ -316,7 +313,11 @@ def _size_of(path: Path) -> int:
 
 def _nodata_of(dataset: DatasetReader, band: int) -> np.generic | None:
     """Give a band's nodata value in the band's dtype; None where no pixel can have it (NaN is never valid anyway)."""
-    value, dtype = dataset.nodatavals[band - 1], np.dtype(dataset.dtypes[band - 1])
+    return _as_stored(dataset.nodatavals[band - 1], dataset.dtypes[band - 1])
+
+
+def _as_stored(value: float | None, name: str) -> np.generic | None:
+    dtype = np.dtype(name)
     if value is None or math.isnan(value):
         return None
     if dtype.kind == "f":

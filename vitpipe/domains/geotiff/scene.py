@@ -1,23 +1,25 @@
-"""From headers to sources: one scene, one source; the configuration chooses bands and ground blocks."""
+"""From headers to sources: one scene, one source, or one series; the configuration chooses bands and ground blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from vitpipe.config import GeotiffSource
 from vitpipe.digest import digest_of_digests
 from vitpipe.domains.base import ScanContext
-from vitpipe.domains.geotiff.ground import block_names
+from vitpipe.domains.geotiff import patterns
+from vitpipe.domains.geotiff.facts import ground_group, relative, stated_of, subgroups
+from vitpipe.domains.geotiff.joining import join_scenes
+from vitpipe.domains.geotiff.parts import BandFile, SceneParts
+from vitpipe.domains.geotiff.products import landsat, sentinel2
+from vitpipe.domains.geotiff.products.bands import Spectrum, choose
 from vitpipe.errors import ConfigError
-from vitpipe.records import Attribute, FileRecord, Grid, Json, Rejected, Source
-
-_SEASONS: Final = ("DJF", "MAM", "JJA", "SON")
+from vitpipe.records import FileRecord, Grid, Json, Rejected, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class _Bands:
 
 
 def assemble_scenes(records: Sequence[FileRecord], context: ScanContext) -> Iterator[Source | Rejected]:
-    """Make a source of every scene, in the order of paths.
+    """Make a source of every scene, in the order of paths: of products first, then of single files.
 
     Raises:
         ConfigError: the configuration is not one of GeoTIFF scenes.
@@ -40,14 +42,59 @@ def assemble_scenes(records: Sequence[FileRecord], context: ScanContext) -> Iter
         raise ConfigError(f"GeoTIFF scenes need `source: {{kind: geotiff, ...}}`, found kind `{recipe.kind}`")
     ordered = sorted(records, key=lambda record: record.path)
     scenes = {record.path for record in ordered if record.header["kind"] == "scene"}
-    masks = {record.path: record for record in ordered if record.header["kind"] == "mask"}
+    masks: dict[str, FileRecord] = {}
+    rest: list[FileRecord] = []
     for record in ordered:
-        if record.path in masks:
-            if record.path.removesuffix(Path(record.path).suffix) not in scenes:
-                yield Rejected(record.path, "SIDECAR", "a mask of a scene that is not here", junk=True)
-            continue
-        mask = next((masks[name] for name in (record.path + ".msk", record.path + ".MSK") if name in masks), None)
-        yield _scene_source(record, mask, recipe, context.root)
+        if record.header["kind"] != "mask":
+            rest.append(record)
+        elif (masked := record.path.removesuffix(Path(record.path).suffix)) in scenes:
+            masks[masked] = record
+        else:
+            yield Rejected(record.path, "SIDECAR", "a mask of a scene that is not here", junk=True)
+    parts, rejected, rest = _of_many_files(rest, recipe, context.root)
+    if recipe.series is not None or recipe.clouds == "drop":
+        parts += [_single_file(record) for record in rest]
+        rest = []
+    yield from rejected
+    yield from join_scenes(parts, masks, recipe, context.root)
+    for record in rest:
+        yield _scene_source(record, masks.get(record.path), recipe, context.root)
+
+
+def _of_many_files(
+    records: Sequence[FileRecord], recipe: GeotiffSource, root: Path
+) -> tuple[list[SceneParts], list[Rejected], list[FileRecord]]:
+    """Take out the files that are scenes together; gives these, rejections, and the other files."""
+    if recipe.scenes is not None:
+        return *patterns.collect(records, recipe.scenes.pattern, root), []
+    parts, rejected, rest = sentinel2.collect(records)
+    found, refused, rest = landsat.collect(rest)
+    stray = [record for record in rest if record.header["kind"] == "metadata"]
+    reason = "metadata of a product whose bands are not here"
+    rejected += [*refused, *(Rejected(record.path, "PRODUCT_FILE", reason, junk=True) for record in stray)]
+    return parts + found, rejected, [record for record in rest if record.header["kind"] != "metadata"]
+
+
+def _single_file(record: FileRecord) -> SceneParts:
+    """Take a file that is a whole scene for the parts of one, where scenes are joined or masked."""
+    header: Mapping[str, Any] = record.header
+    numbers = [number for number in range(1, len(header["bands"]) + 1) if number not in header["alpha"]]
+    spectra = _spectra(header)
+    return SceneParts(
+        uri=record.path,
+        name=Path(record.path).stem,
+        path=record.path,
+        bands=tuple(BandFile(record, header["bands"][at - 1], at, spectra[at - 1]) for at in numbers),
+        units=_units(header, "dn", scaled=any(header["scaled"][at - 1] for at in numbers)),
+        acquired_at=header["acquired_at"],
+        attributes=header.get("attributes", {}),
+    )
+
+
+def _spectra(header: Mapping[str, Any]) -> list[Spectrum | None]:
+    """Give what each band of a file sees, where its tags say so."""
+    found = header.get("spectra") or [None] * len(header["bands"])
+    return [Spectrum("", *item) if item else None for item in found]
 
 
 def _scene_source(record: FileRecord, mask: FileRecord | None, recipe: GeotiffSource, root: Path) -> Source | Rejected:
@@ -70,9 +117,10 @@ def _scene_source(record: FileRecord, mask: FileRecord | None, recipe: GeotiffSo
     reader: dict[str, Json] = {"bands": list(bands.numbers), "alpha": list(bands.alpha), "block_m": recipe.block_m}
     if header["fitted"]:
         reader["fitted"] = header["fitted"]
+    reader |= stated_of(header, bands.numbers)
     return Source(
         source_id=source_id,
-        group_id=_group(header["ground"], recipe.block_m, source_id),
+        group_id=ground_group(header["ground"], recipe.block_m, source_id),
         domain="geotiff",
         uri=record.path,
         files=tuple(member.path for member in members),
@@ -83,8 +131,8 @@ def _scene_source(record: FileRecord, mask: FileRecord | None, recipe: GeotiffSo
         units=_units(header, recipe.units, scaled=scaled),
         dtype=dtype.name,
         acquired_at=header["acquired_at"],
-        attributes=_attributes(header),
-        keys={"path": (_relative(record.path, root),), "scene": (Path(record.path).stem,)},
+        attributes=subgroups(header, header["acquired_at"]),
+        keys={"path": (relative(record.path, root),), "scene": (Path(record.path).stem,)},
         bytes=sum(member.size for member in members),
         notes=tuple(notes),
         reader=reader,
@@ -109,23 +157,13 @@ def _choose(header: Mapping[str, Any], wanted: tuple[str, ...] | None) -> _Bands
     if not wanted:
         numbers = [number for number in range(1, len(names) + 1) if number not in alpha]
         return _Bands(tuple(numbers), tuple(names[number - 1] for number in numbers), tuple(alpha))
-    missing = [name for name in wanted if name not in names]
+    known = list(zip(names, _spectra(header), strict=True))
+    places = [choose(name, known) for name in wanted]
+    missing = [name for name, place in zip(wanted, places, strict=True) if place is None]
     if missing:
         return f"no band {', '.join(missing)}; there are {', '.join(names)}: correct `source.bands`, or name the bands"
-    numbers = [names.index(name) + 1 for name in wanted]
+    numbers = [place + 1 for place in places if place is not None]
     return _Bands(tuple(numbers), tuple(wanted), tuple(number for number in alpha if number not in numbers))
-
-
-def _group(ground: Sequence[float] | None, block_m: float, source_id: str) -> str:
-    otherwise = scene_group(source_id)
-    if ground is None:
-        return otherwise
-    return block_names(np.array(ground).reshape(2, 1), block_m, otherwise=otherwise)[0]
-
-
-def scene_group(source_id: str) -> str:
-    """Name the group of a scene that lies on no known ground: it is a group by itself."""
-    return f"scene-{source_id}"
 
 
 def _units(header: Mapping[str, Any], units: str, *, scaled: bool) -> str:
@@ -133,25 +171,3 @@ def _units(header: Mapping[str, Any], units: str, *, scaled: bool) -> str:
     if scaled and units == "dn":
         return str(header["unit"]) or "scaled"
     return units
-
-
-def _attributes(header: Mapping[str, Any]) -> dict[str, Attribute]:
-    crs = header["crs"]
-    attributes: dict[str, Attribute] = {
-        "crs": crs if crs is None or crs.startswith("EPSG:") else "other",
-        "gsd_m": header["gsd_m"],
-    }
-    if header["acquired_at"]:
-        moment = datetime.fromisoformat(header["acquired_at"])
-        attributes |= {
-            "year": f"{moment.year:04d}",
-            "month": f"{moment.month:02d}",
-            "season": _SEASONS[moment.month % 12 // 3],
-        }
-    return attributes
-
-
-def _relative(path: str, root: Path) -> str:
-    if root.is_file() or not Path(path).is_relative_to(root):
-        return Path(path).name
-    return Path(path).relative_to(root).as_posix()

@@ -1,4 +1,6 @@
-"""The one place that hands a file to GDAL: its GTiff driver alone, and nothing that lies beside the file.
+"""The one place that hands a file to GDAL: to its GTiff driver alone, and nothing that lies beside the file.
+
+A JPEG 2000 file is opened only inside a SAFE folder, by the JP2OpenJPEG driver alone.
 
 A VRT, GML or netCDF named ``.tif`` makes GDAL read other files or addresses, and so does a VRT named ``.tif.msk`` even
 where the scene itself is opened by the GTiff driver alone. Thus sidecars are not looked for: what is read is what was
@@ -11,7 +13,7 @@ import contextlib
 import errno
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 
 import rasterio
@@ -41,8 +43,40 @@ def gdal_environment(cache_bytes: int = LEAST_CACHE_BYTES) -> Iterator[None]:
         yield
 
 
+def is_safe_jp2(path: PurePath) -> bool:
+    """Tell whether a file is a JPEG 2000 inside a SAFE folder, by its name and place."""
+    return path.suffix.lower() == ".jp2" and any(parent.name.upper().endswith(".SAFE") for parent in path.parents)
+
+
+def jp2_is_whole(path: Path) -> bool:
+    """Tell whether a JPEG 2000 file has its end: the decoder gives a part of the pixels of one that was cut off.
+
+    Boxes are walked to the codestream (ISO/IEC 15444-1 Annex I), which must end with the marker EOC.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        start = 0
+        while start + 8 <= size:
+            stream.seek(start)
+            head = stream.read(16)
+            length, kind, header = int.from_bytes(head[:4], "big"), head[4:8], 8
+            if length == 1:
+                length, header = int.from_bytes(head[8:16], "big"), 16
+            end = size if length == 0 else start + length
+            if kind == b"jp2c" or end < start + header:
+                stream.seek(max(0, end - 2))
+                return kind == b"jp2c" and end <= size and stream.read(2) == b"\xff\xd9"
+            start = end
+    return False
+
+
 def open_tiff(path: Path) -> DatasetReader:
     """Open a file by the GTiff driver (it reads BigTIFF and COG too); call it inside :func:`gdal_environment`.
+
+    A JPEG 2000 file inside a SAFE folder is opened by the JP2OpenJPEG driver.
 
     Raises:
         rasterio.errors.RasterioIOError: it is no TIFF, or its header is broken.
@@ -51,7 +85,7 @@ def open_tiff(path: Path) -> DatasetReader:
         # What the warning says is kept as the note NO_CRS.
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         # A path object, not text: rasterio reads schemes such as zip:// into text.
-        return rasterio.open(path, driver="GTiff", sharing=False)
+        return rasterio.open(path, driver="JP2OpenJPEG" if is_safe_jp2(path) else "GTiff", sharing=False)
 
 
 def missing_bytes(dataset: DatasetReader, size: int) -> int:

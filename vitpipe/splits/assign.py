@@ -1,4 +1,4 @@
-"""The append-only table ``group_id -> split``, the leak check, and the ledger of every use of the test split.
+"""Which split a group falls into: exact quotas, stratified, append-only.
 
 A group that has a split keeps it for good. New groups, in an order that comes from their content alone, fill what each
 stratum lacks; what rounding leaves over is carried from stratum to stratum, so that the shares hold over all groups
@@ -7,29 +7,25 @@ even where every stratum is tiny. All of it is integer arithmetic: the same grou
 
 from __future__ import annotations
 
-import datetime
 import heapq
-import json
-import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vitpipe.atomic import file_lock, workspace_errors, write_parquet
 from vitpipe.config import SplitRecipe
-from vitpipe.errors import ContractError, LeakageError, SplitError
+from vitpipe.errors import ContractError, SplitError
 from vitpipe.records import Split
-from vitpipe.workspace import Workspace
 
 SPLITS: tuple[Split, ...] = (Split.TRAIN, Split.TEST, Split.VAL, Split.CALIBRATION)
 """Order of the columns of every allotment; at a tie the earlier split takes the group."""
 
+RULE_SEPARATOR = "|"
 _SCALE = 10**9
 """One group in the integer arithmetic: shares are kept to nine decimals, and 8 million groups fit 64 bits."""
-_EXAMPLES = 3
 
 Counts = NDArray[np.int64]
 
@@ -72,35 +68,112 @@ def assign_groups(groups: pd.DataFrame, existing: pd.DataFrame, recipe: SplitRec
             "straddles splits, so label more groups (patients, blocks of ground), or set `split.val` or "
             "`split.calibration` to 0"
         )
+    added = _deal(groups, existing, "split", Bins.of_splits(shares))
+    _check_needed(groups, existing, added)
+    return added
+
+
+def assign_allowed(groups: pd.DataFrame, existing: pd.DataFrame, recipe: SplitRecipe) -> pd.DataFrame:
+    """Give every new group one of the splits that a rule leaves to it.
+
+    Groups that have the same splits to choose from fill them in the proportion of their shares.
+
+    Args:
+        groups: see :func:`assign_groups`, and `allowed`: names of splits joined by ``|``.
+        existing: see :func:`assign_groups`.
+        recipe: the shares.
+
+    Returns:
+        See :func:`assign_groups`.
+
+    Raises:
+        SplitError: a rule leaves splits without a share, or no group to learn from or to test on.
+    """
+    parts = [pd.DataFrame({"group_id": pd.Series(dtype="str"), "split": pd.Series(dtype="str")})]
+    for allowed, part in groups.groupby("allowed", sort=True):
+        shares = np.where(
+            np.isin([str(split) for split in SPLITS], str(allowed).split(RULE_SEPARATOR)), _shares(recipe), 0
+        )
+        if not shares.any():
+            raise SplitError(f"the splits {allowed} have no share; set one in `split`")
+        parts.append(_deal(part.reset_index(drop=True), existing, "split", Bins.of_splits(_whole(shares))))
+    added = pd.concat(parts, ignore_index=True)
+    _check_needed(groups, existing, added)
+    return added
+
+
+def assign_folds(groups: pd.DataFrame, existing: pd.DataFrame, folds: int) -> pd.DataFrame:
+    """Give every new group a fold; groups that have one keep it. Which fold is test does not matter here.
+
+    Args:
+        groups: see :func:`assign_groups`.
+        existing: `group_id`, `fold`.
+        folds: how many there are.
+
+    Returns:
+        `group_id`, `fold` (int64, from 0) of the new groups.
+
+    Raises:
+        SplitError: fewer groups than folds.
+    """
+    if len(groups) < folds:
+        raise SplitError(
+            f"{len(groups)} labelled group(s) cannot fill {folds} folds; a group never straddles folds, so label more "
+            "groups (patients, blocks of ground), or set fewer `split.folds`"
+        )
+    shares = _whole(np.ones(folds, dtype=np.int64))
+    known = existing.assign(fold=existing["fold"].astype("str"))
+    added = _deal(groups, known, "fold", Bins(tuple(str(fold) for fold in range(folds)), shares, None))
+    return added.assign(fold=added["fold"].astype("int64"))
+
+
+@dataclass(frozen=True, slots=True)
+class Bins:
+    """What groups are dealt into."""
+
+    names: tuple[str, ...]
+    shares: Counts
+    """In units of 1/_SCALE, summing to _SCALE."""
+    taught: int | None
+    """The bin that should have a group of every stratum."""
+
+    @classmethod
+    def of_splits(cls, shares: Counts) -> Bins:
+        """Give the bins of the four splits."""
+        train = SPLITS.index(Split.TRAIN)
+        return cls(tuple(str(split) for split in SPLITS), shares, train if shares[train] else None)
+
+
+def _deal(groups: pd.DataFrame, existing: pd.DataFrame, column: str, bins: Bins) -> pd.DataFrame:
+    """Deal the groups that have no bin yet; gives `group_id` and the column of bins' names."""
     if not groups["group_id"].is_unique:
         raise ContractError("assign_groups needs one row a group; some group_id stands there twice")
     taken = pd.Index(existing["group_id"]).get_indexer(pd.Index(groups["group_id"]))
-    names = np.array([str(split) for split in SPLITS], dtype=object)
-    known = pd.Index(names).get_indexer(existing["split"].to_numpy(dtype=object))
+    names = np.array(bins.names, dtype=object)
+    known = pd.Index(names).get_indexer(existing[column].to_numpy(dtype=object))
     if (known < 0).any():
-        raise ContractError(f"unknown split in the split table; expected one of {', '.join(names)}")
+        raise ContractError(f"unknown {column} in the split table; expected one of {', '.join(names)}")
     split_now = np.where(taken >= 0, known[taken] if len(known) else -1, -1)
 
     stratum, strata = pd.factorize(groups["stratum"].to_numpy(dtype=object), sort=True)
     new = np.flatnonzero(split_now < 0)
     old = np.flatnonzero(split_now >= 0)
-    held = np.zeros((len(strata), len(SPLITS)), dtype=np.int64)
+    held = np.zeros((len(strata), len(names)), dtype=np.int64)
     np.add.at(held, (stratum[old], split_now[old]), 1)
     fresh = np.bincount(stratum[new], minlength=len(strata)).astype(np.int64)
-    allotment = _allot(shares, held, fresh)
-    _check_needed(shares, held.sum(axis=0) + allotment.sum(axis=0))
+    allotment = _allot(bins, held, fresh)
 
     order = groups["order"].to_numpy()[new]
     ranked = np.lexsort((order, stratum[new]))
     if _has_ties(stratum[new][ranked], order[ranked]):
         text = groups["group_id"].to_numpy(dtype=object)[new]
         ranked = np.lexsort((pd.factorize(text, sort=True)[0], order, stratum[new]))
-    # Sorted by stratum: the groups of each are dealt out in the order of SPLITS, as many as its row allots.
+    # Sorted by stratum: the groups of each are dealt out in the order of the bins, as many as its row allots.
     dealt = np.repeat(np.tile(names, len(strata)), allotment.ravel())
     return pd.DataFrame(
         {
             "group_id": pd.Series(groups["group_id"].to_numpy()[new][ranked], dtype="str"),
-            "split": pd.Series(dealt, dtype="str"),
+            column: pd.Series(dealt, dtype="str"),
         }
     )
 
@@ -113,6 +186,13 @@ def _shares(recipe: SplitRecipe) -> Counts:
     """Give the shares in the order of SPLITS, in units of 1/_SCALE, summing to _SCALE."""
     test, val, calibration = (round(share * _SCALE) for share in (recipe.test, recipe.val, recipe.calibration))
     return np.array([_SCALE - test - val - calibration, test, val, calibration], dtype=np.int64)
+
+
+def _whole(shares: Counts) -> Counts:
+    """Scale shares so that they sum to _SCALE exactly; the first largest one takes what rounding leaves."""
+    scaled: Counts = shares * _SCALE // shares.sum()
+    scaled[int(np.argmax(scaled))] += _SCALE - scaled.sum()
+    return scaled
 
 
 def _share_text(shares: Counts) -> str:
@@ -141,29 +221,31 @@ def _round(want: Counts, total: int) -> Counts:
     return counts
 
 
-def _allot(shares: Counts, held: Counts, fresh: Counts) -> Counts:
+def _allot(bins: Bins, held: Counts, fresh: Counts) -> Counts:
     """Share out the new groups of every stratum.
 
     Args:
-        shares: (4,) in units of 1/_SCALE.
-        held: (strata, 4) groups that have a split.
+        bins: B of them.
+        held: (strata, B) groups that have a bin.
         fresh: (strata,) new groups.
 
     Returns:
-        (strata, 4) counts; rows sum to `fresh`, columns to the largest-remainder rounding of the overall shares.
+        (strata, B) counts; rows sum to `fresh`, columns to the largest-remainder rounding of the overall shares.
     """
+    shares = bins.shares
     size = held.sum(axis=1) + fresh
     ideal = shares[None, :] * size[:, None] - held * _SCALE
     overall = _round(shares * int(size.sum()) - held.sum(axis=0) * _SCALE, int(fresh.sum()))
     overall = _fill_empty(overall, shares, held.sum(axis=0))
     allotment = np.zeros_like(held)
-    carry = np.zeros(len(SPLITS), dtype=np.int64)
+    carry = np.zeros(len(shares), dtype=np.int64)
     # The largest strata first: the small ones at the end take up what rounding left over.
     for row in np.lexsort((np.arange(len(size)), -size)):
         want = ideal[row] + carry
         allotment[row] = _round(want, int(fresh[row]))
         carry = want - allotment[row] * _SCALE
-    return _teach_every_stratum(_repair(allotment, ideal, overall), held, ideal)
+    allotment = _repair(allotment, ideal, overall)
+    return allotment if bins.taught is None else _teach_every_stratum(allotment, held, ideal, bins.taught)
 
 
 def _fill_empty(overall: Counts, shares: Counts, held: Counts) -> Counts:
@@ -191,13 +273,12 @@ def _repair(allotment: Counts, ideal: Counts, overall: Counts) -> Counts:
     return allotment
 
 
-def _teach_every_stratum(allotment: Counts, held: Counts, ideal: Counts) -> Counts:
+def _teach_every_stratum(allotment: Counts, held: Counts, ideal: Counts, train: int) -> Counts:
     """Let train have a group of every stratum, by exchange with strata that have two or more in train.
 
     What the train split never shows cannot be learned: the only group of a class is of more use there than in a test
     that must fail. The columns keep their sums.
     """
-    train = SPLITS.index(Split.TRAIN)
     lacking = np.flatnonzero((held[:, train] + allotment[:, train] == 0) & (allotment.sum(axis=1) > 0))
     spare = np.minimum(allotment[:, train], held[:, train] + allotment[:, train] - 1)
     givers = [(-int(spare[row]), int(row)) for row in np.flatnonzero(spare > 0)]
@@ -215,118 +296,13 @@ def _teach_every_stratum(allotment: Counts, held: Counts, ideal: Counts) -> Coun
     return allotment
 
 
-def _check_needed(shares: Counts, total: Counts) -> None:
-    for column, split in enumerate(SPLITS):
-        if split in (Split.TRAIN, Split.TEST) and shares[column] > 0 and total[column] == 0:
+def _check_needed(groups: pd.DataFrame, existing: pd.DataFrame, added: pd.DataFrame) -> None:
+    """Refuse a table in which no group that there is now is for train, or none for test."""
+    here = pd.Index(groups["group_id"]).get_indexer(pd.Index(existing["group_id"])) >= 0
+    found = {*existing.loc[here, "split"].unique(), *added["split"].unique()}
+    for split in (Split.TRAIN, Split.TEST):
+        if str(split) not in found:
             raise SplitError(
                 f"no labelled group is left for the {split} split: every group there is was assigned elsewhere before, "
                 "and assigned groups never move; add new groups, or start over in another `workspace`"
             )
-
-
-def read_splits(workspace: Workspace) -> pd.DataFrame:
-    """Read the table; empty before the first run."""
-    if not workspace.splits.is_file():
-        return pd.DataFrame({"group_id": pd.Series(dtype="str"), "split": pd.Series(dtype="str")})
-    return pd.read_parquet(workspace.splits, columns=["group_id", "split"])
-
-
-def update_splits(workspace: Workspace, groups: pd.DataFrame, recipe: SplitRecipe) -> pd.DataFrame:
-    """Assign new groups and append them to the table on disk; rows that stood there stay as they are.
-
-    Args:
-        workspace: holds the table.
-        groups: see :func:`assign_groups`.
-        recipe: the shares.
-
-    Returns:
-        The whole table: `group_id`, `split`; the rows that stood there first.
-
-    Raises:
-        SplitError: the groups do not fill the splits.
-        WorkspaceError: the table cannot be written.
-    """
-    existing = read_splits(workspace)
-    added = assign_groups(groups, existing, recipe)
-    if added.empty:
-        return existing
-    table = pd.concat([existing, added], ignore_index=True)
-    if not table.iloc[: len(existing)].equals(existing) or not table["group_id"].is_unique:
-        raise ContractError(f"{workspace.splits} would lose or change a row; this is a bug, nothing was written")
-    write_parquet(workspace.splits, table)
-    return table
-
-
-def check_leaks(table: pd.DataFrame) -> None:
-    """Fail when one group, or the same pixels under two groups, stand in two splits.
-
-    Args:
-        table: a row a tile: `group_id`, `source_id`, `split`, and `pixel_digest` where known (empty: not compared).
-
-    Raises:
-        LeakageError: says how many, which sources, and what to do.
-    """
-    pairs = table[["group_id", "split"]].drop_duplicates()
-    torn = pairs.loc[pairs["group_id"].duplicated(), "group_id"].drop_duplicates()
-    if len(torn):
-        sources = table.loc[table["group_id"].isin(set(torn)), "source_id"].drop_duplicates()
-        raise LeakageError(
-            f"{len(torn)} group(s) stand in more than one split; their sources are {_some(sources)}; a group must have "
-            "one split: remove the rows that contradict from splits.parquet, or start over in another `workspace`"
-        )
-    if "pixel_digest" not in table.columns:
-        return
-    seen = table.loc[table["pixel_digest"].fillna("") != "", ["pixel_digest", "split", "group_id", "source_id"]]
-    first = seen.drop_duplicates(["pixel_digest", "split"])
-    twice = first.loc[first["pixel_digest"].duplicated(keep=False)]
-    if len(twice):
-        shared = twice["pixel_digest"].nunique()
-        ordered = twice.sort_values(["pixel_digest", "source_id"])
-        pair = ordered.loc[ordered["pixel_digest"] == ordered["pixel_digest"].iloc[0]]
-        places = " and ".join(f"source {row.source_id} ({row.split})" for row in pair.itertuples())
-        raise LeakageError(
-            f"{shared} tile(s) have the same pixels under different groups in different splits, first {places}; in all "
-            f"{twice['source_id'].nunique()} sources: {_some(ordered['source_id'].drop_duplicates())}; remove the "
-            "duplicates, or give what belongs together one value in a group column (`labels.group`)"
-        )
-
-
-def _some(values: pd.Series) -> str:
-    shown = ", ".join(sorted(values)[:_EXAMPLES])
-    return shown if len(values) <= _EXAMPLES else f"{shown}, ..."
-
-
-def record_test_use(workspace: Workspace, run_id: str, purpose: str, digest: str) -> int:
-    """Write one use of the test split into the ledger, before the split is looked at.
-
-    Args:
-        workspace: holds the ledger.
-        run_id: the run that is judged.
-        purpose: such as ``evaluate`` or ``gate``.
-        digest: of the test tiles.
-
-    Returns:
-        Which use this is, from 1. The same run, purpose and digest again (a retry) is the same use.
-
-    Raises:
-        WorkspaceError: the ledger cannot be written: then the test split must not be used.
-    """
-    path = workspace.test_ledger
-    with file_lock(path.with_suffix(".lock"), wait=True), workspace_errors(path):
-        content = path.read_bytes() if path.exists() else b""
-        # A line without its end was cut off by a crash before it was synced: that use never began.
-        whole = content[: content.rfind(b"\n") + 1]
-        entries = [json.loads(line) for line in whole.splitlines()]
-        use = {"run_id": run_id, "purpose": purpose, "digest": digest}
-        for number, entry in enumerate(entries, start=1):
-            if all(entry.get(name) == value for name, value in use.items()):
-                return number
-        when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        line = json.dumps({"use": len(entries) + 1, "when": when, **use}, ensure_ascii=False)
-        with path.open("r+b" if path.exists() else "w+b") as stream:
-            stream.truncate(len(whole))
-            stream.seek(len(whole))
-            stream.write(line.encode("utf-8") + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-    return len(entries) + 1

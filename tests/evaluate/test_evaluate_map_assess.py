@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+from typer.testing import CliRunner
+
+from flows.cli import app
+from vitpipe.errors import ConfigError, DataError
+from vitpipe.evaluate.map_accuracy import Design, map_accuracy
+from vitpipe.evaluate.map_assess import AccuracyRequest, assess_map, judge_map
+from vitpipe.evaluate.map_ground import count_classes, open_classes, pixel_areas, pixel_edge_m
+
+UTM = from_origin(500_000, 5_500_000, 10, 10)
+
+
+def write(path: Path, values: np.ndarray, transform: Any = UTM, crs: str | None = "EPSG:32632", **extra: Any) -> Path:
+    height, width = values.shape
+    profile = {"height": height, "width": width, "count": 1, "dtype": values.dtype, "nodata": 255} | extra
+    with rasterio.open(path, "w", driver="GTiff", crs=crs, transform=transform, **profile) as target:
+        target.write(values, 1)
+    return path
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> tuple[Path, np.ndarray, np.ndarray]:
+    """A map of 3 classes in 120 x 200 px with nodata in a corner, and the truth of every pixel."""
+    generator = np.random.default_rng(1)
+    values = np.repeat(np.repeat(generator.integers(0, 3, (12, 20)), 10, 0), 10, 1).astype(np.uint8)
+    truth = np.where(generator.random(values.shape) < 0.8, values, generator.integers(0, 3, values.shape))
+    values[:20, :20] = 255
+    return write(tmp_path / "map.tif", values, tiled=True, blockxsize=64, blockysize=64), values, truth
+
+
+def drawn(values: np.ndarray, truth: np.ndarray, count: int = 60) -> pd.DataFrame:
+    """Points in lon/lat free form: x, y of pixel centres in the CRS of the map."""
+    generator = np.random.default_rng(2)
+    rows = []
+    for value in range(3):
+        places = np.argwhere(values == value)
+        for row, col in places[generator.choice(len(places), count, replace=False)]:
+            rows.append({"x": 500_005 + 10 * col, "y": 5_499_995 - 10 * row, "label": int(truth[row, col])})
+    return pd.DataFrame(rows).assign(crs="EPSG:32632")
+
+
+def test_points_of_a_csv_give_the_estimates_of_their_matrix(
+    scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    path, values, truth = scene
+    points = drawn(values, truth)
+    extra = pd.DataFrame({"x": [0.0, 500_005], "y": [0.0, 5_499_995], "label": [1, 1], "crs": "EPSG:32632"})
+    pd.concat([points, extra]).to_csv(tmp_path / "points.csv", index=False)
+    found = judge_map(AccuracyRequest(path, tmp_path / "points.csv"))
+    row, col = (5_500_000 - points["y"]) // 10, (points["x"] - 500_000) // 10
+    mapped = values[row.astype(int), col.astype(int)].astype(str)
+    sample = pd.DataFrame({"stratum": mapped, "map": mapped, "reference": points["label"].astype(str)})
+    sizes = {str(value): found.mapped[str(value)][1] for value in range(3)}
+    expected = map_accuracy(sample, Design(sizes))
+    assert found.accuracy.overall == expected.overall
+    assert found.accuracy.counts.tolist() == expected.counts.tolist()
+    assert {name: px for name, (px, _) in found.mapped.items()} == {
+        str(value): int((values == value).sum()) for value in range(3)
+    }
+    assert found.reference.dropped == {"outside the map": 1, "where the map has no class": 1}
+
+
+def test_points_in_another_crs_and_named_classes_are_the_same(
+    scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    path, values, truth = scene
+    points = drawn(values, truth)
+    points.to_csv(tmp_path / "utm.csv", index=False)
+    lon, lat = rasterio.warp.transform("EPSG:32632", "EPSG:4326", points["x"], points["y"])
+    names = {0: "water", 1: "forest", 2: "field"}
+    points = points.assign(lon=lon, lat=lat, kind=points["label"].map(names)).drop(columns=["x", "y", "crs"])
+    points.to_csv(tmp_path / "geographic.csv", index=False)
+    features = [
+        {"type": "Feature", "properties": {"kind": kind}, "geometry": {"type": "Point", "coordinates": [x, y]}}
+        for x, y, kind in points[["lon", "lat", "kind"]].itertuples(index=False)
+    ]
+    (tmp_path / "points.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    named = "0=water,1=forest,2=field"
+    first = judge_map(AccuracyRequest(path, tmp_path / "utm.csv", classes=named))
+    for name in ("geographic.csv", "points.geojson"):
+        other = judge_map(AccuracyRequest(path, tmp_path / name, "kind", classes=named))
+        assert other.accuracy.overall == first.accuracy.overall
+        assert dict(other.accuracy.areas) == dict(first.accuracy.areas)
+    assert first.accuracy.classes == ("field", "forest", "water")
+
+
+def test_the_pixels_of_polygons_are_counted_and_each_is_a_cluster(
+    scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    path, values, _ = scene
+    features, expected = [], 0
+    for number in range(30):
+        # The first lies by one row in the corner where the map has no class.
+        row, col = (21 + 3 * number, 5 * number) if number else (19, 0)
+        corners = [(col, row), (col + 4, row), (col + 4, row + 3), (col, row + 3), (col, row)]
+        ring = [[500_000 + 10 * x, 5_500_000 - 10 * y] for x, y in corners]
+        label = int(values[row + 2, col])
+        expected += int((values[row : row + 3, col : col + 4] == label).sum())
+        geometry = {"type": "Polygon", "coordinates": [ring]}
+        features.append({"type": "Feature", "properties": {"label": str(label)}, "geometry": geometry})
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32632"}}
+    (tmp_path / "p.geojson").write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))
+    found = judge_map(AccuracyRequest(path, tmp_path / "p.geojson"))
+    assert found.accuracy.n == 30 * 12 - 4
+    assert found.accuracy.n_clusters == 30
+    assert int(np.trace(found.accuracy.counts)) == expected
+    assert "polygons" in found.design
+
+
+def test_a_reference_raster_needs_blocks_and_gives_the_whole_matrix(
+    scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    path, values, truth = scene
+    reference = write(tmp_path / "truth.tif", truth.astype(np.uint8))
+    with pytest.raises(ConfigError, match="--block-m"):
+        judge_map(AccuracyRequest(path, reference))
+    found = judge_map(AccuracyRequest(path, reference, block_m=200))
+    valid = values != 255
+    matrix = np.zeros((3, 3), dtype=int)
+    np.add.at(matrix, (values[valid], truth[valid]), 1)
+    assert found.accuracy.counts.tolist() == matrix.tolist()
+    assert found.accuracy.n_clusters == 6 * 10 - 1
+    # Every pixel was looked at: the adjusted areas are those of the truth.
+    assert found.accuracy.areas["1"].estimate == pytest.approx((truth[valid] == 1).mean(), abs=1e-5)
+
+
+def test_strata_of_an_older_map(scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    path, values, truth = scene
+    older = np.where(np.arange(200)[None, :] < 80, 4, 9).astype(np.uint8) * np.ones((120, 1), np.uint8)
+    strata = write(tmp_path / "older.tif", older)
+    points = drawn(values, truth)
+    points.to_csv(tmp_path / "points.csv", index=False)
+    found = judge_map(AccuracyRequest(path, tmp_path / "points.csv", strata=strata))
+    left = ((points["x"] - 500_000) // 10 < 80).to_numpy()
+    row, col = ((5_500_000 - points["y"]) // 10).astype(int), ((points["x"] - 500_000) // 10).astype(int)
+    right = values[row, col] == points["label"]
+    with open_classes(path) as raster, open_classes(strata) as others:
+        sizes = count_classes(raster, others).groupby("stratum")["area_m2"].sum()
+    expected = (sizes[4] * right[left].mean() + sizes[9] * right[~left].mean()) / sizes.sum()
+    assert found.accuracy.overall.estimate == pytest.approx(expected)
+    with pytest.raises(DataError, match="OTHER_GRID"):
+        judge_map(
+            AccuracyRequest(path, tmp_path / "points.csv", strata=write(tmp_path / "s.tif", older[:50, :50].copy()))
+        )
+
+
+def test_the_ground_of_a_geographic_pixel_shrinks_towards_the_pole(tmp_path: Path) -> None:
+    values = np.ones((180, 360), np.uint8)
+    values[:30] = 2  # 60 to 90 degrees north
+    path = write(tmp_path / "world.tif", values, from_origin(-180, 90, 1, 1), "EPSG:4326")
+    with open_classes(path) as raster:
+        counted = count_classes(raster).set_index("value")
+    # The authalic sphere of WGS 84 has 510,065,621.7 km2; north of 60 degrees lie 6.72 % of it.
+    assert counted["area_m2"].sum() == pytest.approx(5.100656217e14, rel=1e-6)
+    assert counted.loc[2, "area_m2"] / counted["area_m2"].sum() == pytest.approx(0.0674, abs=2e-4)
+    assert counted.loc[2, "pixels"] == 30 * 360
+
+
+@pytest.mark.parametrize(("crs", "x"), [("EPSG:32632", 500_000), ("EPSG:32601", 297_000), ("EPSG:3857", 1_000_000)])
+def test_the_lattice_measures_projected_pixels(tmp_path: Path, crs: str, x: float) -> None:
+    """Also across the antimeridian, which zone 1 of UTM crosses here at its 70th pixel."""
+    path = write(tmp_path / "m.tif", np.ones((100, 150), np.uint8), from_origin(x, 6_000_000, 100, 100), crs)
+    with open_classes(path) as raster:
+        found = pixel_areas(raster, 0, 100)
+        assert found is not None
+        areas, step = found
+        edge = pixel_edge_m(raster)
+    assert areas.shape == (2, 3)
+    assert step == 64
+    sphere = 6_378_137.0
+    lat = 2 * np.arctan(np.exp(6_000_000 / sphere)) - np.pi / 2
+    expected = 1e4 * np.cos(lat) ** 2 if crs == "EPSG:3857" else 1e4
+    assert areas == pytest.approx(np.full((2, 3), expected), rel=0.02)
+    assert edge == pytest.approx(np.sqrt(expected), rel=0.02)
+
+
+def test_the_class_of_int16_and_a_map_without_crs(tmp_path: Path) -> None:
+    values = np.array([[1, 1, 2], [2, -9999, 1]], np.int16)
+    path = write(tmp_path / "m.tif", values, crs=None, nodata=-9999)
+    with open_classes(path) as raster:
+        counted = count_classes(raster)
+    assert counted[["value", "pixels"]].values.tolist() == [[1, 3], [2, 2]]
+    assert counted["area_m2"].isna().all()
+    for bad, code in ((np.ones((2, 2), np.float32), "NOT_CLASSES"), (np.full((2, 2), 300, np.int16), "NOT_CLASSES")):
+        with pytest.raises(DataError, match=code), open_classes(write(tmp_path / "b.tif", bad, nodata=0)) as raster:
+            count_classes(raster)
+    (tmp_path / "no.tif").write_text("<VRTDataset/>")
+    with pytest.raises(DataError, match="MAP_UNREADABLE"), open_classes(tmp_path / "no.tif"):
+        pass
+
+
+def test_what_is_wrong_with_a_reference_is_a_coded_sentence(
+    scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    path, values, truth = scene
+    points = drawn(values, truth)
+
+    def refused(table: pd.DataFrame, match: str, kind: type[Exception] = DataError, name: str = "p.csv") -> None:
+        table.to_csv(tmp_path / name, index=False)
+        with pytest.raises(kind, match=match):
+            judge_map(AccuracyRequest(path, tmp_path / name))
+
+    refused(points.drop(columns="crs"), "REFERENCE_NO_CRS")
+    refused(points.drop(columns="label"), "REFERENCE_NO_COLUMN.*label")
+    refused(points.drop(columns="x"), "REFERENCE_NO_COLUMN.*x")
+    refused(points.assign(crs="EPSG:1"), "REFERENCE_NO_CRS")
+    refused(points.assign(x=0.0), "REFERENCE_EMPTY.*180 outside the map")
+    refused(points.assign(label="tree"), "CLASSES_DIFFER.*tree")
+    refused(points.assign(label=0).iloc[:61], "STRATUM_TOO_FEW.*--pool-small")
+    refused(points, "no known kind", ConfigError, "p.txt")
+    refused(points, "not what its name says", DataError, "p.gpkg")
+    found = judge_map(AccuracyRequest(path, _csv(points.assign(label=0).iloc[:61], tmp_path), pool_small=True))
+    assert any("merged" in note for note in found.notes)
+    with pytest.raises(ConfigError, match="no file"):
+        judge_map(AccuracyRequest(path, tmp_path / "none.csv"))
+
+
+def _csv(table: pd.DataFrame, folder: Path) -> Path:
+    table.to_csv(folder / "few.csv", index=False)
+    return folder / "few.csv"
+
+
+def test_the_verb_writes_numbers_and_a_page(scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    path, values, truth = scene
+    drawn(values, truth).to_csv(tmp_path / "points.csv", index=False)
+    out = tmp_path / "out"
+    arguments = ["accuracy", str(path), str(tmp_path / "points.csv"), "--classes", "0=a<b,1=forest", "--out", str(out)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "probability sample" in result.output
+    assert "error-adjusted" in result.output
+    numbers = json.loads((out / "accuracy.json").read_text())
+    assert numbers["classes"]["forest"]["area_ha"]["low"] < numbers["classes"]["forest"]["area_ha"]["estimate"]
+    assert sum(map(sum, numbers["error_matrix"]["area_proportions"])) == pytest.approx(1)
+    page = (out / "accuracy.html").read_text()
+    assert "a&lt;b" in page
+    assert "a<b" not in page
+    assert "biased" in page
+    failed = CliRunner().invoke(app, ["accuracy", str(path), str(tmp_path / "points.csv"), "--column", "x", "--json"])
+    assert failed.exit_code == 3
+    assert "CLASSES_DIFFER" in failed.output
+
+
+def test_the_order_of_points_does_not_matter(scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    path, values, truth = scene
+    points = drawn(values, truth)
+    found = []
+    for seed in (0, 1):
+        points.sample(frac=1, random_state=seed).to_csv(tmp_path / "p.csv", index=False)
+        request = AccuracyRequest(path, tmp_path / "p.csv", block_m=300)
+        assess_map(request, tmp_path / str(seed))
+        found.append(json.loads((tmp_path / str(seed) / "accuracy.json").read_text()))
+    assert found[0]["overall_accuracy"]["estimate"] == pytest.approx(found[1]["overall_accuracy"]["estimate"])
+    assert found[0]["overall_accuracy"]["se"] == pytest.approx(found[1]["overall_accuracy"]["se"])
+    assert found[0]["n_clusters"] == found[1]["n_clusters"] > 10

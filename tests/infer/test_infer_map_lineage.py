@@ -1,0 +1,201 @@
+"""STAC items and footprints: where a map lies and what it is of, as the standards want it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pyogrio
+import pytest
+import rasterio
+import shapely
+
+from tests.infer.infer_cases import CLASSES, make_package, write_scene
+from tests.infer.pixel_cases import hold, pixel_predictor
+from vitpipe import results
+from vitpipe.config import MapRecipe, TileRecipe
+from vitpipe.infer.mapping.footprint import footprint
+from vitpipe.infer.predictor import Predictor
+from vitpipe.infer.tilegrid import tile_grid
+from vitpipe.records import Grid, Json
+
+NUMBERS = {"type": "array", "items": {"type": "number"}}
+# What STAC 1.0.0 and the schemas of its extensions ask of the fields that are used, in our own words.
+ITEM: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "stac_version", "stac_extensions", "id", "geometry", "properties", "links", "assets"],
+    "oneOf": [
+        {"required": ["bbox"], "properties": {"geometry": {"type": "object"}, "bbox": NUMBERS | {"minItems": 4}}},
+        {"not": {"required": ["bbox"]}, "properties": {"geometry": {"type": "null"}}},
+    ],
+    "properties": {
+        "type": {"const": "Feature"},
+        "stac_version": {"const": "1.0.0"},
+        "stac_extensions": {"type": "array", "uniqueItems": True, "items": {"pattern": r"^https://.*/schema\.json$"}},
+        "id": {"type": "string", "minLength": 1},
+        "properties": {
+            "required": ["datetime", "processing:lineage", "processing:software", "proj:shape"],
+            "properties": {
+                "datetime": {"pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"},
+                "processing:lineage": {"type": "string"},
+                "processing:software": {"additionalProperties": {"type": "string"}},
+                "proj:epsg": {"type": ["integer", "null"]},
+                "proj:shape": {"minItems": 2, "maxItems": 2, "items": {"type": "integer"}},
+                "proj:transform": NUMBERS | {"minItems": 6, "maxItems": 9},
+            },
+        },
+        "links": {"items": {"required": ["rel", "href"], "additionalProperties": {"type": "string"}}},
+        "assets": {
+            "minProperties": 1,
+            "additionalProperties": {
+                "required": ["href", "type", "roles"],
+                "properties": {
+                    "raster:bands": {
+                        "minItems": 1,
+                        "items": {
+                            "properties": {
+                                "data_type": {"enum": ["uint8", "float32"]},
+                                "nodata": {"oneOf": [{"type": "number"}, {"enum": ["nan"]}]},
+                                "sampling": {"enum": ["area", "point"]},
+                                "scale": {"type": "number"},
+                            }
+                        },
+                    },
+                    "classification:classes": {
+                        "minItems": 1,
+                        "uniqueItems": True,
+                        "items": {
+                            "required": ["value", "description"],
+                            "properties": {
+                                "value": {"type": "integer"},
+                                "color-hint": {"pattern": "^[0-9A-Fa-f]{6}$"},
+                            },
+                        },
+                    },
+                },
+            },
+        },
+    },
+}
+
+
+def read_item(folder: Path) -> dict[str, Any]:
+    """Read the item of a map, valid and with all its files there."""
+    item: dict[str, Any] = json.loads((folder / "item.json").read_text(encoding="utf-8"))
+    jsonschema.Draft7Validator(ITEM).validate(item)
+    assert all((folder / asset["href"]).is_file() for asset in item["assets"].values())
+    return item
+
+
+def only_map(out: Path) -> Path:
+    """Give the folder of the one map."""
+    (item,) = (out / "maps").glob("*/item.json")
+    return item.parent
+
+
+def test_the_item_says_what_made_the_map_of_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch, pixel_predictor(tmp_path / "model"))
+    write_scene(tmp_path / "a.tif")
+    with rasterio.open(tmp_path / "a.tif", "r+") as file:
+        file.update_tags(TIFFTAG_DATETIME="2021:07:01 10:20:30")
+    results.predict("models:/land@champion", str(tmp_path / "a.tif"), str(tmp_path / "out"), None)
+    folder = only_map(tmp_path / "out")
+    item = read_item(folder)
+    properties = item["properties"]
+    assert properties["datetime"] == "2021-07-01T10:20:30Z"
+    assert "land/3" in properties["processing:lineage"]
+    assert "25% overlap" in properties["processing:lineage"]
+    assert (properties["vitpipe:model_sha256"], properties["vitpipe:mlflow_run_id"]) == ("ab" * 32, "run1")
+    assert (properties["proj:epsg"], properties["proj:shape"]) == (32633, [70, 100])
+    assert {link["rel"]: link["href"] for link in item["links"]}["derived_from"] == (tmp_path / "a.tif").as_uri()
+    classes = item["assets"]["classes"]["classification:classes"]
+    assert [entry["name"] for entry in classes] == list(CLASSES)
+    assert [band["name"] for band in item["assets"]["probabilities"]["raster:bands"]] == list(CLASSES)
+    shape = shapely.geometry.shape(item["geometry"])
+    assert shape.is_valid
+    assert shape.bounds == pytest.approx(item["bbox"])
+    catalog = json.loads((tmp_path / "out" / "maps" / "catalog.json").read_text(encoding="utf-8"))
+    assert [link["href"] for link in catalog["links"] if link["rel"] == "item"] == [f"./{folder.name}/item.json"]
+
+
+def test_vectors_are_the_classes_of_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch, pixel_predictor(tmp_path / "model"))
+    write_scene(tmp_path / "a.tif")
+    for least, count in ((1, 7000), (50, 0)):
+        maps = MapRecipe(vectors=True, min_area_px=least)
+        results.predict("models:/land@champion", str(tmp_path / "a.tif"), str(tmp_path / "out"), None, maps=maps)
+        folder = only_map(tmp_path / "out")
+        assert "vectors" in read_item(folder)["assets"]
+        meta, _, _, columns = pyogrio.raw.read(folder / "classes.gpkg")
+        area = dict(zip(meta["fields"], columns, strict=True))["area_px"]
+        assert meta["crs"] == "EPSG:32633"
+        assert (area >= least).all()
+        assert not count or area.sum() == count
+
+
+def test_a_model_of_tiles_gives_a_pixel_a_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor.load(make_package(tmp_path / "model", head_scale=20))
+    hold(monkeypatch, predictor)
+    write_scene(tmp_path / "a.tif", height=96, width=120)
+    maps = MapRecipe(grid=True, vectors=True)
+    results.predict("models:/land@champion", str(tmp_path / "a.tif"), str(tmp_path / "out"), None, maps=maps)
+    tiles = predictor.predict_path(tmp_path / "a.tif").tiles
+    folder = only_map(tmp_path / "out")
+    read_item(folder)
+    with rasterio.open(folder / "classes.tif") as file:
+        classes = file.read(1)
+        # The last column of tiles holds 24 of 32 pixels: enough.
+        assert file.shape == (3, 4)
+        assert tuple(file.transform)[:6] == (320, 0, 500_000, 0, -320, 5_000_000)
+    with rasterio.open(folder / "abstain.tif") as file:
+        abstain = file.read(1)
+    with rasterio.open(folder / "probabilities.tif") as file:
+        water = file.read(2) * 0.004
+    assert len(tiles) == 12
+    for row in tiles.to_dict("records"):
+        place = row["row"] // 32, row["col"] // 32
+        assert CLASSES[classes[place]] == row["predicted"]
+        assert abstain[place] == row["abstain"]
+        assert water[place] == pytest.approx(row["p_water"], abs=0.0021)
+    assert (folder / "classes.gpkg").is_file()
+
+
+def test_a_pixel_of_the_grid_has_the_middle_of_its_tile() -> None:
+    grid = Grid(1, 100, 100, transform=(10, 0, 0, 0, -10, 1000), crs="EPSG:32633")
+    found = tile_grid(grid, TileRecipe(size=40, stride=20), uri="a")
+    assert (found.height, found.width) == (4, 4)
+    # The middle of the first tile is 20 pixels in, that of a pixel of 20 pixels 10 after its edge.
+    assert found.transform == (200, 0, 100, 0, -200, 900)
+    whole = tile_grid(grid, TileRecipe(size=40, cut="whole"), uri="a")
+    assert (whole.height, whole.width, whole.transform) == (1, 1, (1000, 0, 0, 0, -1000, 1000))
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "bbox"),
+    [
+        ("EPSG:4326", (0.1, 0, 5, 0, -0.1, 10), [5, 0, 15, 10]),
+        ("EPSG:4326", (0.1, 0, 175, 0, -0.1, 10), [175, 0, -175, 10]),
+        ("EPSG:4326", (3.6, 0, 0, 0, -1.8, 90), [-180, -90, 180, 90]),
+        ("EPSG:3031", (10_000, 0, -500_000, 0, -10_000, 500_000), [-180, -90, 180, -83.4987329]),
+        ("EPSG:3413", (1_000, 0, 0, 0, -1_000, -1_000_000), [-45, 79.83, -39.29, 80.8]),
+    ],
+)
+def test_footprints_split_at_the_antimeridian_and_hold_poles(
+    crs: str, transform: tuple[float, float, float, float, float, float], bbox: list[float]
+) -> None:
+    found = footprint(Grid(1, 100, 100, transform=transform, crs=crs))
+    assert found is not None
+    geometry, box = found
+    shape = shapely.geometry.shape(geometry)
+    assert shape.is_valid
+    assert all(-180 <= value <= 180 for value in (shape.bounds[0], shape.bounds[2]))
+    assert box[:3] == pytest.approx(bbox[:3], abs=0.3)
+    assert geometry["type"] == ("MultiPolygon" if bbox[0] > bbox[2] else "Polygon")
+
+
+def test_what_lies_nowhere_has_no_footprint() -> None:
+    grid: Grid = Grid(1, 10, 10)
+    found: tuple[dict[str, Json], list[Json]] | None = footprint(grid)
+    assert found is None

@@ -1,0 +1,128 @@
+"""A model of pixels maps whole scenes: files in, a folder of COGs a scene out, bad scenes told and passed over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import rasterio.shutil
+
+from tests.infer.infer_cases import CLASSES, MEAN, SIZE, write_scene
+from tests.infer.pixel_cases import BrightModel, hold, pixel_predictor
+from vitpipe import results
+from vitpipe.config import MapRecipe
+from vitpipe.errors import ConfigError, ContractError, DataError
+from vitpipe.infer.maps import batches_of
+from vitpipe.ingest import read_catalog, read_quarantine
+from vitpipe.records import Grid, Source, Task
+from vitpipe.workspace import Workspace
+
+URI = "models:/land@champion"
+
+
+def run(folder: Path, out: Path, **options: object) -> results.StageSummary:
+    """Predict a folder with all defaults but some."""
+    return results.predict(URI, str(folder), str(out), None, maps=MapRecipe.model_validate(options))
+
+
+def test_scenes_give_maps_and_a_bad_one_is_a_row_of_the_quarantine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = pixel_predictor(tmp_path / "model")
+    hold(monkeypatch, predictor)
+    pixels = write_scene(tmp_path / "in" / "a.tif", seed=1)
+    write_scene(tmp_path / "in" / "small.tif", height=9, width=SIZE + 3, seed=2)
+    # The header stays whole: only who decodes the pixels sees the damage.
+    write_scene(tmp_path / "plain" / "damaged.tif", height=300, seed=3)
+    file = tmp_path / "in" / "damaged.tif"
+    rasterio.shutil.copy(tmp_path / "plain" / "damaged.tif", file, driver="GTiff", compress="deflate")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-60_000] + bytes(30_000) + whole[-30_000:])
+    (tmp_path / "in" / "notes.txt").write_text("a note")
+    summary = run(tmp_path / "in", tmp_path / "out")
+    assert (summary.done, summary.skipped, dict(summary.rejected)) == (2, 0, {"UNDECODABLE": 1})
+    room = Workspace(tmp_path / "out" / "maps")
+    quarantine = read_quarantine(room)
+    assert quarantine.loc[~quarantine["junk"], "code"].tolist() == ["UNDECODABLE"]
+    sources = {Path(source.uri).stem: source for source in read_catalog(room)}
+    folder = room.root / sources["a"].source_id
+    with rasterio.open(folder / "classes.tif") as classes, rasterio.open(folder / "probabilities.tif") as shares:
+        assert classes.shape == pixels.shape[1:]
+        assert (classes.read(1) == (pixels[2] > MEAN)).all()
+        expected = 1 / (1 + np.exp(-2 * (pixels[2].astype(float) - MEAN) / 100 / 1.5))
+        np.testing.assert_allclose(shares.read(2) * 0.004, expected, atol=0.0021)
+        assert shares.descriptions == CLASSES
+        tags = classes.tags()
+    assert tags["VITPIPE_MODEL"] == "land/3"
+    assert tags["VITPIPE_SOURCE_ID"] == sources["a"].source_id
+    assert tags["VITPIPE_MLFLOW_RUN_ID"] == "run1"
+    said = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
+    assert (said["maps"], said["rejected"]) == (2, {"NOT_GEOTIFF": 1, "UNDECODABLE": 1})
+    # Nothing of a run is left but what it is for.
+    assert not list(room.root.glob("*refused*"))
+    again = run(tmp_path / "in", tmp_path / "out")
+    assert (again.done, again.skipped, dict(again.rejected)) == (0, 2, {"UNDECODABLE": 1})
+
+
+def test_values_have_the_units_of_the_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch, pixel_predictor(tmp_path / "model", Task.REGRESSION))
+    pixels = write_scene(tmp_path / "a.tif")
+    run(tmp_path / "a.tif", tmp_path / "out")
+    (file,) = (tmp_path / "out" / "maps").glob("*/values.tif")
+    with rasterio.open(file) as values:
+        np.testing.assert_allclose(values.read(1), (pixels[2] - MEAN) / 100, atol=1e-5)
+        assert values.units == ("t/ha",)
+
+
+def test_a_map_has_the_grid_of_the_models_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = pixel_predictor(tmp_path / "model")
+    tiles = predictor.contract.tiles.model_copy(update={"gsd_m": 20.0})
+    object.__setattr__(predictor.contract, "tiles", tiles)
+    hold(monkeypatch, predictor)
+    write_scene(tmp_path / "a.tif")
+    run(tmp_path / "a.tif", tmp_path / "out")
+    (file,) = (tmp_path / "out" / "maps").glob("*/classes.tif")
+    with rasterio.open(file) as classes:
+        assert classes.shape == (35, 50)
+        assert tuple(classes.transform)[:6] == (20, 0, 500_000, 0, -20, 5_000_000)
+
+
+def test_augmentation_and_overlap_cost_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = pixel_predictor(tmp_path / "model")
+    model: BrightModel = predictor._model  # type: ignore[assignment]
+    hold(monkeypatch, predictor)
+    write_scene(tmp_path / "a.tif")
+    counts = []
+    for options in ({"overlap": 0}, {"overlap": 0.5}, {"overlap": 0, "tta": "d4"}):
+        model.tiles = 0
+        run(tmp_path / "a.tif", tmp_path / "out", **options)
+        counts.append(model.tiles)
+    # 70 x 100 pixels in tiles of 32: rows from 0, 32, 38, columns from 0, 32, 64, 68.
+    assert counts == [12, 4 * 6, 8 * 12]
+
+
+def test_what_makes_no_map_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = pixel_predictor(tmp_path / "model")
+    hold(monkeypatch, predictor)
+    write_scene(tmp_path / "other" / "a.tif", bands=("B01",))
+    with pytest.raises(DataError, match="MISSING_BAND"):
+        run(tmp_path / "other", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no file"):
+        run(tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(ConfigError, match="one of pixels"):
+        run(tmp_path / "other", tmp_path / "out", grid=True)
+    with pytest.raises(ContractError, match="gives no table"):
+        predictor.predict_path(tmp_path / "other")
+
+
+def test_large_scenes_are_tasks_of_their_own() -> None:
+    def source(name: str, edge: int) -> Source:
+        return Source(name, "g", "geotiff", name, (name,), Grid(1, edge, edge), ("B1",), "dn", "uint8")
+
+    sources = [source("a", 64), source("b", 20_000), source("c", 64), source("d", 64), source("e", 9000)]
+    assert batches_of(sources) == [["a"], ["b"], ["c", "d"], ["e"]]
+    assert [len(batch) for batch in batches_of([source(str(n), 64) for n in range(600)])] == [256, 256, 88]

@@ -1,0 +1,86 @@
+"""Polygons of strips are those of the whole map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyogrio
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from rasterio.features import shapes
+
+from vitpipe.infer.mapping.layers import NODATA
+from vitpipe.infer.mapping.polygons import ClassPolygon, polygons_of, write_polygons
+from vitpipe.records import Grid
+
+
+def at_once(classes: NDArray) -> list[tuple[int, str]]:
+    """Give class and normalised form of each polygon of a whole map."""
+    found = shapes(classes, mask=classes != NODATA, connectivity=4)
+    return sorted((int(value), form(shapely.geometry.shape(geometry))) for geometry, value in found)
+
+
+def form(polygon: shapely.Polygon) -> str:
+    """Give a polygon in a form that two equal ones share."""
+    assert polygon.geom_type == "Polygon"
+    return shapely.normalize(shapely.simplify(polygon, 0)).wkt
+
+
+@given(st.integers(1, 24), st.integers(1, 24), st.integers(1, 4), st.integers(1, 9), st.integers(0, 2**32 - 1))
+@settings(max_examples=150, deadline=None)
+def test_polygons_of_strips_are_those_of_the_whole_map(
+    height: int, width: int, classes: int, rows: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    whole = rng.integers(0, classes + 1, (height, width)).astype(np.uint8)
+    whole = np.where(whole == classes, NODATA, whole).astype(np.uint8)
+    # Larger patches, and rings that close and open again.
+    whole = np.kron(whole, np.ones((rng.integers(1, 4), rng.integers(1, 4)), np.uint8))
+    strips = (whole[row : row + rows] for row in range(0, len(whole), rows))
+    found = sorted((item.value, form(item.polygon)) for item in polygons_of(strips, whole.shape[1]))
+    assert found == at_once(whole)
+
+
+def test_rings_and_combs_are_joined_once() -> None:
+    # A comb: four teeth that are one polygon only in the last row; and a ring with another one inside.
+    comb = np.zeros((12, 7), np.uint8)
+    comb[:11, ::2] = 1
+    comb[11] = 1
+    found = list(polygons_of((comb[row : row + 1] for row in range(12)), 7))
+    assert sorted((item.value, item.polygon.area) for item in found) == [(0, 11), (0, 11), (0, 11), (1, 51)]
+    ring = np.ones((9, 9), np.uint8)
+    ring[2:7, 2:7] = 0
+    ring[4, 4] = 1
+    found = list(polygons_of((ring[row : row + 2] for row in range(0, 9, 2)), 9))
+    assert sorted((item.value, item.polygon.area, len(item.polygon.interiors)) for item in found) == [
+        (0, 24, 1),
+        (1, 1, 0),
+        (1, 56, 1),
+    ]
+
+
+def test_a_finished_polygon_does_not_wait_for_the_end() -> None:
+    strip = np.full((4, 50), NODATA, np.uint8)
+    strip[1:3, ::5] = 1
+    given = polygons_of(iter([strip, strip]), 50)
+    assert next(given).polygon.area == 2
+
+
+def test_polygons_are_written_on_the_ground(tmp_path: Path) -> None:
+    square = shapely.box(2, 3, 4, 7)
+    grid = Grid(1, 10, 10, transform=(10, 0, 500_000, 0, -10, 5_000_000), crs="EPSG:32633")
+    path = tmp_path / "classes.gpkg"
+    write_polygons(path, [ClassPolygon(1, square)] * 3, ("soil", "water"), grid)
+    meta, _, geometry, columns = pyogrio.raw.read(path)
+    assert meta["crs"] == "EPSG:32633"
+    assert shapely.from_wkb(geometry[0]).bounds == (500_020, 4_999_930, 500_040, 4_999_970)
+    assert dict(zip(meta["fields"], (column[0] for column in columns), strict=True)) == {
+        "class": "water",
+        "class_id": 1,
+        "area_px": 8.0,
+    }
+    write_polygons(tmp_path / "none.gpkg", [], ("soil", "water"), Grid(1, 10, 10))
+    assert pyogrio.read_info(tmp_path / "none.gpkg")["features"] == 0

@@ -1,0 +1,374 @@
+"""What an item says: which assets, which scale and nodata, which addresses may be followed; and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from pydantic import ValidationError
+
+from tests.network.network_cases import QUICK
+from tests.network.range_server import Ranges, serving
+from tests.network.stac_cases import SIGNATURE, answer_with, item, open_pixels, pipeline, tiff
+from vitpipe.check import check_pipeline
+from vitpipe.config import StacSource
+from vitpipe.domains.geotiff import Geotiff
+from vitpipe.errors import ConfigError, TooManyRejected
+from vitpipe.fetch import fetch
+from vitpipe.ingest import ingest, read_catalog, read_quarantine
+from vitpipe.loading import load_config
+from vitpipe.records import Window
+from vitpipe.stac.access import read_access
+from vitpipe.stac.address import Rules, resolve, s3_address, shown
+from vitpipe.stac.catalog import Found
+from vitpipe.stac.items import choose, scene_names
+
+
+@pytest.fixture
+def held() -> Iterator[Ranges]:
+    with serving(Ranges()) as server:
+        yield server
+
+
+def _local(folder: Path, content: bytes, document: dict[str, Any], **source: Any) -> Any:
+    folder.mkdir(exist_ok=True)
+    (folder / "red.tif").write_bytes(content)
+    (folder / "one.json").write_text(json.dumps(document))
+    config, workspace = pipeline(folder, str(folder / "one.json"), **source)
+    ingest(config, workspace)
+    return workspace
+
+
+def _read(workspace: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    (source,) = read_catalog(workspace)
+    with Geotiff().open(source) as raster:
+        return raster.read(Window(0, 0, 0, source.grid.height, source.grid.width))
+
+
+# ------------------------------------------------------------------------------------------------ scale, offset, nodata
+
+_STATED = {"raster:bands": [{"scale": 0.0001, "offset": -0.1, "nodata": 1200, "unit": "reflectance"}]}
+_NEW_STYLE = {
+    "eo:bands": None,
+    "nodata": 1200,
+    "unit": "reflectance",
+    "bands": [{"name": "B04", "eo:common_name": "red", "raster:scale": 0.0001, "raster:offset": -0.1}],
+}
+
+
+@pytest.mark.parametrize("asset", [_STATED, _NEW_STYLE])
+def test_what_an_item_states_of_pixels_holds(asset: dict[str, Any], tmp_path: Path) -> None:
+    content = tiff(0, size=128)
+    workspace = _local(tmp_path / "stated", content, item(0, "red.tif", **asset))
+    stored = open_pixels(tmp_path / "stated" / "red.tif")
+    pixels, valid = _read(workspace)
+    assert (stored == 1200).any()
+    np.testing.assert_array_equal(valid, stored[0] != 1200)
+    np.testing.assert_allclose(pixels[0][valid], (stored[0] * 0.0001 - 0.1)[valid], atol=1e-6)
+    (source,) = read_catalog(workspace)
+    assert (source.units, source.dtype, source.channels) == ("reflectance", "float32", ("B04",))
+    assert "SCALED" in source.notes
+    # Other values are another source; with `scaling: none` they are those of the file.
+    plain = _local(tmp_path / "plain", content, item(0, "red.tif", **asset), scaling="none")
+    assert read_catalog(plain)[0].source_id != source.source_id
+    pixels, valid = _read(plain)
+    np.testing.assert_array_equal(pixels[0][valid], stored[0][valid])
+
+
+def test_an_offset_that_the_pixels_hold_already_is_not_taken_away_twice(tmp_path: Path) -> None:
+    document = item(0, "red.tif", **{"raster:bands": [{"scale": 0.0001, "offset": -0.1}]})
+    document["properties"]["earthsearch:boa_offset_applied"] = True
+    workspace = _local(tmp_path, tiff(0), document)
+    pixels, _ = _read(workspace)
+    np.testing.assert_allclose(pixels, open_pixels(tmp_path / "red.tif") * 0.0001, atol=1e-6)
+    assert "OFFSET_APPLIED" in read_catalog(workspace)[0].notes
+
+
+@pytest.mark.parametrize(
+    ("stated", "fits"),
+    [({"scale": 0.0001, "offset": -0.1}, True), ({"scale": 0.0001}, False), ({}, True), ({"scale": 0}, False)],
+)
+def test_a_file_and_an_item_that_state_different_scales_are_told(
+    stated: dict[str, float], fits: bool, tmp_path: Path
+) -> None:
+    content = tiff(0, scales=(0.0001,), offsets=(-0.1,))
+    document = item(0, "red.tif", **{"raster:bands": [stated]})
+    if fits:
+        pixels, _ = _read(_local(tmp_path, content, document))
+        np.testing.assert_allclose(pixels, open_pixels(tmp_path / "red.tif") * 0.0001 - 0.1, atol=1e-6)
+    else:
+        with pytest.raises(TooManyRejected, match=r"SCALE_CONFLICT|BAD_SCALE"):
+            _local(tmp_path, content, document)
+
+
+def test_an_item_of_other_bands_than_the_file_has_says_nothing_of_them(tmp_path: Path) -> None:
+    bands = [{"name": name, "scale": 0.5} for name in ("B02", "B03")]
+    workspace = _local(tmp_path, tiff(0, bands=3), item(0, "red.tif", **{"eo:bands": bands, "raster:bands": bands}))
+    assert read_catalog(workspace)[0].channels == ("b1", "b2", "b3")
+    assert read_catalog(workspace)[0].dtype == "uint16"
+
+
+def test_a_json_file_of_that_name_that_is_no_item_is_junk(tmp_path: Path) -> None:
+    for number, text in enumerate(["{", "[]", "[" * 100_000, '{"type": "Feature", "assets": []}']):
+        folder = tmp_path / str(number)
+        workspace = _local(folder, tiff(0), item(0, "red.tif"))
+        (folder / "workspace" / "scenes" / "scene-0" / "item.json").write_text(text)
+        config = load_config_of(folder)
+        ingest(config.on_disk(), workspace)
+        assert set(read_quarantine(workspace)["code"]) == {"NOT_GEOTIFF"}
+        assert read_catalog(workspace)[0].channels == ("b1",)
+
+
+def load_config_of(folder: Path) -> Any:
+    return pipeline(folder, str(folder / "one.json"))[0]
+
+
+# --------------------------------------------------------------------------------------------------------------- assets
+
+
+def _many() -> dict[str, Any]:
+    document = item(0, "red.tif")
+    red = document["assets"]["red"]
+
+    def like_red(href: str, *names: tuple[str, str], **other: Any) -> dict[str, Any]:
+        bands = [{"name": name, "common_name": common} for name, common in names]
+        return {**red, "href": href, "eo:bands": bands, **other}
+
+    document["assets"] |= {
+        "nir": {**like_red("nir.tif"), "bands": [{"name": "B08", "eo:common_name": "nir"}]},
+        "visual": like_red("tci.tif", ("B04", "red"), ("B03", "green"), roles=["visual"]),
+        "red-jp2": like_red("red.jp2", ("B04", "red"), type="image/jp2"),
+        "swir-a": like_red("a.tif", ("S1", "swir")),
+        "swir-b": like_red("b.tif", ("S2", "swir")),
+        "thumb": {"href": "thumb.png", "type": "image/png", "roles": ["thumbnail"]},
+    }
+    return document
+
+
+@pytest.mark.parametrize(
+    ("assets", "keys"),
+    [(["red"], ["red"]), (["B04"], ["red"]), (["B08", "red"], ["nir", "red"]), (["green"], ["visual"])],
+)
+def test_assets_are_named_by_key_or_band(assets: list[str], keys: list[str]) -> None:
+    source = StacSource(url="/one.json", assets=tuple(assets))
+    scene = choose(Found(_many(), "/cat/one.json"), "scene-0", source)
+    assert [file.key for file in scene.files] == keys
+    assert [file.name for file in scene.files] == [f"scene-0_{label}.tif" for label in assets]
+    assert {asset["href"] for asset in scene.item["assets"].values()} == {f"./{file.name}" for file in scene.files}
+
+
+@pytest.mark.parametrize(
+    ("asset", "code"),
+    [("B99", "MISSING_ASSET"), ("swir", "AMBIGUOUS_ASSET"), ("red-jp2", "NOT_GEOTIFF"), ("thumb", "NOT_GEOTIFF")],
+)
+def test_an_item_without_what_is_named_is_told(asset: str, code: str, held: Ranges, tmp_path: Path) -> None:
+    held.add("/1.tif", tiff(1))
+    good = item(1, f"{held.url}/1.tif")
+    good["assets"][asset] = dict(good["assets"]["red"])
+    answer_with(held, _many(), good)
+    config, workspace = pipeline(tmp_path, f"{held.url}/v1", assets=[asset], max_reject_share=0.5)
+    ingest(config, workspace)
+    assert code in set(read_quarantine(workspace)["code"])
+    with pytest.raises(TooManyRejected, match=code):
+        fetch(
+            config.model_copy(update={"source": config.source.model_copy(update={"max_reject_share": 0.1})}), workspace
+        )
+
+
+def test_several_files_without_a_choice_are_asked_about(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"choose some .*`source.assets`: nir \(B08\), red \(B04\)"):
+        _local(tmp_path, tiff(0), _many())
+
+
+def test_odd_and_equal_identifiers_get_names_of_their_own() -> None:
+    ids = ["plain", "../up", "a/b", ".dot", "same", "same", "x" * 300, ""]
+    found = [Found({"id": name, "collection": str(place)}, "") for place, name in enumerate(ids)]
+    names = scene_names(found)
+    assert names[0] == "plain"
+    assert len(set(names)) == len(ids)
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-") and name[0] != "." for name in names)
+    assert max(map(len, names)) < 140
+
+
+# ------------------------------------------------------------------------------------------------------------ addresses
+
+
+@pytest.mark.parametrize(
+    ("root", "address", "plain", "word"),
+    [
+        ("https://a.org/c.json", "https://b.org/x.tif?sig=1", False, ""),
+        ("https://a.org/c.json", "/etc/passwd", False, "file of this machine"),
+        ("https://a.org/c.json", "ftp://b.org/x.tif", False, "only https"),
+        ("https://a.org/c.json", "http://b.org/x.tif", False, "plain http"),
+        ("https://a.org/c.json", "http://b.org/x.tif", True, ""),
+        ("https://a.org/c.json", "http://127.0.0.1:4200/api", True, "service of this machine"),
+        ("https://a.org/c.json", "https://localhost/x.tif", False, "service of this machine"),
+        ("https://a.org/c.json", "http://169.254.169.254/latest", True, "local network"),
+        ("https://a.org/c.json", "https://u:p@b.org/x.tif", False, "credentials"),
+        ("https://a.org/c.json", "https://[bad/x.tif", False, "no address"),
+        ("http://127.0.0.1:80/c.json", "http://127.0.0.1:81/x.tif", False, ""),
+        ("/data/c.json", "/data/x.tif", False, ""),
+        ("/data/c.json", "https://b.org/x.tif", False, ""),
+    ],
+)
+def test_a_catalog_leads_only_where_it_may(root: str, address: str, plain: bool, word: str) -> None:
+    refusal = Rules(root, plain).refusal(address)
+    assert word in refusal
+    assert bool(refusal) == bool(word)
+
+
+def test_an_asset_that_may_not_be_followed_is_told_and_not_asked(held: Ranges, tmp_path: Path) -> None:
+    held.add("/1.tif", tiff(1))
+    held.always["/moved.tif"] = (302, {"Location": f"http://169.254.169.254/x.tif?{SIGNATURE}"})
+    answer_with(held, item(1, "/1.tif"), item(2, "http://example.org/x.tif"), item(3, "/moved.tif"))
+    config, workspace = pipeline(tmp_path, f"{held.url}/v1", max_reject_share=0.7)
+    ingest(config, workspace)
+    rows = read_quarantine(workspace).query("not junk")
+    assert sorted(rows["code"]) == ["ADDRESS_REFUSED", "FETCH_FAILED"]
+    assert rows["reason"].str.contains("is not followed|plain http", regex=True).all()
+    assert not rows["reason"].str.contains("canary").any()
+
+
+def test_addresses_are_told_without_secrets_and_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(f"https://u:p@a.org:8/x.tif?{SIGNATURE}#f") == "https://a.org:8/x.tif"
+    assert resolve("https://a.org/cat/c.json?x=1", "../x.tif") == "https://a.org/x.tif"
+    assert resolve("/cat/one/c.json", "../x.tif") == "/cat/x.tif"
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_S3_ENDPOINT", "AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    assert s3_address("s3://bucket/a b/x.tif") == "https://s3.amazonaws.com/bucket/a%20b/x.tif"
+    monkeypatch.setenv("AWS_REGION", "us-west-2")
+    assert s3_address("s3://bucket/x.tif") == "https://s3.us-west-2.amazonaws.com/bucket/x.tif"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
+    assert resolve("https://a.org/c.json", "s3://bucket/x.tif") == "http://127.0.0.1:9000/bucket/x.tif"
+
+
+def test_an_object_of_s3_is_fetched_from_the_endpoint_of_the_environment(
+    held: Ranges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", held.url)
+    held.add("/bucket/key/0.tif", tiff(0))
+    answer_with(held, item(0, "s3://bucket/key/0.tif", tiff(0)))
+    config, workspace = pipeline(tmp_path, f"{held.url}/v1")
+    assert fetch(config, workspace, QUICK).done == 1
+
+
+# -------------------------------------------------------------------------------------------------------- configuration
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"url": "http://stac.example.org"}, "plain http"),
+        ({"url": "https://u:canary@a.org"}, "holds credentials"),
+        ({"url": "https://a.org/v1?key=canary"}, "must end with its path"),
+        ({"url": "ftp://a.org"}, "must be an address"),
+        ({"url": "x.json", "query": {"bbox": [0, 50, 10, 40]}}, "south below north"),
+        ({"url": "x.json", "query": {"datetime": "June"}}, "`datetime` must be"),
+        ({"url": "x.json", "query": {"datetime": "2024-01-01/2023-01-01"}}, "before its end"),
+        ({"url": "x.json", "query": {"properties": {"gsd": {"about": 3}}}}, "test by one of"),
+    ],
+)
+def test_a_wrong_source_is_refused_without_a_secret(values: dict[str, Any], word: str, tmp_path: Path) -> None:
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(json.dumps({"name": "t", "source": {"kind": "stac", **values}}))
+    with pytest.raises(ConfigError, match=word) as caught:
+        load_config(path)
+    assert "canary" not in str(caught.value)
+    with pytest.raises(ValidationError):
+        StacSource(**values)
+
+
+def test_paths_are_relative_to_the_pipeline_file(tmp_path: Path) -> None:
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(json.dumps({"name": "t", "source": {"kind": "stac", "url": "cat/catalog.json"}}))
+    config = load_config(path)
+    assert isinstance(config.source, StacSource)
+    assert config.source.url == str(tmp_path / "cat" / "catalog.json")
+    assert config.on_disk().source.path == str(tmp_path / "workspace" / "scenes")
+    assert config.on_disk().source.kind == "geotiff"
+    # Where things lie is no part of what was asked for.
+    assert "cat" not in json.dumps(config.without_places())
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"X-Key": 1}', '{"Range": "bytes=0-"}', '{"X": "a\\nb"}'])
+def test_headers_come_from_a_private_file(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "headers.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="VITPIPE_STAC_HEADERS"):
+        read_access({"VITPIPE_STAC_HEADERS": str(path)})
+    path.write_text('{"X-Api-Key": "canary"}')
+    access = read_access({"VITPIPE_STAC_HEADERS": str(path), "VITPIPE_STAC_TOKEN": "t"})
+    assert access.headers == {"X-Api-Key": "canary", "Authorization": "Bearer t"}
+    assert "canary" not in repr(access)
+
+
+def test_check_fetches_and_says_what_would_be_done(tmp_path: Path) -> None:
+    (tmp_path / "red.tif").write_bytes(tiff(0))
+    (tmp_path / "one.json").write_text(json.dumps(item(0, "red.tif")))
+    findings = check_pipeline(load_config_of(tmp_path))
+    assert findings.values["sources"] == 1
+    with rasterio.open(next((tmp_path / "workspace").rglob("*.tif"))) as dataset:
+        assert dataset.count == 1
+
+
+# ------------------------------------------------------------------------------------------------- scenes of many files
+
+
+def _two_bands(held: Ranges, number: int) -> dict[str, Any]:
+    """Put a scene of red at 10 m and a coarser one at 20 m, each an asset."""
+    document = item(number, f"/{number}/red.tif?{SIGNATURE}", tiff(number))
+    seen = {"center_wavelength": 1.61, "full_width_half_max": 0.1}
+    stated = {"eo:bands": [{"name": "B11", "common_name": "swir16", **seen}]}
+    document["assets"]["ST_B04"] = {
+        **document["assets"]["red"], "href": f"/{number}/swir.tif", "raster:bands": [{"scale": 0.5, "nodata": 7}],
+        "file:size": None, "file:checksum": None, **stated,
+    }  # fmt: skip
+    held.add(f"/{number}/red.tif", tiff(number))
+    held.add(f"/{number}/swir.tif", tiff(number, size=32, gsd_m=20))
+    return document
+
+
+def test_several_assets_are_one_scene(held: Ranges, tmp_path: Path) -> None:
+    answer_with(held, *(_two_bands(held, number) for number in range(2)))
+    config, workspace = pipeline(tmp_path, f"{held.url}/v1", assets=["B04", "ST_B04"], bands=["ST_B04", "B04"])
+    summary = ingest(config, workspace)
+    assert (summary.done, summary.rejected) == (2, {})
+    sources = sorted(read_catalog(workspace), key=lambda source: source.uri)
+    assert [source.keys["scene"] for source in sources] == [("scene-0",), ("scene-1",)]
+    assert {source.channels for source in sources} == {("ST_B04", "B04")}
+    assert [source.attributes["cloud_cover"] for source in sources] == [0.0, 10.0]
+    assert sources[0].acquired_at == "2023-06-01T10:00:00+00:00"
+    with Geotiff().open(sources[0]) as raster:
+        pixels, valid = raster.read(Window(0, 0, 0, 64, 64))
+    folder = workspace.root / "scenes" / "scene-0"
+    coarse = open_pixels(folder / "scene-0_ST_B04.tif")[0].repeat(2, 0).repeat(2, 1)
+    np.testing.assert_allclose(pixels[0], np.where(coarse == 7, 0, coarse * 0.5))
+    np.testing.assert_array_equal(pixels[1][valid], open_pixels(folder / "scene-0_B04.tif")[0][valid])
+    np.testing.assert_array_equal(valid, coarse != 7)
+    assert "canary" not in "".join(path.read_text("latin-1") for path in workspace.root.rglob("*") if path.is_file())
+
+
+def test_a_scene_that_lacks_a_file_is_not_used(held: Ranges, tmp_path: Path) -> None:
+    answer_with(held, *(_two_bands(held, number) for number in range(3)))
+    held.always = {"/1/swir.tif": 404}
+    config, workspace = pipeline(tmp_path, f"{held.url}/v1", assets=["red", "B11"], max_reject_share=0.5)
+    ingest(config, workspace)
+    assert len(read_catalog(workspace)) == 2
+    assert read_quarantine(workspace).query("not junk")["code"].tolist() == ["FETCH_FAILED"]
+    # What came of it is kept.
+    held.always = {}
+    held.asked.clear()
+    assert fetch(config, workspace, QUICK).done == 1
+    assert held.paths(".tif") == ["/1/swir.tif"]
+
+
+def test_a_wavelength_of_an_item_names_a_band(held: Ranges, tmp_path: Path) -> None:
+    answer_with(held, _two_bands(held, 0))
+    config, workspace = pipeline(tmp_path, f"{held.url}/v1", assets=["swir16"], bands=["1600nm"])
+    ingest(config, workspace)
+    assert read_catalog(workspace)[0].channels == ("1600nm",)

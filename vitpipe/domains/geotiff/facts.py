@@ -1,0 +1,91 @@
+"""Facts of a scene that its header gives: its group, its subgroups, its names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from rasterio.crs import CRS
+
+from vitpipe.domains.geotiff.ground import block_names, to_equal_area
+from vitpipe.records import Attribute, Source, Window
+
+_SEASONS: Final = ("DJF", "MAM", "JJA", "SON")
+
+
+def scene_group(source_id: str) -> str:
+    """Name the group of a scene that lies on no known ground: it is a group by itself."""
+    return f"scene-{source_id}"
+
+
+def ground_group(ground: Sequence[float] | None, block_m: float, source_id: str) -> str:
+    """Name the block of ground of a point in EPSG:6933 metres; of no known ground, the scene itself."""
+    otherwise = scene_group(source_id)
+    if ground is None:
+        return otherwise
+    return block_names(np.array(ground).reshape(2, 1), block_m, otherwise=otherwise)[0]
+
+
+def window_groups(source: Source, windows: Sequence[Window]) -> list[str]:
+    """Name the block of ground under the centre of each window's part inside the scene.
+
+    A scene on no known ground is one group by itself.
+    """
+    otherwise = scene_group(source.source_id)
+    reader: Any = source.reader
+    grid, fitted = source.grid, reader.get("fitted")
+    crs, transform = (fitted["crs"], fitted["transform"]) if fitted else (grid.crs, grid.transform)
+    if crs is None or transform is None:
+        return [otherwise] * len(windows)
+    row, col, height, width = np.array([window[1:5] for window in windows], dtype=np.float64).reshape(-1, 4).T
+    rows = (row + np.minimum(row + height, grid.height)) / 2
+    cols = (col + np.minimum(col + width, grid.width)) / 2
+    a, b, c, d, e, f = transform
+    xs, ys = a * cols + b * rows + c, d * cols + e * rows + f
+    points = to_equal_area(CRS.from_user_input(crs), xs, ys)
+    return block_names(points, float(reader["block_m"]), otherwise=otherwise)
+
+
+def subgroups(header: Mapping[str, Any], acquired_at: str | None) -> dict[str, Attribute]:
+    """Give the subgroup columns of a scene: CRS, ground sampling distance, and when it was seen."""
+    crs = header["crs"]
+    attributes: dict[str, Attribute] = {
+        "crs": crs if crs is None or crs.startswith("EPSG:") else "other",
+        "gsd_m": header["gsd_m"],
+        # What a STAC item beside the file states.
+        **header.get("attributes", {}),
+    }
+    if acquired_at:
+        moment = datetime.fromisoformat(acquired_at)
+        attributes |= {
+            "year": f"{moment.year:04d}",
+            "month": f"{moment.month:02d}",
+            "season": _SEASONS[moment.month % 12 // 3],
+        }
+    return attributes
+
+
+def stated_of(header: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
+    """Give what an item beside the file states of some of its bands, as a raster's `reader` holds it.
+
+    Args:
+        header: of the file.
+        numbers: bands, from 1.
+
+    Returns:
+        `stated` with `scales` and `nodata`, one a band; nothing where no item states any.
+    """
+    stated: Mapping[str, Any] | None = header.get("stated")
+    if stated is None:
+        return {}
+    return {"stated": {name: [values[number - 1] for number in numbers] for name, values in stated.items()}}
+
+
+def relative(path: str, root: Path) -> str:
+    """Give a path below the root, as label tables name it."""
+    if root.is_file() or not Path(path).is_relative_to(root):
+        return Path(path).name
+    return Path(path).relative_to(root).as_posix()

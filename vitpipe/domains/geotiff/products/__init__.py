@@ -1,0 +1,1 @@
+"""Products whose scenes lie in many files: what their names and metadata say."""

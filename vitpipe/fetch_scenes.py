@@ -1,0 +1,259 @@
+"""Fetch the scenes of a STAC catalog into a folder of GeoTIFFs, once: what is there is not asked for again.
+
+Find the items, choose their assets, download what is missing, commit the scene. A fetch that was killed goes on at the
+next missing byte. Scenes that the query does not find any more are left out, by a dot before their name.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from vitpipe.atomic import make_folder, write_file, write_json
+from vitpipe.config import PipelineConfig, StacSource
+from vitpipe.digest import digest
+from vitpipe.errors import ConfigError, DataError, TooManyRejected, TransientError, UnreadableSource
+from vitpipe.records import Rejected, StageSummary, count_codes
+from vitpipe.stac import folders
+from vitpipe.stac.access import read_access
+from vitpipe.stac.address import Rules, shown
+from vitpipe.stac.catalog import find_items
+from vitpipe.stac.client import Client
+from vitpipe.stac.download import FETCH_FAILED, Arrived, StillBusy, download
+from vitpipe.stac.folders import SceneCommit, StoredFile
+from vitpipe.stac.items import WantedFile, WantedScene, choose, scene_names
+from vitpipe.web import Backoff
+from vitpipe.workspace import Workspace
+
+FAILURES: Final = "fetch.json"
+_OWNER: Final = ".fetched-by"
+_LOGGER = logging.getLogger(__name__)
+_SAY_SECONDS: Final = 10.0
+_HOPELESS: Final = 3
+"""Files in a row that all tries did not get: the server is gone, not a file."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What the main thread knows of a fetch."""
+
+    arrived: dict[str, dict[str, Arrived]] = field(default_factory=dict)
+    """Scene to file to what arrived."""
+    rejected: dict[str, Rejected] = field(default_factory=dict)
+    """Scene to what is wrong with it, or with the first of its files."""
+    in_vain: int = 0
+    busy: TransientError | None = None
+
+
+def fetch_scenes(
+    config: PipelineConfig, source: StacSource, workspace: Workspace, backoff: Backoff | None = None
+) -> StageSummary:
+    """Bring the folder of a pipeline's STAC source up to date. Call it while holding the workspace.
+
+    Args:
+        config: the pipeline.
+        source: its source.
+        workspace: holds the scenes unless the source names a folder, and the list of what failed.
+        backoff: of the retries; a minute or so by default.
+
+    Returns:
+        Stage ``fetch``: `done` files that arrived, `skipped` those that were there, `rejected` by code.
+
+    Raises:
+        ConfigError: the address, the certificate, the credentials, the query or the choice of assets are wrong.
+        DataError: the catalog is none, or has no item that fits.
+        WorkspaceError: the disk is full, or the folder cannot be written.
+        TooManyRejected: more than the stated share of the scenes could not be fetched.
+        TransientError: a server does not answer; what has arrived is kept.
+    """
+    started = time.perf_counter()
+    root = Path(config.on_disk().source.path)
+    make_folder(root)
+    with Client(Rules(source.url, source.plain_http), read_access(), source.connections, backoff) as client:
+        found = find_items(source, client)
+        if not found:
+            raise DataError(
+                f"{shown(source.url)} has no item that fits `source.query`; widen it, or look at the catalog"
+            )
+        _own(root, config.name)
+        progress = _Progress()
+        wanted: dict[str, WantedScene] = {}
+        for entry, name in zip(found, scene_names(found), strict=True):
+            try:
+                wanted[name] = choose(entry, name, source)
+            except UnreadableSource as error:
+                progress.rejected[name] = Rejected(str(folders.in_use(root, name)), error.code, error.reason)
+        left_out = _leave_out(root, wanted)
+        missing = [name for name, scene in wanted.items() if not _is_there(root, scene)]
+        _fetch_all(root, [wanted[name] for name in missing], client, progress, source.connections)
+    if progress.busy and not progress.arrived and len(missing) == len(wanted):
+        # Nothing at all has ever come: it is the server, not a file.
+        raise progress.busy
+    failed = {item.uri: [item.code, item.reason] for item in progress.rejected.values()}
+    write_json(workspace.root / FAILURES, {"root": str(root), "rejected": failed})
+    there = sum(len(wanted[name].files) for name in wanted.keys() - set(missing))
+    _check_share(source, list(progress.rejected.values()), len(found))
+    arrived = [file for files in progress.arrived.values() for file in files.values()]
+    fresh, unchecked = sum(file.fresh for file in arrived), sum(file.unchecked for file in arrived)
+    notes = [f"{len(found)} items, {len(wanted) - len(missing)} of them were there"]
+    notes += [f"{left_out} scene(s) that `source.query` does not find any more are left out"] * bool(left_out)
+    notes += [f"{unchecked} file(s) have a checksum of a kind that is not known here"] * bool(unchecked)
+    notes += [f"`source.max_items` ({source.max_items}) is reached: there may be more"] * (
+        len(found) == source.max_items
+    )
+    return StageSummary(
+        "fetch",
+        done=fresh,
+        skipped=there + len(arrived) - fresh,
+        rejected=count_codes(progress.rejected.values()),
+        seconds=time.perf_counter() - started,
+        notes=tuple(notes),
+    )
+
+
+def _own(root: Path, name: str) -> None:
+    """Refuse a folder of another fetch: what this query does not find would be left out there.
+
+    Raises:
+        ConfigError: it is not this pipeline's.
+    """
+    mark, owner = root / _OWNER, digest(["stac", name])
+    if mark.is_file():
+        taken = mark.read_text(encoding="ascii").strip() != owner
+    else:
+        taken = next(folders.committed(root), None) is not None
+        if not taken:
+            with write_file(mark) as partial:
+                partial.write_text(f"{owner}\n", encoding="ascii")
+    if taken:
+        raise ConfigError(
+            f"{root} holds scenes that another pipeline fetched (or this one under another name); give `source.path` a"
+            f" folder of its own, or remove {mark.name} and the scenes from it"
+        )
+
+
+def _leave_out(root: Path, wanted: Mapping[str, WantedScene]) -> int:
+    """Put a dot before the scenes that are not wanted now; gives their number."""
+    names = [name for name in folders.committed(root) if name not in wanted]
+    for name in names:
+        folders.in_use(root, name).rename(folders.out_of_use(root, name))
+    return len(names)
+
+
+def _is_there(root: Path, scene: WantedScene) -> bool:
+    """Say whether a scene is complete and in use; one that was left out comes back, one that is not whole is hidden."""
+    visible, hidden = folders.in_use(root, scene.name), folders.out_of_use(root, scene.name)
+    folder = visible if visible.is_dir() else hidden
+    current = folders.is_current(folder, folders.read_commit(folder), scene)
+    if current:
+        folders.write_item(folder, scene.item)
+    if current and folder == hidden:
+        hidden.rename(visible)
+    elif not current and folder == visible:
+        visible.rename(hidden)
+    return current
+
+
+def _fetch_all(
+    root: Path, scenes: Sequence[WantedScene], client: Client, progress: _Progress, connections: int
+) -> None:
+    """Download files side by side, and commit each scene whose last file has come.
+
+    Raises:
+        TransientError: the servers do not answer any more; the others end at their next wait.
+    """
+    said = time.monotonic()
+    with ThreadPoolExecutor(connections) as pool:
+        futures: dict[Future[Arrived], tuple[WantedScene, WantedFile]] = {}
+        for scene in scenes:
+            folder = folders.out_of_use(root, scene.name)
+            make_folder(folder)
+            folders.set_aside(folder, scene)
+            before = folders.read_commit(folder)
+            for file in scene.files:
+                futures[pool.submit(_fetch_file, file, folder, client, scene, before)] = scene, file
+        left = {scene.name: len(scene.files) for scene in scenes}
+        try:
+            for number, future in enumerate(as_completed(futures), start=1):
+                scene, file = futures[future]
+                _take(future, root, scene, file, progress)
+                left[scene.name] -= 1
+                if left[scene.name] == 0:
+                    _finish(root, scene, progress.arrived.get(scene.name, {}))
+                if time.monotonic() - said > _SAY_SECONDS:
+                    said = time.monotonic()
+                    _LOGGER.info("fetched %d of %d files", number, len(futures))
+        finally:
+            client.stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _fetch_file(
+    file: WantedFile, folder: Path, client: Client, scene: WantedScene, before: SceneCommit | None
+) -> Arrived:
+    known = before.files.get(file.name) if before else None
+    if client.stop.is_set():
+        raise TransientError("stopped, since another part of the fetch has failed")
+    if known is None or known.identity != file.identity or folders.size_of(folder / file.name) != known.bytes:
+        return download(file, folder, client)
+    if before is not None and before.updated == scene.updated:
+        return Arrived(known.bytes, known.validator, fresh=False)
+    # The catalog says that something changed, which need not be this file.
+    return download(file, folder, client, before=known.validator)
+
+
+def _take(future: Future[Arrived], root: Path, scene: WantedScene, file: WantedFile, progress: _Progress) -> None:
+    """Note what became of one file.
+
+    Raises:
+        TransientError: several in a row did not come.
+    """
+    place = str(folders.in_use(root, scene.name) / file.name)
+    try:
+        progress.arrived.setdefault(scene.name, {})[file.name] = future.result()
+        progress.in_vain = 0
+        _write_commit(folders.out_of_use(root, scene.name), scene, progress.arrived[scene.name])
+    except UnreadableSource as error:
+        progress.rejected.setdefault(scene.name, Rejected(place, error.code, error.reason))
+    except StillBusy as error:
+        progress.in_vain += 1
+        progress.busy = error
+        if progress.in_vain >= _HOPELESS:
+            raise
+        reason = f"{error} in all tries, while other files are answered; look at the server"
+        progress.rejected.setdefault(scene.name, Rejected(place, FETCH_FAILED, reason))
+
+
+def _finish(root: Path, scene: WantedScene, arrived: Mapping[str, Arrived]) -> None:
+    """Bring a scene into use that is whole; one that lacks a file stays out of use."""
+    if len(arrived) < len(scene.files):
+        return
+    hidden = folders.out_of_use(root, scene.name)
+    folders.write_item(hidden, scene.item)
+    hidden.rename(folders.in_use(root, scene.name))
+
+
+def _write_commit(folder: Path, scene: WantedScene, arrived: Mapping[str, Arrived]) -> None:
+    """Note what there is of a scene; while some is missing it is out of use, and a killed fetch goes on from here."""
+    stored = {
+        file.name: StoredFile(file.identity, arrived[file.name].bytes, arrived[file.name].validator)
+        for file in scene.files
+        if file.name in arrived
+    }
+    folders.write_commit(folder, SceneCommit(stored, scene.updated))
+
+
+def _check_share(source: StacSource, rejected: Sequence[Rejected], items: int) -> None:
+    if len(rejected) / items <= source.max_reject_share:
+        return
+    first = min(rejected, key=lambda item: item.uri)
+    raise TooManyRejected(
+        f"{len(rejected)} of {items} scenes could not be fetched, more than `source.max_reject_share:"
+        f" {source.max_reject_share:g}` allows; first {first.code} {first.uri}: {first.reason}. Repair it, or raise the"
+        " share to go on without them"
+    )

@@ -1,0 +1,263 @@
+"""One seamless map out of overlapping tiles, streamed from top to bottom.
+
+Rows of tiles are read, run and blended one after the other; rows of the map that no later tile touches are given away
+at once. What is held is a row of tiles of the scene and of the map, however tall the scene is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitpipe.domains.base import Raster
+from vitpipe.errors import ContractError
+from vitpipe.infer.mapping.ahead import one_ahead
+from vitpipe.infer.mapping.cover import Blend, Cover, blend_into
+from vitpipe.infer.mapping.symmetry import PixelModel, over_symmetries
+from vitpipe.records import Window
+from vitpipe.resample import RowBuffer
+
+_WAITING_BYTES: Final = 32 << 20
+"""Masks of rows that may wait for a batch to be full."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapPlan:
+    """How a scene is covered by tiles."""
+
+    size: int
+    """Edge of a tile in pixels, as the model takes it."""
+    outputs: int
+    """Values that the model gives for a pixel: classes, or 1."""
+    overlap: float = 0.25
+    """Share of a tile that the next one covers too; 0 to below 1."""
+    blend: Blend = Blend.HANN
+    d4: bool = False
+    """Run the model on all eight turns and flips of each tile, and average."""
+    batch: int = 16
+    """Tiles of a call of the model; the last call may have fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapRows:
+    """Finished rows of the map."""
+
+    row: int
+    """The first of them."""
+    values: NDArray[np.float32]
+    """(outputs, rows, width); anything where a pixel is not valid. They hold until the next rows are asked for."""
+    valid: NDArray[np.bool_]
+    """(rows, width)."""
+
+
+@dataclass(slots=True)
+class _TileRow:
+    """A row of tiles that was read: the mask of the rows that will be final after it, and its tiles still to come."""
+
+    number: int
+    valid: NDArray[np.bool_]
+    tiles: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    cols: list[int]
+    """Number of each tile in its row."""
+    values: NDArray[Any]
+    """Tiles, later the model's output."""
+    valid: NDArray[np.bool_]
+
+
+def stitch(raster: Raster, model: PixelModel, plan: MapPlan, *, first_row: int = 0) -> Iterator[MapRows]:
+    """Map a scene.
+
+    Reading and the model run in threads of their own, one step ahead of the blending. A tile without a valid pixel is
+    not computed. Tiles at the right and lower edge are moved inwards; a scene that is smaller than a tile is mirrored.
+
+    Args:
+        raster: one frame; it is read by one thread.
+        model: gives (N, outputs, size, size) for (N, C, size, size).
+        plan: the tiles.
+        first_row: rows above it were made before and are not given again. Those from it on are the same bit for bit,
+            as long as a tile's values do not depend on the other tiles of its batch.
+
+    Yields:
+        All rows from `first_row` on, from top to bottom.
+
+    Raises:
+        ContractError: the model's output has another shape.
+        UnreadableSource: the pixels cannot be decoded.
+        TransientError: the store does not answer.
+    """
+    job = _Stitching(raster, over_symmetries(model) if plan.d4 else model, plan)
+    return job.rows(first_row)
+
+
+class _Stitching:
+    def __init__(self, raster: Raster, model: PixelModel, plan: MapPlan) -> None:
+        grid = raster.grid
+        self._raster, self._model, self._plan = raster, model, plan
+        self._height, self._width = grid.height, grid.width
+        self._down = Cover.of(grid.height, plan.size, overlap=plan.overlap, blend=plan.blend)
+        self._across = Cover.of(grid.width, plan.size, overlap=plan.overlap, blend=plan.blend)
+        self._carried: NDArray[np.float32] | None = None
+
+    def rows(self, first_row: int) -> Iterator[MapRows]:
+        if first_row >= self._height:
+            return
+        waiting: deque[_TileRow] = deque()
+        band = _Band(self._plan.outputs, min(self._plan.size, self._height), self._across)
+        first = self._down.first_for(first_row)
+        for item in one_ahead(self._computed(one_ahead(self._read(first)))):
+            if isinstance(item, _TileRow):
+                waiting.append(item)
+            else:
+                for col, tile in zip(item.cols, item.values, strict=True):
+                    while not waiting[0].tiles:
+                        yield from self._finished(waiting.popleft(), band, first_row)
+                    band.add(col, tile, last=waiting[0].tiles == 1)
+                    waiting[0].tiles -= 1
+            while waiting and not waiting[0].tiles:
+                yield from self._finished(waiting.popleft(), band, first_row)
+
+    def _read(self, first: int) -> Iterator[_TileRow | _Batch]:
+        """Read rows of tiles, and fill batches with them across rows."""
+        size, down, across = self._plan.size, self._down, self._across
+
+        def read(frame: int, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
+            return self._raster.read(Window(frame, start, 0, stop - start, self._width))
+
+        buffer = RowBuffer(read, height=self._height, block_rows=self._raster.block_rows)
+        filling = _Filling(self._plan, len(self._raster.channels), (down.mirrored(), across.mirrored()))
+        held = 0
+        for number in range(first, len(down.starts)):
+            top = down.starts[number]
+            pixels, valid = buffer.rows(0, top, down.stop(number))
+            cols = _tiles_with_pixels(valid, across)
+            mask = valid[: down.final(number) - top].copy()
+            held += mask.nbytes
+            yield _TileRow(number, mask, len(cols))
+            for col in cols:
+                span = slice(across.starts[col], across.starts[col] + size)
+                filling.add(col, pixels[:, :, span], valid[:, span])
+                if filling.full:
+                    held = 0
+                    yield filling.take()
+            if held > _WAITING_BYTES and filling.some:
+                held = 0
+                yield filling.take()
+        if filling.some:
+            yield filling.take()
+
+    def _computed(self, items: Iterator[_TileRow | _Batch]) -> Iterator[_TileRow | _Batch]:
+        for item in items:
+            if isinstance(item, _TileRow):
+                yield item
+                continue
+            values = self._model(item.values, item.valid)
+            expected = (len(item.cols), self._plan.outputs, self._plan.size, self._plan.size)
+            if values.shape != expected:
+                raise ContractError(
+                    f"the model gave an array of shape {values.shape} for tiles {item.values.shape}; a map needs "
+                    f"{expected}: a value of each pixel; use a model of segmentation or of per-pixel regression"
+                )
+            yield _Batch(item.cols, values, item.valid)
+
+    def _finished(self, row: _TileRow, band: _Band, first_row: int) -> Iterator[MapRows]:
+        """Blend a whole row of tiles with the rows that the one before left, and give what is final."""
+        top, stop = self._down.starts[row.number], self._down.final(row.number)
+        values = band.take(self._down.stop(row.number) - top)
+        if values is None:
+            # No pixel of all its rows is valid, so there is nothing to carry either.
+            self._carried = None
+            values = np.broadcast_to(np.float32(0), (self._plan.outputs, stop - top, self._width))
+        else:
+            if self._carried is not None:
+                count = self._carried.shape[1]
+                share = self._down.shares[row.number][:, np.newaxis]
+                blend_into(self._carried, values[:, :count], share)
+                values[:, :count] = self._carried
+            self._carried = values[:, stop - top :].copy()
+        skipped = max(0, first_row - top)
+        if skipped < stop - top:
+            yield MapRows(top + skipped, values[:, skipped : stop - top], row.valid[skipped:])
+
+
+class _Filling:
+    """A batch that is being filled."""
+
+    def __init__(self, plan: MapPlan, channels: int, mirrored: tuple[NDArray[Any] | None, NDArray[Any] | None]) -> None:
+        self._shape = plan.batch, channels, plan.size, plan.size
+        self._mirrored = mirrored
+        self._cols: list[int] = []
+        self._tiles, self._valid = self._empty()
+
+    @property
+    def full(self) -> bool:
+        return len(self._cols) == self._shape[0]
+
+    @property
+    def some(self) -> bool:
+        return bool(self._cols)
+
+    def add(self, col: int, pixels: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+        place = len(self._cols)
+        for axis, index in zip((-2, -1), self._mirrored, strict=True):
+            if index is not None:
+                pixels, valid = np.take(pixels, index, axis), np.take(valid, index, axis)
+        self._tiles[place], self._valid[place] = pixels, valid
+        self._cols.append(col)
+
+    def take(self) -> _Batch:
+        count = len(self._cols)
+        batch = _Batch(self._cols, self._tiles[:count], self._valid[:count])
+        self._cols = []
+        self._tiles, self._valid = self._empty()
+        return batch
+
+    def _empty(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        return np.empty(self._shape, np.float32), np.empty((self._shape[0], *self._shape[2:]), np.bool_)
+
+
+class _Band:
+    """The row of tiles that is being blended: (outputs, rows, width)."""
+
+    def __init__(self, outputs: int, rows: int, across: Cover) -> None:
+        self._across = across
+        self._values = np.zeros((outputs, rows, across.length), np.float32)
+        self._next = 0
+
+    def add(self, number: int, tile: NDArray[np.float32], *, last: bool) -> None:
+        """Blend a tile (outputs, size, size) in; tiles come in their order, `last` is the last one of the row."""
+        self._skip_to(number)
+        rows, width = self._values.shape[1:]
+        self._across.add(number, tile[:, :rows, :width], self._values)
+        self._next = number + 1
+        if last:
+            self._skip_to(len(self._across.starts))
+
+    def take(self, rows: int) -> NDArray[np.float32] | None:
+        """Give the first rows, None where there was no tile; the next row begins."""
+        if not self._next:
+            return None
+        self._next = 0
+        return self._values[:, :rows]
+
+    def _skip_to(self, number: int) -> None:
+        """Clear what tiles without a valid pixel would have filled: the row before must not show through."""
+        for skipped in range(self._next, number):
+            both = len(self._across.shares[skipped])
+            self._values[..., self._across.starts[skipped] + both : self._across.stop(skipped)] = 0
+
+
+def _tiles_with_pixels(valid: NDArray[np.bool_], across: Cover) -> list[int]:
+    """Give the numbers of the tiles in a row that have a valid pixel."""
+    counts = np.concatenate([[0], np.cumsum(valid.any(axis=0))])
+    starts = np.array(across.starts)
+    found = counts[np.minimum(starts + across.size, across.length)] > counts[starts]
+    return [int(number) for number in np.flatnonzero(found)]

@@ -1,0 +1,89 @@
+"""From what label files say of the ground to a label set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from vitpipe.digest import digest_of_digests
+from vitpipe.errors import LabelError
+from vitpipe.labels.base import LabelSet, check_class_names
+from vitpipe.labels.ground import KNOWN, GroundLabels
+from vitpipe.labels.regions import SEPARATOR
+from vitpipe.records import WHOLE_SOURCE, Rejected, Source, Task, count_codes
+
+
+@dataclass(frozen=True)
+class GroundFindings:
+    """What the label files gave, before it is a label set."""
+
+    labels: GroundLabels
+    on_source: Mapping[str, Sequence[str]]
+    """Source to the classes that are, or may be, on it."""
+    digests: Sequence[str]
+    """Of the recipe without places, and of the files used."""
+    rejected: Sequence[Rejected]
+    notes: Sequence[str]
+    units: str = ""
+
+
+def ground_label_set(found: GroundFindings, sources: Sequence[Source], *, per_pixel: bool, path: str) -> LabelSet:
+    """Make the label set.
+
+    Args:
+        found: what the label files gave.
+        sources: the catalog.
+        per_pixel: whether pixels or tiles are learned.
+        path: names the labels in errors.
+
+    Raises:
+        LabelError: no label file lies on a source, there is one class only, too many, or a name holds ``|``.
+    """
+    labels = found.labels
+    counted = ", ".join(f"{count} {code}" for code, count in count_codes(found.rejected).items())
+    if not labels.layers:
+        first = f"; the first is {found.rejected[0].uri}: {found.rejected[0].reason}" if found.rejected else ""
+        raise LabelError(
+            f"no label in {path} lies on any of the {len(sources)} source(s){f' ({counted})' if counted else ''}{first}"
+            "; check `labels.path`, `labels.match` and the CRS of both"
+        )
+    continuous = not labels.classes
+    if not continuous:
+        check_class_names(labels.classes)
+        if len(labels.classes) < 2:
+            raise LabelError(
+                f"{path}: the labels have one class only ({', '.join(labels.classes)}); at least two are needed: name "
+                "the others in `labels.classes`, or set `labels.background` for the ground beside it"
+            )
+    if len(labels.classes) > KNOWN:
+        raise LabelError(f"{path}: {len(labels.classes)} classes, at most {KNOWN} are learned; merge some")
+    notes = [f"labels lie on {len(labels.layers)} source(s)", *found.notes]
+    if counted:
+        notes.append(f"label files not used, or not wholly: {counted} (see the quarantine table)")
+    if missing := len(sources) - len(labels.layers):
+        notes.append(f"{missing} of {len(sources)} source(s) have no label: kept for prediction, not trained on")
+    names = sorted(labels.layers)
+    rows = pd.DataFrame(
+        {
+            "source_id": pd.Series(names, dtype="str"),
+            "frame": pd.Series(WHOLE_SOURCE, range(len(names)), dtype="int64"),
+            "label": pd.Series([SEPARATOR.join(sorted(found.on_source.get(name, ()))) for name in names], dtype="str"),
+            "group_id": pd.Series("", range(len(names)), dtype="str"),
+        }
+    )
+    task = Task.CLASSIFICATION
+    if per_pixel:
+        task = Task.REGRESSION if continuous else Task.SEGMENTATION
+    return LabelSet(
+        rows=rows,
+        classes=labels.classes,
+        multi_label=labels.rule.multi_label,
+        notes=tuple(notes),
+        digest=digest_of_digests(found.digests),
+        regions=labels,
+        rejected=tuple(found.rejected),
+        task=task,
+        units=found.units,
+    )

@@ -1,0 +1,361 @@
+"""Labels from GeoTIFF rasters of classes or continuous values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import shapely
+from affine import Affine
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import CRSError, RasterioError
+from rasterio.io import DatasetReader
+
+from vitpipe.config import RasterLabels
+from vitpipe.digest import digest, digest_file
+from vitpipe.errors import ConfigError, LabelError, TransientError
+from vitpipe.labels.base import LabelSet
+from vitpipe.labels.ground import (
+    NO_BAND,
+    NO_CRS,
+    NO_PLACE,
+    OTHER_SHAPE,
+    UNREADABLE,
+    UNSUPPORTED,
+    GroundLabels,
+    Layer,
+)
+from vitpipe.labels.ground_set import GroundFindings, ground_label_set
+from vitpipe.labels.places import Points, Rectangle, apply, crs_of, outline
+from vitpipe.labels.raster_layer import Band, RasterLayer, open_band, read_values
+from vitpipe.labels.raster_names import names_beside
+from vitpipe.labels.regions import TileRule
+from vitpipe.opening import TRANSIENT, gdal_environment, missing_bytes, open_tiff
+from vitpipe.pixel_targets import IGNORE
+from vitpipe.records import Rejected, Source
+
+_SUFFIXES: Final = (".tif", ".tiff", ".gtif", ".gtiff", ".geotiff", ".btf", ".tf8", ".cog")
+_MOST_VALUES: Final = 4096
+"""Different values of which a raster is surely not one of classes."""
+_LOOK_ROWS: Final = 512
+_LOOK_COLS: Final = 8192
+
+
+@dataclass(frozen=True)
+class _File:
+    """A label raster that can be used."""
+
+    band: Band
+    content: str
+    units: str
+    names: Mapping[float, str]
+    """Value to class, as the file or its sidecar names it."""
+
+
+@dataclass
+class _Looked:
+    """What was found on the way."""
+
+    rejected: list[Rejected] = field(default_factory=list)
+    used: list[_File] = field(default_factory=list)
+    on: dict[str, list[tuple[_File, Rectangle, bool]]] = field(default_factory=dict)
+    """Source to its rasters, the window of each that may lie on it, and whether they share pixels."""
+    notes: list[str] = field(default_factory=list)
+
+
+def read_raster_labels(recipe: RasterLabels, sources: Sequence[Source], aoi: Layer | None) -> LabelSet:
+    """Read the headers of all label rasters, match them to the sources, and look which values lie there.
+
+    Args:
+        recipe: names the files and their classes.
+        sources: the catalog.
+        aoi: the area of interest, if one is named.
+
+    Raises:
+        ConfigError: there is no label raster.
+        LabelError: none lies on a source, a value has no class, or there is one class only.
+        TransientError: the store does not answer.
+    """
+    looked = _Looked()
+    paths = _find(Path(recipe.path), sources, looked)
+    unplaced = 0
+    for path in paths:
+        file = _read_header(path, recipe, looked)
+        if file is None:
+            continue
+        matched = _match_name(file, recipe, sources, looked) if recipe.match == "name" else _match_place(file, sources)
+        if matched is None:
+            continue
+        if not matched:
+            unplaced += 1
+            continue
+        looked.used.append(file)
+        for source_id, window, same in matched:
+            looked.on.setdefault(source_id, []).append((file, window, same))
+    if unplaced:
+        looked.notes.append(f"{unplaced} label raster(s) lie on no source and are not used")
+    if recipe.match == "place" and (odd := sum(source.grid.transform is None for source in sources)):
+        looked.notes.append(
+            f"{odd} source(s) without a CRS can have labels by `match: name` alone (code {NO_PLACE}): they have none"
+        )
+    if aoi is not None:
+        bare = [source.source_id for source in sources if source.grid.crs is None and source.source_id in looked.on]
+        for source_id in bare:
+            del looked.on[source_id]
+        if bare:
+            looked.notes.append(f"{len(bare)} source(s) have no CRS, so they lie in no area of interest: no label")
+    classes, places, on_source = _classes(recipe, looked)
+    layers = {
+        source_id: tuple(_layer(file, places, same=same) for file, _, same in parts)
+        for source_id, parts in looked.on.items()
+    }
+    rule = TileRule(recipe.min_share, recipe.background, recipe.multi_label, recipe.tile_class)
+    units = sorted({file.units for file in looked.used})
+    if recipe.values == "continuous" and not recipe.units and len(units) > 1:
+        raise LabelError(
+            f"{recipe.path}: the label rasters have different units ({', '.join(name or 'none' for name in units)}); "
+            "bring them to one, or name it in `labels.units`"
+        )
+    found = GroundFindings(
+        labels=GroundLabels(rule, classes, layers, aoi),
+        on_source=on_source,
+        digests=[
+            digest(recipe.model_dump(mode="json", exclude={"path", "aoi"})),
+            digest([list(classes), [[value, place] for value, place in sorted((places or {}).items())]]),
+            *sorted(file.content for file in looked.used),
+            *([aoi.digest] if aoi is not None else []),
+        ],
+        rejected=looked.rejected,
+        notes=looked.notes,
+        units=recipe.units or (units[0] if units else ""),
+    )
+    return ground_label_set(found, sources, per_pixel=recipe.per == "pixel", path=recipe.path)
+
+
+def _layer(file: _File, places: Mapping[float, int] | None, *, same: bool) -> RasterLayer:
+    band = file.band
+    return RasterLayer(
+        Band(band.path, band.number, band.height, band.width, band.crs, band.transform, places), file.content, same
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def _find(path: Path, sources: Sequence[Source], looked: _Looked) -> list[Path]:
+    if not path.exists():
+        raise ConfigError(f"no file or folder at {path}; set `labels.path` to where the label rasters are")
+    if path.is_file():
+        return [path]
+    scenes = {file for source in sources for file in source.files}
+    named = sorted(item for item in path.rglob("*") if item.is_file() and item.suffix.lower() in _SUFFIXES)
+    found = [item for item in named if str(item) not in scenes and not item.name.startswith("._")]
+    if not found:
+        raise ConfigError(
+            f"{path} holds no GeoTIFF but the scenes themselves; set `labels.path` to where the label rasters are"
+        )
+    if passed := len(named) - len(found):
+        looked.notes.append(f"{passed} GeoTIFF file(s) beside the label rasters are scenes themselves")
+    return found
+
+
+def _read_header(path: Path, recipe: RasterLabels, looked: _Looked) -> _File | None:
+    """Read what a label raster says of itself; None, and a row, where it cannot be used."""
+    try:
+        content = digest_file(path)
+        size = path.stat().st_size
+        with gdal_environment(), open_tiff(path) as dataset:
+            fault = _fault(dataset, recipe.band, size)
+            if fault is not None:
+                looked.rejected.append(Rejected(str(path), *fault))
+                return None
+            band = Band(
+                path=str(path),
+                number=recipe.band,
+                height=dataset.height,
+                width=dataset.width,
+                crs=dataset.crs.to_wkt() if dataset.crs else None,
+                transform=tuple(float(value) for value in dataset.transform[:6]),
+                places=None,
+            )
+            units = (dataset.units[recipe.band - 1] or "").strip()
+    except (CPLE_BaseError, RasterioError, CRSError, ValueError, OSError) as error:
+        # rasterio's error of opening is an OSError too, without a number.
+        number = error.errno if isinstance(error, OSError) else None
+        if number in TRANSIENT:
+            raise TransientError(f"{path} cannot be read now: {error}") from error
+        why = os.strerror(number) if number else "it is no GeoTIFF, or it is damaged"
+        looked.rejected.append(Rejected(str(path), UNREADABLE, f"it cannot be opened ({why}); make it again"))
+        return None
+    names = {} if recipe.classes or recipe.values == "continuous" else names_beside(path, recipe.band)
+    return _File(band, content, units, names)
+
+
+def _fault(dataset: DatasetReader, number: int, size: int) -> tuple[str, str] | None:
+    """Say why a raster cannot be used: code and sentence."""
+    if number > dataset.count:
+        return NO_BAND, f"it has {dataset.count} band(s), `labels.band` is {number}"
+    dtype = str(dataset.dtypes[number - 1])
+    if dtype.startswith("complex") or np.dtype(dtype).kind not in "iuf":
+        return UNSUPPORTED, f"values of dtype {dtype}; only integers and floats are read"
+    if lacking := missing_bytes(dataset, size):
+        return UNREADABLE, f"the last block ends {lacking} bytes past the end of the file: cut off; fetch it again"
+    if dataset.transform.determinant == 0:
+        return UNREADABLE, "its transform has no extent; give it its place again"
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------ matching
+
+
+def _match_place(file: _File, sources: Sequence[Source]) -> list[tuple[str, Rectangle, bool]] | None:
+    """Give the sources that overlap a raster, and the window of the raster that they may cover."""
+    band = file.band
+    found = []
+    for source in sources:
+        window = _window_on(band, source)
+        if window is not None and window.pixels:
+            found.append((source.source_id, window, False))
+    return found
+
+
+def _window_on(band: Band, source: Source) -> Rectangle | None:
+    """Give the window of a raster under a source; None where they do not overlap, or one has no place."""
+    grid = source.grid
+    if band.crs is None or grid.crs is None or grid.transform is None:
+        return None
+    points = outline(grid.transform, grid.height, grid.width, (crs_of(grid.crs), crs_of(band.crs)))
+    there: Points = points[:, np.isfinite(points[0])]
+    if there.shape[1] < 4:
+        return None
+    cols, rows = apply(~Affine(*band.transform[:6]), there[0], there[1])
+    footprint = shapely.make_valid(shapely.Polygon(np.stack([cols, rows], axis=1)))
+    whole = shapely.box(0, 0, band.width, band.height)
+    # Touching along an edge is no overlap.
+    if shapely.area(shapely.intersection(footprint, whole)) <= 1e-6:
+        return None
+    left, top, right, bottom = shapely.bounds(shapely.intersection(footprint, whole))
+    margin = 2
+    return Rectangle(int(top) - margin, int(bottom) + 1 + margin, int(left) - margin, int(right) + 1 + margin).within(
+        band.height, band.width
+    )
+
+
+def _match_name(
+    file: _File, recipe: RasterLabels, sources: Sequence[Source], looked: _Looked
+) -> list[tuple[str, Rectangle, bool]] | None:
+    """Give the sources of the same name; None, and a row, where they do not fit."""
+    band = file.band
+    stem = Path(band.path).stem
+    if not stem.endswith(recipe.suffix):
+        return []
+    name = stem.removesuffix(recipe.suffix)
+    found = []
+    for source in sources:
+        if name not in source.keys.get("scene", (Path(source.uri).stem,)):
+            continue
+        if band.crs is not None and source.grid.crs is not None and source.grid.transform is not None:
+            window = _window_on(band, source)
+            if window is None:
+                reason = (
+                    f"it is named as source {source.source_id} but lies elsewhere on the ground; check the CRS and the "
+                    "transform of both"
+                )
+                looked.rejected.append(Rejected(band.path, OTHER_SHAPE, reason))
+                return None
+            found.append((source.source_id, window, False))
+            continue
+        shape = (source.grid.height, source.grid.width)
+        if (band.height, band.width) != shape:
+            code = NO_CRS if band.crs is None else OTHER_SHAPE
+            reason = (
+                f"it or its scene has no CRS, so pixels must fall on pixels: it has {(band.height, band.width)}, "
+                f"source {source.source_id} {shape}; make it again on the scene's pixels, or give both their CRS"
+            )
+            looked.rejected.append(Rejected(band.path, code, reason))
+            return None
+        found.append((source.source_id, Rectangle(0, band.height, 0, band.width), True))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- classes
+
+
+def _classes(
+    recipe: RasterLabels, looked: _Looked
+) -> tuple[tuple[str, ...], Mapping[float, int] | None, dict[str, list[str]]]:
+    """Give the classes, the place of each value, and the classes on each source.
+
+    Raises:
+        LabelError: a value has no name, or two.
+    """
+    if recipe.values == "continuous":
+        return (), None, {}
+    names: dict[float, str] = {float(value): name for value, name in recipe.classes.items()}
+    for file in looked.used:
+        for value, name in file.names.items():
+            if names.setdefault(value, name) != name:
+                raise LabelError(
+                    f"value {value:g} is `{names[value]}` in one label raster and `{name}` in {file.band.path}; name "
+                    "the values in `labels.classes`"
+                )
+    ignored = {float(value) for value in recipe.ignore}
+    found: dict[str, set[float]] = {source_id: set() for source_id in looked.on}
+    for file in looked.used:
+        windows = [
+            (source_id, window) for source_id, parts in looked.on.items() for other, window, _ in parts if other is file
+        ]
+        for source_id, values in _values_under(file, windows):
+            found[source_id] |= values - ignored
+    seen = set().union(*found.values()) if found else set()
+    if not names:
+        names = {value: f"{value:g}" for value in seen}
+        if names:
+            looked.notes.append("the label rasters name no classes: the values themselves are the names")
+    elif unnamed := sorted(seen - set(names)):
+        shown = ", ".join(f"{value:g}" for value in unnamed[:8]) + (", ..." if len(unnamed) > 8 else "")
+        raise LabelError(
+            f"{recipe.path}: {len(unnamed)} value(s) on the sources have no class: {shown}; name them in "
+            "`labels.classes`, or list them in `labels.ignore`"
+        )
+    # A named value that is nowhere is a class only where the user named it: a table of a whole country names many.
+    kept = names if recipe.classes else {value: name for value, name in names.items() if value in seen}
+    kept = {value: name for value, name in kept.items() if value not in ignored}
+    classes = set(kept.values())
+    if recipe.background is not None and not recipe.multi_label:
+        classes.add(recipe.background)
+    ordered = tuple(sorted(classes))
+    places = {value: ordered.index(name) for value, name in kept.items()} | dict.fromkeys(ignored, IGNORE)
+    on_source = {source_id: sorted({names[value] for value in values}) for source_id, values in found.items()}
+    return ordered, places, on_source
+
+
+def _values_under(file: _File, windows: Sequence[tuple[str, Rectangle]]) -> Iterator[tuple[str, set[float]]]:
+    """Give the values of a raster under each source; every part of it is read once.
+
+    Raises:
+        LabelError: there are too many for classes.
+    """
+    parts: dict[Rectangle, list[str]] = {}
+    for source_id, window in windows:
+        for top in range(window.top // _LOOK_ROWS * _LOOK_ROWS, window.bottom, _LOOK_ROWS):
+            for left in range(window.left // _LOOK_COLS * _LOOK_COLS, window.right, _LOOK_COLS):
+                part = Rectangle(top, top + _LOOK_ROWS, left, left + _LOOK_COLS)
+                parts.setdefault(part.within(file.band.height, file.band.width), []).append(source_id)
+    seen: set[float] = set()
+    with open_band(file.band.path) as dataset:
+        for part in sorted(parts):
+            values, said = read_values(dataset, file.band.number, part)
+            here = {float(value) for value in np.unique(values[said])}
+            seen |= here
+            if len(seen) > _MOST_VALUES:
+                raise LabelError(
+                    f"{file.band.path} holds more than {_MOST_VALUES} different values, so they are no classes; set "
+                    "`labels.values: continuous`, or `labels.band` to the band of classes"
+                )
+            for source_id in parts[part]:
+                yield source_id, here

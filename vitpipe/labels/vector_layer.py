@@ -1,0 +1,263 @@
+"""Polygons, lines and points on the grid of the tiles: drawn block by block, in the grid's own pixels.
+
+Geometries are cut to the surroundings of the scene, and edges longer than 64 pixels are divided before they are moved
+to the scene's CRS: a straight edge of one CRS is bent in another, by about ``n^2 gsd / (8 R)`` for an edge of n pixels
+on an earth of radius R, thus a small part of a pixel. A pixel belongs to a polygon when its centre lies inside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import shapely
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.features import rasterize
+
+from vitpipe.labels.ground import Painter, TileGrid
+from vitpipe.labels.places import Points, apply, crs_of, move_points, outline
+from vitpipe.labels.vector_files import Geometries, Shapes
+from vitpipe.pixel_targets import IGNORE
+
+_EDGE_PX: Final = 64
+_AROUND: Final = 0.05
+"""Of a scene's extent: how far around it geometries are kept."""
+_CIRCLE_POINTS: Final = 64
+_LON_LAT: Final = 4326
+_HALF_TURN, _TURN = 180.0, 360.0
+
+
+@dataclass(frozen=True)
+class Style:
+    """How shapes are drawn."""
+
+    all_touched: bool = False
+    buffer_m: float | None = None
+    """Radius around points and lines."""
+
+
+@dataclass(frozen=True)
+class VectorLayer:
+    """The features of one file that have a class."""
+
+    shapes: Shapes
+    places: NDArray[np.uint8]
+    """Of each feature, in the list of classes."""
+    ranks: Sequence[int]
+    """Of each class: where features overlap the lowest wins."""
+    style: Style
+    content: str
+    """Digest of the file."""
+
+    @property
+    def digest(self) -> str:
+        """Of the file; what its features mean stands in the digest of the label set."""
+        return self.content
+
+    @cached_property
+    def tree(self) -> shapely.STRtree:
+        """The features by place."""
+        return shapely.STRtree(self.shapes.geometries)
+
+    def on(self, height: int, width: int, transform: Sequence[float], crs: str) -> NDArray[np.int64]:
+        """Give the features that touch a grid, in the order of the file.
+
+        Args:
+            height: of the grid.
+            width: of the grid.
+            transform: a, b, c, d, e, f of the grid.
+            crs: of the grid.
+        """
+        reach = _reach_px(height, width, transform, crs, self.style)
+        wider = Affine(*transform[:6]) @ Affine.translation(-reach, -reach)
+        parts = footprints(height + 2 * reach, width + 2 * reach, wider[:6], (crs_of(crs), crs_of(self.shapes.crs)))
+        found = [self.tree.query(part, predicate="intersects") for part in parts]
+        return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+    @contextlib.contextmanager
+    def open(self, grid: TileGrid) -> Iterator[Painter]:
+        """Move the features that touch the grid to its pixels."""
+        assert grid.transform is not None
+        assert grid.crs is not None
+        hits = self.on(grid.height, grid.width, grid.transform, grid.crs)
+        drawn = to_pixels(self.shapes.geometries[hits], crs_of(self.shapes.crs), grid)
+        places = self.places[hits]
+        if self.style.buffer_m is not None:
+            drawn = _buffered(drawn, grid, self.style.buffer_m)
+        yield _VectorPainter(drawn, places, np.asarray(self.ranks)[places], (grid, self.style.all_touched))
+
+
+class _VectorPainter:
+    def __init__(
+        self, drawn: Geometries, places: NDArray[np.uint8], ranks: NDArray[Any], how: tuple[TileGrid, bool]
+    ) -> None:
+        there = ~(shapely.is_missing(drawn) | shapely.is_empty(drawn))
+        # The one that wins is drawn last; of one class the order does not matter.
+        order = np.flatnonzero(there)[np.argsort(-ranks[there], kind="stable")]
+        self._drawn, self._places = drawn[order], places[order]
+        self._grid, self._all_touched = how
+        self._tree = shapely.STRtree(self._drawn)
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        return self._draw(self._near(start, stop), start, stop)
+
+    def masks(self, start: int, stop: int) -> dict[int, NDArray[np.bool_]]:
+        near = self._near(start, stop)
+        found = {}
+        for place in np.unique(self._places[near]):
+            mask = self._draw(near[self._places[near] == place], start, stop) != IGNORE
+            if mask.any():
+                found[int(place)] = mask
+        return found
+
+    def _near(self, start: int, stop: int) -> NDArray[np.int64]:
+        return np.sort(self._tree.query(shapely.box(-1, start - 1, self._grid.width + 1, stop + 1)))
+
+    def _draw(self, chosen: NDArray[np.int64], start: int, stop: int) -> NDArray[np.uint8]:
+        shape = (stop - start, self._grid.width)
+        if not len(chosen):
+            return np.full(shape, IGNORE, np.uint8)
+        painted: NDArray[np.uint8] = rasterize(
+            list(zip(self._drawn[chosen], self._places[chosen].tolist(), strict=True)),
+            out_shape=shape,
+            fill=IGNORE,
+            transform=Affine.translation(0, start),
+            all_touched=self._all_touched,
+            dtype=np.uint8,
+        )
+        return painted
+
+
+def footprints(height: int, width: int, transform: Sequence[float], crs: tuple[CRS, CRS]) -> list[shapely.Polygon]:
+    """Give the ground of a grid in another CRS; across the 180th meridian it is given on both its sides."""
+    points = outline(transform, height, width, crs)
+    there: Points = points[:, np.isfinite(points[0])]
+    if there.shape[1] < 4:
+        return []
+    if crs[1].is_geographic and np.ptp(there[0]) > _HALF_TURN:
+        east = np.where(there[0] < 0, there[0] + _TURN, there[0])
+        return [_polygon(east, there[1]), _polygon(east - _TURN, there[1])]
+    return [_polygon(*there)]
+
+
+def _polygon(x: NDArray[np.float64], y: NDArray[np.float64]) -> shapely.Geometry:
+    return shapely.make_valid(shapely.Polygon(np.stack([x, y], axis=1)))
+
+
+def _reach_px(height: int, width: int, transform: Sequence[float], crs: str, style: Style) -> int:
+    """Say how many pixels beside a grid a feature may lie and still be drawn on it."""
+    if style.buffer_m is None:
+        return 0
+    metres = _metres_a_pixel(transform, crs, np.array([width / 2]), np.array([height / 2]))[0]
+    least_m = float(np.linalg.svd(metres, compute_uv=False).min()) if np.isfinite(metres).all() else 0.0
+    return math.ceil(style.buffer_m / least_m) + 1 if least_m > 0 else 0
+
+
+def to_pixels(geometries: Geometries, crs: CRS, grid: TileGrid) -> Geometries:
+    """Give geometries in the pixels of a grid: x along its columns, y along its rows, from its outer corner."""
+    assert grid.transform is not None
+    assert grid.crs is not None
+    if not len(geometries):
+        return geometries
+    grid_crs, affine = crs_of(grid.crs), Affine(*grid.transform[:6])
+    moved = geometries
+    if crs != grid_crs:
+        grounds = footprints(grid.height, grid.width, grid.transform, (grid_crs, crs))
+        moved = _cut(geometries, grounds)
+        edge = _edge(grid, affine, (grid_crs, crs))
+        if edge is not None:
+            moved = shapely.segmentize(moved, edge)
+
+    def move(coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
+        x, y = move_points(coordinates.T, crs, grid_crs)
+        return apply(~affine, x, y).T
+
+    pixels: Geometries = shapely.transform(moved, move)
+    # A point that lies on no ground of the scene's CRS takes its geometry away.
+    pixels[~np.isfinite(shapely.bounds(pixels)).all(axis=1)] = None
+    return pixels
+
+
+def _cut(geometries: Geometries, grounds: Sequence[shapely.Polygon]) -> Geometries:
+    """Cut geometries to the surroundings of the scene: far away a CRS has no place for them."""
+    boxes = []
+    for ground in grounds:
+        left, bottom, right, top = shapely.bounds(ground)
+        margin = _AROUND * max(right - left, top - bottom)
+        boxes.append(shapely.box(left - margin, bottom - margin, right + margin, top + margin))
+    around = shapely.union_all(boxes)
+    shapely.prepare(around)
+    beyond = ~shapely.covers(around, geometries)
+    cut = geometries.copy()
+    cut[beyond] = shapely.intersection(geometries[beyond], around)
+    return cut
+
+
+def _edge(grid: TileGrid, affine: Affine, crs: tuple[CRS, CRS]) -> float | None:
+    """Give the length of `_EDGE_PX` pixels in units of the geometries' CRS, at the centre of the grid."""
+    cols = np.array([0.0, 1.0, 0.0]) + grid.width / 2
+    rows = np.array([0.0, 0.0, 1.0]) + grid.height / 2
+    x, y = move_points(apply(affine, cols, rows), *crs)
+    sizes = np.hypot(x[1:] - x[0], y[1:] - y[0])
+    return float(sizes.min()) * _EDGE_PX if np.isfinite(sizes).all() and sizes.min() > 0 else None
+
+
+def _buffered(drawn: Geometries, grid: TileGrid, buffer_m: float) -> Geometries:
+    """Put discs around points, and strips along lines; polygons stay as they are.
+
+    A circle on the ground is an ellipse of pixels: metres a pixel are measured at each geometry.
+    """
+    assert grid.transform is not None
+    assert grid.crs is not None
+    thin = np.flatnonzero(~shapely.is_missing(drawn) & (shapely.get_dimensions(drawn) < 2))
+    if not len(thin):
+        return drawn
+    out = drawn.copy()
+    for at in thin:
+        parts = shapely.get_parts(drawn[at])
+        centres = shapely.get_coordinates(shapely.centroid(parts)).T
+        metres = _metres_a_pixel(grid.transform, grid.crs, *centres)
+        out[at] = shapely.union_all(
+            [_around(part, matrix, buffer_m) for part, matrix in zip(parts, metres, strict=True)]
+        )
+    return out
+
+
+def _around(part: shapely.Geometry, metres: NDArray[np.float64], buffer_m: float) -> shapely.Geometry:
+    """Buffer one geometry of pixels in metres, by the matrix (2, 2) from pixels to metres."""
+    if not np.isfinite(metres).all() or abs(np.linalg.det(metres)) < 1e-12:
+        return part
+    there = shapely.transform(part, lambda points: points @ metres.T)
+    back = np.linalg.inv(metres)
+    wide = there.buffer(buffer_m, quad_segs=_CIRCLE_POINTS // 4)
+    return shapely.transform(wide, lambda points: points @ back.T)
+
+
+def _metres_a_pixel(
+    transform: Sequence[float], crs: str, cols: NDArray[np.float64], rows: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Give the matrices (N, 2, 2) from pixels to metres east and north at places of a grid.
+
+    Degrees become metres by the radii of curvature of the WGS 84 ellipsoid (Snyder 1987, equations 4-18 and 4-19).
+    """
+    both = crs_of(crs), CRS.from_epsg(_LON_LAT)
+    at = [
+        move_points(apply(Affine(*transform[:6]), cols + right, rows + down), *both)
+        for right, down in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))
+    ]
+    latitude = np.radians(at[0][1])
+    axis_m, squared = 6378137.0, 0.00669437999014
+    root = np.sqrt(1 - squared * np.sin(latitude) ** 2)
+    north = np.radians(1) * axis_m * (1 - squared) / root**3
+    east = np.radians(1) * axis_m * np.cos(latitude) / root
+    steps = [point - at[0] for point in at[1:]]
+    for step in steps:
+        step[0] = (step[0] + _HALF_TURN) % _TURN - _HALF_TURN
+    return np.stack([np.stack([step[0] * east, step[1] * north], axis=-1) for step in steps], axis=-1)

@@ -1,0 +1,120 @@
+"""Addresses: where a reference leads, whether it may be followed, and how it is told without its secret."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
+
+from vitpipe.config.source import is_this_machine
+from vitpipe.errors import ConfigError
+
+
+def is_remote(address: str) -> bool:
+    """Say whether an address is one of the network, not a path."""
+    return "://" in address
+
+
+def shown(address: str) -> str:
+    """Give an address without query, fragment and credentials: a signed one holds a secret in them."""
+    if not is_remote(address):
+        return address
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return "an address that cannot be read"
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def resolve(base: str, href: str) -> str:
+    """Follow a reference from a document.
+
+    Args:
+        base: address or absolute path of the document.
+        href: relative or absolute reference; ``s3://bucket/key`` becomes the address of its object.
+
+    Returns:
+        An address, or an absolute path.
+    """
+    if href.startswith("s3://"):
+        return s3_address(href)
+    if href.startswith("file://"):
+        return unquote(urlsplit(href).path)
+    if is_remote(href) or is_remote(base):
+        return urljoin(base, href)
+    path = os.path.normpath(Path(base).parent / href)
+    return path if os.path.lexists(path) else os.path.normpath(Path(base).parent / unquote(href))
+
+
+def s3_address(uri: str) -> str:
+    """Give the HTTP address of an object; path style at ``AWS_ENDPOINT_URL`` or ``AWS_S3_ENDPOINT`` where one is set.
+
+    Raises:
+        ConfigError: the URI names no bucket and key.
+    """
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket or not key:
+        raise ConfigError(f"{uri} names no object; expected s3://bucket/key")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if host := os.environ.get("AWS_S3_ENDPOINT"):
+        secure = os.environ.get("AWS_HTTPS", "YES").upper() in ("YES", "TRUE", "ON", "1")
+        endpoint = host if is_remote(host) else f"{'https' if secure else 'http'}://{host}"
+    if endpoint:
+        return f"{endpoint.rstrip('/')}/{bucket}/{quote(key)}"
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return f"https://s3.{f'{region}.' if region else ''}amazonaws.com/{bucket}/{quote(key)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Which addresses a catalog may send us to.
+
+    A catalog is written by others: one on the network must lead neither to files of this machine nor to services that
+    only this machine can reach.
+    """
+
+    root: str
+    """Address or path of the catalog that the user named."""
+    plain_http: bool = False
+
+    def refusal(self, address: str) -> str:
+        """Say in a clause why an address is not followed; empty where it may be."""
+        if not is_remote(address):
+            return "a catalog on the network names a file of this machine" if is_remote(self.root) else ""
+        try:
+            parts = urlsplit(address)
+            host, _ = parts.hostname or "", parts.port
+        except ValueError:
+            return "it is no address"
+        own = is_remote(self.root) and urlsplit(self.root).netloc == parts.netloc
+        checks = (
+            (parts.scheme not in ("http", "https") or not host, "only https, http and s3 addresses are fetched"),
+            ("@" in parts.netloc, "it holds credentials"),
+            # What the user named, in the pipeline file or in the environment, is theirs to name.
+            (own or self._is_endpoint(address), ""),
+            (self._comes_from_elsewhere(host), "a catalog on the network names a service of this machine"),
+            (_is_link_local(host), "it names a service of the local network alone"),
+            (
+                parts.scheme == "http" and not self.plain_http and not is_this_machine(host),
+                "it is plain http to another machine; set `source.plain_http: true` where the network is trusted",
+            ),
+        )
+        return next((reason for applies, reason in checks if applies), "")
+
+    def _comes_from_elsewhere(self, host: str) -> bool:
+        root = urlsplit(self.root).hostname or "" if is_remote(self.root) else "localhost"
+        return is_this_machine(host) and not is_this_machine(root)
+
+    def _is_endpoint(self, address: str) -> bool:
+        """Say whether it is the S3 service that the user's own environment names."""
+        named = [os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_S3_ENDPOINT")]
+        return urlsplit(address).netloc in {name.rpartition("://")[2].rstrip("/") for name in named if name}
+
+
+def _is_link_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_link_local
+    except ValueError:
+        return False

@@ -1,0 +1,231 @@
+"""Ask servers for documents and files: redirects checked, retries, credentials to the hosts they are for.
+
+No sentence of this module quotes an address's query or the text of a library's error: both may hold a secret.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.cookiejar import DefaultCookiePolicy
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+from urllib.parse import urljoin, urlsplit
+
+from vitpipe.errors import ConfigError, DataError
+from vitpipe.stac.access import CA_VARIABLE, HEADERS_VARIABLE, HOSTS_VARIABLE, TOKEN_VARIABLE, Access
+from vitpipe.stac.address import Rules, is_remote, shown
+from vitpipe.web import BUSY, Backoff, BusyError, Result, retry_after_seconds, translated, with_retries
+
+if TYPE_CHECKING:
+    import requests
+
+Document = Mapping[str, Any]
+
+_TIMEOUTS_SECONDS: Final = (10.0, 60.0)
+"""To connect, and between two bytes."""
+_CHUNK_BYTES: Final = 1 << 18
+_LONGEST_DOCUMENT: Final = 64 << 20
+_MOST_REDIRECTS: Final = 5
+_MOVED: Final = frozenset({301, 302, 303, 307, 308})
+
+
+class Refused(ConfigError):
+    """A server answers, but does not give what is asked for; its status is 0 where it was not asked."""
+
+    def __init__(self, sentence: str, status: int = 0) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class Client:
+    """Connections to the servers of one catalog, shared by all threads of a fetch.
+
+    Args:
+        rules: which addresses may be asked.
+        access: credentials and certificates.
+        connections: how many are kept open.
+        backoff: of the retries.
+    """
+
+    def __init__(self, rules: Rules, access: Access, connections: int = 4, backoff: Backoff | None = None) -> None:
+        self.rules = rules
+        self.stop = threading.Event()
+        """Ends every wait: another part of the fetch has failed."""
+        self._access = access
+        self._backoff = backoff or Backoff()
+        self._session = _session(connections)
+
+    def __enter__(self) -> Self:
+        """Give the client."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    # ---------------------------------------------------------------------------------------------------- documents
+
+    def document(self, address: str, body: Document | None = None) -> Document:
+        """Read a JSON document.
+
+        Args:
+            address: of the network, or a path.
+            body: is posted as JSON where it is given.
+
+        Raises:
+            ConfigError: there is none, or it may not be read; `Refused` carries the status.
+            DataError: it is no JSON object.
+            TransientError: the server does not answer, after all retries.
+        """
+        if refusal := self.rules.refusal(address):
+            raise Refused(f"{shown(address)} is not followed: {refusal}")
+        if not is_remote(address):
+            return _parse(_read_local(Path(address)), address)
+        return self.with_retries(lambda: self._document(address, body))
+
+    def _document(self, address: str, body: Document | None) -> Document:
+        headers = {"Accept": "application/geo+json, application/json"}
+        with self.stream(address, headers, body) as response:
+            if response.status_code != 200:
+                raise self.refused(address, response.status_code)
+            content = bytearray()
+            for chunk in self.chunks(response, address):
+                content += chunk
+                if len(content) > _LONGEST_DOCUMENT:
+                    raise DataError(f"{shown(address)} is longer than {_LONGEST_DOCUMENT >> 20} MiB: no STAC document")
+        return _parse(bytes(content), address)
+
+    # --------------------------------------------------------------------------------------------------------- bytes
+
+    def with_retries(self, action: Callable[[], Result]) -> Result:
+        """Call `action` until it succeeds; see :func:`vitpipe.web.with_retries`."""
+        return with_retries(action, self._backoff, self.stop)
+
+    @contextmanager
+    def stream(
+        self, address: str, headers: Mapping[str, str], body: Document | None = None
+    ) -> Iterator[requests.Response]:
+        """Open one answer, after at most five redirects, each of which the rules allow; one try.
+
+        Args:
+            address: of the network.
+            headers: of this request; bytes are asked for as they are stored.
+            body: is posted as JSON where it is given.
+
+        Raises:
+            ConfigError: unknown host, refused certificate, an address that may not be followed.
+            BusyError: the server may answer later.
+        """
+        for _ in range(_MOST_REDIRECTS + 1):
+            if refusal := self.rules.refusal(address):
+                raise Refused(f"{shown(address)} is not followed: {refusal}")
+            response = self._ask(address, headers, body)
+            if response.status_code not in _MOVED:
+                break
+            with response:
+                place = response.headers.get("Location", "")
+            if not place:
+                raise Refused(f"{shown(address)} sends elsewhere, but does not say where", response.status_code)
+            address = urljoin(address, place)
+            body = None if response.status_code == 303 else body
+        else:
+            raise Refused(f"{shown(address)} sends elsewhere more than {_MOST_REDIRECTS} times; look at the server")
+        with response:
+            if response.status_code in BUSY or response.status_code > 500:
+                wait = retry_after_seconds(response.headers.get("Retry-After"))
+                raise BusyError(f"{_server(address)} answers HTTP {response.status_code}", wait, response.status_code)
+            yield response
+
+    def chunks(self, response: requests.Response, address: str) -> Iterator[bytes]:
+        """Give the bytes of an answer as they arrive.
+
+        Raises:
+            BusyError: the connection breaks.
+        """
+        with translated(_server(address), CA_VARIABLE):
+            yield from response.iter_content(_CHUNK_BYTES)
+
+    def refused(self, address: str, status: int) -> Refused:
+        """Make the error of an answer that is none."""
+        if status in (401, 403):
+            return Refused(
+                f"{shown(address)} refuses access (HTTP {status}); set {TOKEN_VARIABLE} or {HEADERS_VARIABLE} to an "
+                f"account that may read it, and name its host in {HOSTS_VARIABLE} where it is not the catalog's; a "
+                "signed address may have expired: run again",
+                status,
+            )
+        if status in (404, 410):
+            return Refused(f"{shown(address)} is not there (HTTP {status}); correct the address or the catalog", status)
+        return Refused(f"{shown(address)} refuses the question (HTTP {status}); look at the server", status)
+
+    def _ask(self, address: str, headers: Mapping[str, str], body: Document | None) -> requests.Response:
+        # Compressed in transit, a range would count other bytes than the file's.
+        given = {"Accept-Encoding": "identity", **headers, **self._credentials(address)}
+        with translated(_server(address), CA_VARIABLE):
+            # The CA file is stated with each request: else REQUESTS_CA_BUNDLE would win over it.
+            return self._session.request(
+                "GET" if body is None else "POST", address, json=body, headers=given, stream=True,
+                allow_redirects=False, timeout=_TIMEOUTS_SECONDS, verify=self._access.ca_file,
+            )  # fmt: skip
+
+    def _credentials(self, address: str) -> Mapping[str, str]:
+        """Give the headers of the user to the catalog's host and to those that the user names, to no other."""
+        parts = urlsplit(address)
+        own = is_remote(self.rules.root) and (parts.scheme, parts.netloc) == urlsplit(self.rules.root)[:2]
+        named = {parts.netloc.lower(), (parts.hostname or "").lower()} & self._access.hosts
+        return self._access.headers if own or named else {}
+
+
+def _server(address: str) -> str:
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _read_local(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > _LONGEST_DOCUMENT:
+            raise DataError(f"{path} is longer than {_LONGEST_DOCUMENT >> 20} MiB: no STAC document")
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise Refused(f"no file {path}; correct `source.url`, or the link that leads to it", 404) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); give this user access") from error
+
+
+def _parse(content: bytes, address: str) -> Document:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise DataError(f"{shown(address)} is no STAC document: expected a JSON object; correct `source.url`")
+    return value
+
+
+def _session(connections: int) -> requests.Session:
+    import requests
+    from requests.adapters import HTTPAdapter
+    from requests.auth import AuthBase
+
+    class NoNetrc(AuthBase):
+        """Keeps requests from looking for credentials in a ``.netrc``."""
+
+        def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+            return request
+
+    # At DEBUG it logs every path with its query, and a signed one is a secret.
+    logging.getLogger("urllib3").setLevel(max(logging.INFO, logging.getLogger("urllib3").level))
+    session = requests.Session()
+    session.auth = NoNetrc()
+    # Threads share the session: nothing of it may change with an answer.
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    session.mount("https://", HTTPAdapter(pool_maxsize=connections))
+    session.mount("http://", HTTPAdapter(pool_maxsize=connections))
+    return session

@@ -1,0 +1,110 @@
+"""Scenes that were fetched, on the disk: ``<item>/<item>_<asset>.tif`` and ``<item>/item.json``.
+
+A scene is in use when its folder's name begins with no dot and its commit file is there: it is written last. Whoever
+lists data passes over names with a dot, so that half a scene is never read: ``.<item>`` is arriving, or left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from vitpipe.atomic import write_json
+from vitpipe.domains.geotiff.item import ITEM_NAME
+from vitpipe.stac.items import WantedScene
+
+COMMIT_NAME: Final = ".scene.json"
+_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file of a scene."""
+
+    identity: str
+    """See :attr:`vitpipe.stac.items.WantedFile.identity`."""
+    bytes: int
+    validator: str
+
+
+@dataclass(frozen=True, slots=True)
+class SceneCommit:
+    """What a scene was complete with."""
+
+    files: Mapping[str, StoredFile]
+    """By name below the scene's folder."""
+    updated: str
+
+
+def in_use(root: Path, name: str) -> Path:
+    """Folder of a scene that whoever lists the data sees."""
+    return root / name
+
+
+def out_of_use(root: Path, name: str) -> Path:
+    """Folder of a scene that is still arriving or left out."""
+    return root / f".{name}"
+
+
+def committed(root: Path) -> Iterator[str]:
+    """Name the scenes in use; other folders that lie there are none of ours."""
+    for folder in sorted(root.iterdir()):
+        if not folder.name.startswith(".") and (folder / COMMIT_NAME).is_file():
+            yield folder.name
+
+
+def read_commit(folder: Path) -> SceneCommit | None:
+    """Read a scene's commit file; None where there is none that this release understands."""
+    try:
+        values = json.loads((folder / COMMIT_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    if not isinstance(values, dict) or values.get("version") != _VERSION:
+        return None
+    return SceneCommit({name: StoredFile(**item) for name, item in values["files"].items()}, values["updated"])
+
+
+def write_commit(folder: Path, commit: SceneCommit) -> None:
+    """Write a scene's commit file, last of all its files."""
+    files = {name: asdict(item) for name, item in sorted(commit.files.items())}
+    write_json(folder / COMMIT_NAME, {"version": _VERSION, "updated": commit.updated, "files": files})
+
+
+def write_item(folder: Path, item: Mapping[str, Any]) -> None:
+    """Write the item beside its files, unless the same one is there: its time of change says that it changed."""
+    path = folder / ITEM_NAME
+    try:
+        if json.loads(path.read_text(encoding="utf-8")) == item:
+            return
+    except (FileNotFoundError, ValueError):
+        pass
+    write_json(path, item)
+
+
+def is_current(folder: Path, commit: SceneCommit | None, scene: WantedScene) -> bool:
+    """Say whether a scene is complete with just the files that are wanted, as the catalog describes them now."""
+    if commit is None or commit.updated != scene.updated:
+        return False
+    wanted = {file.name: file.identity for file in scene.files}
+    there = {name: item.identity for name, item in commit.files.items()}
+    return wanted == there and all(size_of(folder / name) == item.bytes for name, item in commit.files.items())
+
+
+def set_aside(folder: Path, scene: WantedScene) -> None:
+    """Remove files of a scene that are not wanted any more, and halves of such."""
+    wanted = {file.name for file in scene.files}
+    for path in sorted(folder.iterdir()):
+        name = path.name.removeprefix(".partial-").removesuffix(".json")
+        if path.name not in (COMMIT_NAME, ITEM_NAME) and path.name not in wanted and name not in wanted:
+            path.unlink()
+
+
+def size_of(path: Path) -> int:
+    """Give the size of a file; -1 where there is none."""
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return -1

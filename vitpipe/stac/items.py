@@ -1,0 +1,175 @@
+"""What is fetched of an item: its assets by key or by band, their names on the disk, and the item without secrets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from vitpipe.config import StacSource
+from vitpipe.config.source import stac_file_label
+from vitpipe.digest import digest
+from vitpipe.domains.geotiff.item import bands_of
+from vitpipe.errors import ConfigError, UnreadableSource
+from vitpipe.stac.address import resolve, shown
+from vitpipe.stac.catalog import Found
+
+_SUFFIXES: Final = (".tif", ".tiff", ".gtif", ".gtiff")
+_ODD: Final = re.compile(r"[^A-Za-z0-9._-]+")
+_LONGEST_NAME: Final = 120
+_SCALING: Final = ("scale", "offset", "raster:scale", "raster:offset")
+
+
+@dataclass(frozen=True, slots=True)
+class WantedFile:
+    """One asset, and the file that it becomes."""
+
+    name: str
+    """Below the folder of its scene."""
+    key: str
+    address: str = field(repr=False)
+    """May be signed: never told, never kept."""
+    size: int | None
+    checksum: str | None
+    """Multihash in hexadecimal (STAC, file extension)."""
+
+    @property
+    def identity(self) -> str:
+        """What must stay for the file to be the same one: not the signature of its address, which changes."""
+        return digest([shown(self.address), self.size, self.checksum])
+
+
+@dataclass(frozen=True, slots=True)
+class WantedScene:
+    """One item, and the folder that it becomes."""
+
+    name: str
+    files: tuple[WantedFile, ...]
+    item: Mapping[str, Any]
+    """A STAC item whose assets are the files beside it; no signed address, no link."""
+    updated: str
+    """When the catalog says that it was changed; empty where it says nothing."""
+
+
+def scene_names(found: Sequence[Found]) -> list[str]:
+    """Name the folders of items: their identifiers, with a digest where these are odd, long or not unique."""
+    ids = [str(entry.item["id"]) for entry in found]
+    plain = [_ODD.sub("-", name).lstrip(".")[:_LONGEST_NAME] for name in ids]
+    result = []
+    for entry, name, given in zip(found, plain, ids, strict=True):
+        if name and name == given and plain.count(name) == 1:
+            result.append(name)
+        else:
+            result.append(f"{name or 'item'}-{digest([entry.item.get('collection'), given])[:8]}")
+    return result
+
+
+def choose(found: Found, name: str, source: StacSource) -> WantedScene:
+    """Choose the files of an item.
+
+    Args:
+        found: the item, and where its references start.
+        name: of its folder.
+        source: names the assets.
+
+    Raises:
+        ConfigError: no assets are named, and the item has several GeoTIFFs.
+        UnreadableSource: ``MISSING_ASSET``, ``AMBIGUOUS_ASSET``, ``NOT_GEOTIFF``: the item lacks what is named.
+    """
+    assets = {key: asset for key, asset in found.item["assets"].items() if isinstance(asset, dict) and "href" in asset}
+    chosen = {label: _find(assets, label, name) for label in source.assets} or _only(assets, name)
+    files = tuple(_wanted(found, name, label, key) for label, key in chosen.items())
+    kept = {file.key: _cleaned(assets[file.key]) | {"href": f"./{file.name}"} for file in files}
+    for asset in kept.values():
+        asset.pop("alternate", None)
+    item = {**_cleaned(found.item), "links": [], "assets": kept}
+    if source.scaling == "none":
+        item = _without_scaling(item)
+    properties = found.item.get("properties") or {}
+    return WantedScene(name, files, item, str(properties.get("updated") or ""))
+
+
+def _find(assets: Mapping[str, Any], label: str, name: str) -> str:
+    """Give the key of the asset that a label names: a key, else the band of that name, alone in its file if it can."""
+    if label in assets:
+        return label
+    having = [
+        (len(bands), key)
+        for key, asset in assets.items()
+        if _is_geotiff(asset) and (bands := bands_of(asset)) and _names(bands, label)
+    ]
+    fewest = min(having, default=(0, ""))[0]
+    keys = sorted(key for count, key in having if count == fewest)
+    if not keys:
+        known = ", ".join(f"{key} ({', '.join(_band_names(asset))})" for key, asset in sorted(assets.items()))
+        raise UnreadableSource(
+            "MISSING_ASSET", f"the item has no asset or band {label}; there are {known}: correct `source.assets`", name
+        )
+    if len(keys) > 1:
+        raise UnreadableSource(
+            "AMBIGUOUS_ASSET", f"the assets {', '.join(keys)} all hold band {label}; name one in `source.assets`", name
+        )
+    return keys[0]
+
+
+def _names(bands: Sequence[Mapping[str, Any]], label: str) -> bool:
+    return any(label in (band["name"], band["common_name"]) for band in bands)
+
+
+def _band_names(asset: Mapping[str, Any]) -> list[str]:
+    return [str(band["name"] or band["common_name"]) for band in bands_of(asset)] or [str(asset.get("type") or "file")]
+
+
+def _only(assets: Mapping[str, Any], name: str) -> dict[str, str]:
+    tiffs = [key for key, asset in assets.items() if _is_geotiff(asset)]
+    data = [key for key in tiffs if "data" in (assets[key].get("roles") or ())] or tiffs
+    if not data:
+        raise UnreadableSource("MISSING_ASSET", "the item has no GeoTIFF; only GeoTIFF scenes are read", name)
+    if len(data) > 1:
+        known = ", ".join(f"{key} ({', '.join(_band_names(assets[key]))})" for key in sorted(data))
+        raise ConfigError(
+            f"item {name} has {len(data)} GeoTIFFs; choose some by key or band in `source.assets`: {known}"
+        )
+    return {data[0]: data[0]}
+
+
+def _is_geotiff(asset: Mapping[str, Any]) -> bool:
+    kind = str(asset.get("type") or "").lower()
+    # A reader that knows GeoTIFF reads a COG: both are image/tiff, with parameters.
+    return "tiff" in kind or (not kind and urlsplit(str(asset["href"])).path.lower().endswith(_SUFFIXES))
+
+
+def _wanted(found: Found, name: str, label: str, key: str) -> WantedFile:
+    asset = found.item["assets"][key]
+    if not _is_geotiff(asset):
+        reason = f"asset {key} is {asset.get('type') or 'of no known type'}; only GeoTIFF is read: choose another asset"
+        raise UnreadableSource("NOT_GEOTIFF", reason, name)
+    try:
+        address = resolve(found.base, str(asset["href"]))
+    except (ConfigError, ValueError):
+        raise UnreadableSource("ADDRESS_REFUSED", f"the reference of asset {key} is no address", name) from None
+    size, checksum = asset.get("file:size"), asset.get("file:checksum")
+    return WantedFile(
+        name=f"{name}_{stac_file_label(label)}.tif",
+        key=key,
+        address=address,
+        size=size if isinstance(size, int) and not isinstance(size, bool) else None,
+        checksum=checksum.lower() if isinstance(checksum, str) else None,
+    )
+
+
+def _cleaned(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """Take the query from every address in a document: a signature lets its reader in."""
+    if isinstance(value, dict):
+        return {key: _cleaned(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(entry) for entry in value]
+    return shown(value) if isinstance(value, str) and "://" in value else value
+
+
+def _without_scaling(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
+    if isinstance(value, dict):
+        return {key: _without_scaling(entry) for key, entry in value.items() if key not in _SCALING}
+    return [_without_scaling(entry) for entry in value] if isinstance(value, list) else value
