@@ -19,7 +19,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
 from vitpipe.domains.base import BlockRow
-from vitpipe.domains.geotiff.blocks import BlockFile, BlockRows, BlockUnread, assembled
+from vitpipe.domains.geotiff.blocks import BlockDamaged, BlockFile, BlockRows, BlockUnread, assembled
 from vitpipe.domains.geotiff.facts import window_groups
 from vitpipe.domains.geotiff.layout import read_layout
 from vitpipe.domains.geotiff.remote import RemoteTiff, remote_of
@@ -157,6 +157,8 @@ class GeotiffRaster:
             except BlockUnread:
                 # A sparse block, or a damaged one: GDAL fills it, or says what is wrong.
                 mask = self._masked(place)
+            except BlockDamaged as error:
+                raise self._unreadable(self._opened().datasets[0]) from error
         pixels, valid = self._judge(self._stored(place), mask)
         return BlockRow(start, stop, [(0, pixels)], valid)
 
