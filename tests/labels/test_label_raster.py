@@ -316,3 +316,18 @@ def test_rasters_that_cannot_be_used_are_rows_of_the_quarantine(tmp_path: Path) 
     run.config = make_config(tmp_path, {"kind": "raster", "path": str(folder / "good.tif"), "band": 2})
     with pytest.raises(LabelError, match=r"1 LABEL_NO_BAND\); the first is .*it has 1 band"):
         run.labels()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16", "int32", "float32"])
+def test_values_of_every_dtype_have_their_place(tmp_path: Path, dtype: str) -> None:
+    values = [1, 7, 100] if dtype == "uint8" else [-128, 7, 100] if dtype == "int8" else [-300, 7, 30_000]
+    if dtype == "uint16":
+        values = [0, 7, 65_535]
+    drawn = np.array(values)[classes(13, values=3)].astype(dtype)
+    names = {values[0]: "z", values[2]: "x"}
+    write_scene(tmp_path / "scenes" / "a.tif", H, W)
+    path = write_tif(tmp_path / "labels.tif", drawn)
+    run = Run(make_config(tmp_path, {"kind": "raster", "path": str(path), "classes": names, "ignore": [7]}))
+    labels, found = run.targets()
+    assert labels.classes == ("x", "z")
+    assert (found["a"] == np.choose(classes(13, values=3), [1, IGNORE, 0])).all()
