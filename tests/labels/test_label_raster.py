@@ -17,7 +17,7 @@ from tests.labels.ground_cases import UTM, Run, X, Y, make_config, mosaic, targe
 from vitpipe.errors import LabelError
 from vitpipe.labels import raster_layer
 from vitpipe.labels.places import Rectangle
-from vitpipe.labels.raster_layer import read_values
+from vitpipe.labels.raster_layer import read_values, to_places
 from vitpipe.manifest import Manifest, read_manifest, write_manifest
 from vitpipe.pixel_targets import IGNORE
 from vitpipe.records import Task
@@ -331,3 +331,6 @@ def test_values_of_every_dtype_have_their_place(tmp_path: Path, dtype: str) -> N
     labels, found = run.targets()
     assert labels.classes == ("x", "z")
     assert (found["a"] == np.choose(classes(13, values=3), [1, IGNORE, 0])).all()
+    beside = np.array([values[0], 8, values[2]], dtype)
+    there = np.array([True, True, False])
+    assert to_places(beside, there, {values[0]: 1, values[2]: 0}).tolist() == [1, IGNORE, IGNORE]
