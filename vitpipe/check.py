@@ -12,9 +12,10 @@ from vitpipe.domains.known import machine_findings, planes_of
 from vitpipe.errors import ConfigError, DataError, TooManyRejected, UnreadableSource
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
 from vitpipe.labels import read_labels
-from vitpipe.labels.base import LabelSet
+from vitpipe.labels.base import CLASS_SEPARATOR, LabelSet
+from vitpipe.labels.ground import GroundLabels
 from vitpipe.pseudonym import load_pseudonymiser
-from vitpipe.records import Findings, Json, Source
+from vitpipe.records import Findings, Json, Source, Task
 from vitpipe.resample import tile_channels
 from vitpipe.workspace import Workspace
 
@@ -124,12 +125,26 @@ def _labels(
 
 
 def _label_lines(labels: LabelSet, values: dict[str, Json]) -> list[str]:
+    if isinstance(labels.regions, GroundLabels):
+        return _ground_lines(labels, values)
     counts = labels.rows["label"].value_counts()
     values["classes"] = {str(name): int(count) for name, count in counts.items()}
     listed = ", ".join(f"{name} {count}" for name, count in counts.head(12).items())
     kind = "label sets" if labels.multi_label else "classes"
     more = ", ..." if len(counts) > 12 else ""
     return [f"{len(labels.classes)} {kind}: {listed}{more}", *labels.notes]
+
+
+def _ground_lines(labels: LabelSet, values: dict[str, Json]) -> list[str]:
+    """Say which classes lie on how many sources, or what the values are."""
+    if labels.task is Task.REGRESSION:
+        values["classes"] = {}
+        return [f"a value of each pixel, in {labels.units or 'units that are not said'}", *labels.notes]
+    counts = labels.rows["label"].str.split(CLASS_SEPARATOR).explode().value_counts()
+    values["classes"] = {name: int(counts.get(name, 0)) for name in labels.classes}
+    listed = ", ".join(labels.classes[:12]) + (", ..." if len(labels.classes) > 12 else "")
+    of = "pixel" if labels.task is Task.SEGMENTATION else "tile"
+    return [f"{len(labels.classes)} classes of each {of}: {listed}", *labels.notes]
 
 
 def _few_groups(

@@ -25,6 +25,7 @@ from vitpipe.ingest import list_files
 from vitpipe.loading import parse_config
 from vitpipe.pseudonym import Pseudonymiser
 from vitpipe.records import FileRecord, Findings, Json, Rejected, Source
+from vitpipe.starter_ground import guess_ground_labels
 from vitpipe.starter_labels import LabelGuess, guess_folder_labels, guess_table_labels
 
 SAMPLE_FILES = 2000
@@ -178,11 +179,12 @@ def _guess_labels(
     data: Path, root: Path, sources: Sequence[Source], key: Pseudonymiser, lines: list[str]
 ) -> LabelGuess | None:
     places = [data, *([data.parent] if data.is_dir() else [])]
-    tables: list[Path] = []
+    beside: list[Path] = []
     for place in dict.fromkeys(place if place.is_dir() else place.parent for place in places):
         depth = "**/*" if place == data else "*"
-        tables += sorted(path for path in place.glob(depth) if path.suffix.lower() in _TABLE_SUFFIXES)
-    for table in dict.fromkeys(tables):
+        beside += sorted(path for path in place.glob(depth) if path.is_file())
+    files = list(dict.fromkeys(beside))
+    for table in (path for path in files if path.suffix.lower() in _TABLE_SUFFIXES):
         try:
             guess = guess_table_labels(table, root, sources, key)
         except LabelError as error:
@@ -191,7 +193,10 @@ def _guess_labels(
         if guess:
             return guess
         lines.append(f"passed over: {table.name} (no column names the sources, or none looks like classes)")
-    return guess_folder_labels(sources)
+    if (guess := guess_folder_labels(sources)) is not None:
+        return guess
+    size, _ = _tile_shape("geotiff", sources)
+    return guess_ground_labels(files, sources, size, lines)
 
 
 def _configuration(
