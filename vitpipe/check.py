@@ -13,8 +13,9 @@ from vitpipe.errors import ConfigError, DataError, TooManyRejected, UnreadableSo
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
 from vitpipe.labels import read_labels
 from vitpipe.labels.base import CLASS_SEPARATOR, LabelSet
+from vitpipe.labels.ground import GroundLabels
 from vitpipe.pseudonym import load_pseudonymiser
-from vitpipe.records import Findings, Json, Source
+from vitpipe.records import Findings, Json, Source, Task
 from vitpipe.resample import tile_channels
 from vitpipe.workspace import Workspace
 
@@ -130,6 +131,8 @@ def _labels(
 
 
 def _label_lines(labels: LabelSet, values: dict[str, Json]) -> list[str]:
+    if isinstance(labels.regions, GroundLabels):
+        return _ground_lines(labels, values)
     # A frame on which several classes are drawn counts for each of them.
     names = labels.rows["label"].str.split(CLASS_SEPARATOR).explode()
     counts = names[names != ""].value_counts()
@@ -138,6 +141,18 @@ def _label_lines(labels: LabelSet, values: dict[str, Json]) -> list[str]:
     kind = "classes, several a row" if labels.multi_label else "classes"
     more = ", ..." if len(counts) > 12 else ""
     return [f"{len(labels.classes)} {kind}: {listed}{more}", *labels.notes]
+
+
+def _ground_lines(labels: LabelSet, values: dict[str, Json]) -> list[str]:
+    """Say which classes lie on how many sources, or what the values are."""
+    if labels.task is Task.REGRESSION:
+        values["classes"] = {}
+        return [f"a value of each pixel, in {labels.units or 'units that are not said'}", *labels.notes]
+    counts = labels.rows["label"].str.split(CLASS_SEPARATOR).explode().value_counts()
+    values["classes"] = {name: int(counts.get(name, 0)) for name in labels.classes}
+    listed = ", ".join(labels.classes[:12]) + (", ..." if len(labels.classes) > 12 else "")
+    of = "pixel" if labels.task is Task.SEGMENTATION else "tile"
+    return [f"{len(labels.classes)} classes of each {of}: {listed}", *labels.notes]
 
 
 def _few_groups(

@@ -25,11 +25,12 @@ from vitpipe.ingest import list_files
 from vitpipe.loading import parse_config
 from vitpipe.pseudonym import Pseudonymiser
 from vitpipe.records import FileRecord, Findings, Json, Rejected, Source
+from vitpipe.starter_ground import guess_ground_labels
 from vitpipe.starter_labels import LabelGuess, guess_drawn_labels, guess_folder_labels, guess_table_labels
 
 SAMPLE_FILES = 2000
-_NO_IMAGE = ("NOT_AN_IMAGE", "NO_PIXELS")
 """Headers looked at: enough to match a label table, few enough to take seconds."""
+_NO_IMAGE = ("NOT_AN_IMAGE", "NO_PIXELS")
 
 _TABLE_SUFFIXES = (".csv", ".parquet")
 
@@ -180,11 +181,12 @@ def _guess_labels(
 ) -> LabelGuess | None:
     look, sources = found
     places = [data, *([data.parent] if data.is_dir() else [])]
-    tables: list[Path] = []
+    beside: list[Path] = []
     for place in dict.fromkeys(place if place.is_dir() else place.parent for place in places):
         depth = "**/*" if place == data else "*"
-        tables += sorted(path for path in place.glob(depth) if path.suffix.lower() in _TABLE_SUFFIXES)
-    for table in dict.fromkeys(tables):
+        beside += sorted(path for path in place.glob(depth) if path.is_file())
+    files = list(dict.fromkeys(beside))
+    for table in (path for path in files if path.suffix.lower() in _TABLE_SUFFIXES):
         try:
             guess = guess_table_labels(table, root, sources, key)
         except LabelError as error:
@@ -197,7 +199,10 @@ def _guess_labels(
         drawn = guess_drawn_labels([Path(item.uri) for item in look.rejected if item.code in _NO_IMAGE])
         if drawn is not None:
             return drawn
-    return guess_folder_labels(sources)
+    if (guess := guess_folder_labels(sources)) is not None:
+        return guess
+    size, _ = _tile_shape("geotiff", sources)
+    return guess_ground_labels(files, sources, size, lines)
 
 
 def _configuration(

@@ -62,7 +62,7 @@ def guess_table_labels(
         return None
     kind, key_column, share, matched = key
     labelled = pd.DataFrame({name: as_attribute(text[name]) for name in text.columns})[matched]
-    label = _find_label(labelled, key_column)
+    label = find_label(labelled, key_column)
     if label is None:
         return None
     classes = sorted(labelled[label].dropna().astype(str).unique())
@@ -164,7 +164,14 @@ def _below(value: str, table: Path, root: Path) -> str:
     return path.as_posix().removeprefix("./")
 
 
-def _find_label(rows: pd.DataFrame, key_column: str) -> str | None:
+def find_label(rows: pd.DataFrame, key_column: str) -> str | None:
+    """Name the column that holds classes, by its name and its values; None where none or several fit.
+
+    Args:
+        rows: the labelled things.
+        key_column: names them, and is no label.
+    """
+
     def fits(column: str) -> bool:
         values = rows[column].dropna()
         if pd.api.types.is_float_dtype(values) and (values % 1 != 0).any():

@@ -17,7 +17,7 @@ from tests.labels.ground_cases import UTM, Run, X, Y, make_config, mosaic, targe
 from vitpipe.errors import LabelError
 from vitpipe.labels import raster_layer
 from vitpipe.labels.places import Rectangle
-from vitpipe.labels.raster_layer import read_values
+from vitpipe.labels.raster_layer import read_values, to_places
 from vitpipe.manifest import Manifest, read_manifest, write_manifest
 from vitpipe.pixel_targets import IGNORE
 from vitpipe.records import Task
@@ -316,3 +316,21 @@ def test_rasters_that_cannot_be_used_are_rows_of_the_quarantine(tmp_path: Path) 
     run.config = make_config(tmp_path, {"kind": "raster", "path": str(folder / "good.tif"), "band": 2})
     with pytest.raises(LabelError, match=r"1 LABEL_NO_BAND\); the first is .*it has 1 band"):
         run.labels()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16", "int32", "float32"])
+def test_values_of_every_dtype_have_their_place(tmp_path: Path, dtype: str) -> None:
+    values = [1, 7, 100] if dtype == "uint8" else [-128, 7, 100] if dtype == "int8" else [-300, 7, 30_000]
+    if dtype == "uint16":
+        values = [0, 7, 65_535]
+    drawn = np.array(values)[classes(13, values=3)].astype(dtype)
+    names = {values[0]: "z", values[2]: "x"}
+    write_scene(tmp_path / "scenes" / "a.tif", H, W)
+    path = write_tif(tmp_path / "labels.tif", drawn)
+    run = Run(make_config(tmp_path, {"kind": "raster", "path": str(path), "classes": names, "ignore": [7]}))
+    labels, found = run.targets()
+    assert labels.classes == ("x", "z")
+    assert (found["a"] == np.choose(classes(13, values=3), [1, IGNORE, 0])).all()
+    beside = np.array([values[0], 8, values[2]], dtype)
+    there = np.array([True, True, False])
+    assert to_places(beside, there, {values[0]: 1, values[2]: 0}).tolist() == [1, IGNORE, IGNORE]

@@ -296,3 +296,72 @@ def test_a_label_on_no_scene_is_counted_and_a_scene_without_one_is_not_labelled(
     assert labels.rows["label"].tolist() == ["a|b"]
     write_tif(tmp_path / "scenes" / "bare.tif", np.ones((2, H, W), np.uint8), crs=None)
     assert any("1 source(s) have no CRS" in note for note in Run(run.config).labels().notes)
+
+
+def test_lines_and_touched_pixels_are_drawn_as_asked(tmp_path: Path) -> None:
+    write_scene(tmp_path / "scenes" / "a.tif", H, W)
+    line = shapely.LineString([(X + 100, Y - 205), (X + 500, Y - 205)])
+    small = box(40.6, 40.6, 0.3, 2.8)
+    path = write_vectors(tmp_path / "labels.gpkg", [line, small], ["a", "b"], geometry_type="Unknown")
+    run = run_of(tmp_path, path)
+    found = painted(run)
+    assert {int(row) for row in np.argwhere(found == 0)[:, 0]} == {20}
+    assert 39 <= (found == 0).sum() <= 41
+    assert (found == 1).sum() == 0
+    run.config = make_config(tmp_path, as_values(run) | {"all_touched": True})
+    touched = painted(run)
+    assert np.argwhere(touched == 1).tolist() == [[40, 40], [40, 41], [40, 42], [40, 43]]
+    run.config = make_config(tmp_path, as_values(run) | {"all_touched": False, "buffer_m": 21})
+    wide = painted(run)
+    assert (wide[18:23, 12:48] == 0).all()
+    assert (wide[:18] == IGNORE).all()
+    assert (wide[23:40] == IGNORE).all()
+
+
+def test_a_point_beside_the_scene_reaches_in_by_its_buffer(tmp_path: Path) -> None:
+    write_scene(tmp_path / "scenes" / "a.tif", H, W)
+    points = [shapely.Point(X - 95, Y - 305), shapely.Point(X + 405, Y - 305)]
+    path = write_vectors(tmp_path / "points.gpkg", points, ["a", "b"])
+    found = painted(run_of(tmp_path, path, buffer_m=112))
+    # The first column's centres are 100 m from the point, so half the chord is 50.4 m; the second's 110 m, and 21.1 m.
+    expected = {(row, 0) for row in range(25, 36)} | {(row, 1) for row in range(28, 33)}
+    assert {(int(row), int(col)) for row, col in np.argwhere(found == 0)} == expected
+
+
+def test_a_tile_of_several_classes_has_all_that_cover_it_and_overlaps_count_for_both(tmp_path: Path) -> None:
+    write_scene(tmp_path / "scenes" / "a.tif", H, W)
+    shapes = [box(0, 0, 16, 16), box(0, 0, 16, 24), box(16, 0, 16, 5)]
+    path = write_vectors(tmp_path / "labels.gpkg", shapes, ["a", "b", "c"])
+    aoi = write_vectors(tmp_path / "aoi.gpkg", [box(0, 0, 32, 32)], ["x"])
+    run = run_of(tmp_path, path, per="tile", multi_label=True, min_share=0.4, background="none", aoi=str(aoi))
+    assert run.labels().classes == ("a", "b", "c")
+    assert run.tile_labels() == {("a", 0, 0): "a|b", ("a", 0, 16): "b", ("a", 16, 0): "", ("a", 16, 16): ""}
+    run.config = make_config(tmp_path, as_values(run) | {"background": None})
+    assert run.tile_labels() == {("a", 0, 0): "a|b", ("a", 0, 16): "b"}
+
+
+def test_labels_across_the_180th_meridian_lie_on_the_scene(tmp_path: Path) -> None:
+    """A scene of zone 1 that begins in the east of the meridian's west: its degrees jump from 180 to -180."""
+    x, y = (float(at[0]) for at in warp_points(CRS.from_epsg(4326), CRS.from_epsg(32601), [179.996], [-16.5]))
+    write_scene(tmp_path / "scenes" / "a.tif", H, 90, crs="EPSG:32701", x=x, y=y + 10_000_000)
+    shapes = [shapely.box(179.9, -16.52, 180, -16.4), shapely.box(-180, -16.52, -179.9, -16.4)]
+    # Half-way round the world lies nothing of the scene, and 180 to 360 degrees are -180 to 0.
+    shapes += [shapely.box(-5, -16.52, 5, -16.4), shapely.box(180.0002, -16.503, 180.0004, -16.502)]
+    path = write_vectors(tmp_path / "labels.geojson", shapes, ["west", "east", "far", "beyond"], "EPSG:4326")
+    run = run_of(tmp_path, path)
+    assert run.labels().rows["label"].tolist() == ["beyond|east|west"]
+    run.config = make_config(tmp_path, as_values(run) | {"classes": {"west": "west", "east": "east"}})
+    found = painted(run)
+    cols, rows = np.meshgrid(np.arange(90) + 0.5, np.arange(H) + 0.5)
+    longitude, _ = warp_points(
+        CRS.from_epsg(32701), CRS.from_epsg(4326), x + 10 * cols.ravel(), y + 10_000_000 - 10 * rows.ravel()
+    )
+    expected = (np.array(longitude) > 0).reshape(H, 90)
+    assert 0.2 < expected.mean() < 0.8
+    assert (found == expected).all()
+    # A raster of the whole circle has both sides at its two ends.
+    world = np.zeros((40, 3600), np.uint8)
+    world[:, :1800], world[:, 1800:] = 1, 2
+    raster = write_tif(tmp_path / "world.tif", world, crs="EPSG:4326", gsd_m=0.1, x=-180, y=-15)
+    run.config = make_config(tmp_path, {"kind": "raster", "path": str(raster), "classes": {1: "east", 2: "west"}})
+    assert (painted(run) == expected).mean() > 0.98

@@ -57,9 +57,9 @@ def read_labels(
 def _read_ground_labels(recipe: RasterLabels | VectorLabels, sources: Sequence[Source]) -> LabelSet:
     # GDAL takes its time to load: only where it is needed.
     from vitpipe.labels.raster import read_raster_labels
-    from vitpipe.labels.vector import read_aoi, read_vector_labels
+    from vitpipe.labels.vector import placed_on_ground, read_aoi, read_vector_labels
 
     if isinstance(recipe, VectorLabels):
         return read_vector_labels(recipe, sources)
-    placed = [source for source in sources if source.grid.transform is not None and source.grid.crs is not None]
-    return read_raster_labels(recipe, sources, read_aoi(recipe.aoi, placed) if recipe.aoi is not None else None)
+    aoi = read_aoi(recipe.aoi, placed_on_ground(sources)) if recipe.aoi is not None else None
+    return read_raster_labels(recipe, sources, aoi)

@@ -42,6 +42,7 @@ from vitpipe.records import Rejected, Source
 
 _SUFFIXES: Final = (".tif", ".tiff", ".gtif", ".gtiff", ".geotiff", ".btf", ".tf8", ".cog")
 _DECIMALS: Final = 6
+_CLASS_DTYPES: Final = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,15 @@ def read_raster_labels(recipe: RasterLabels, sources: Sequence[Source], aoi: Lay
         units=recipe.units or (units[0] if units else ""),
     )
     return ground_label_set(found, sources, per_pixel=recipe.per == "pixel", path=recipe.path)
+
+
+def is_class_raster(path: Path) -> bool:
+    """Tell whether a file is a GeoTIFF of one band of whole numbers, as rasters of classes are."""
+    try:
+        with gdal_environment(), open_tiff(path) as dataset:
+            return dataset.count == 1 and str(dataset.dtypes[0]) in _CLASS_DTYPES
+    except (CPLE_BaseError, RasterioError, ValueError, OSError):
+        return False
 
 
 def _layer(file: _File, places: Mapping[float, int] | None, *, same: bool) -> RasterLayer:

@@ -172,8 +172,12 @@ class _RasterPainter:
                 inner = slice(half.top - part.top, half.bottom - part.top)
                 self._copy(half, out[inner, half.left - part.left : half.right - part.left], place)
             return
-        found = self._read(window)[np.ix_(rows - window.top, cols - window.left)]
-        out[np.ix_(np.flatnonzero(rows_in), np.flatnonzero(cols_in))] = found
+        found = self._read(window)
+        if found.shape != (len(rows), len(cols)) or rows[0] > rows[-1] or cols[0] > cols[-1]:
+            found = found[np.ix_(rows - window.top, cols - window.left)]
+        # What lies inside is one stretch of each axis.
+        first_row, first_col = int(rows_in.argmax()), int(cols_in.argmax())
+        out[first_row : first_row + len(rows), first_col : first_col + len(cols)] = found
 
     def _warp(self, part: Rectangle, window: Rectangle, out: NDArray[Any]) -> None:
         assert self._crs is not None
@@ -230,19 +234,22 @@ def to_places(values: NDArray[Any], said: NDArray[np.bool_], places: Mapping[flo
         said: where they count.
         places: value to place. What lies under the sources was looked at before: other values lie beside them.
     """
-    keys = np.array(sorted(places), np.float64)
-    targets = np.array([*(places[key] for key in keys), IGNORE], np.uint8)
-    if values.dtype.itemsize <= 2 and values.dtype.kind in "iu":
-        # Few values are possible: look each up in a table.
-        low = int(np.iinfo(values.dtype).min)
-        known = np.full(1 << 8 * values.dtype.itemsize, len(keys), np.int64)
-        fitting = (keys >= low) & (keys <= np.iinfo(values.dtype).max) & (keys == np.floor(keys))
-        known[(keys[fitting] - low).astype(np.int64)] = np.flatnonzero(fitting)
-        index = known[values.astype(np.int64) - low]
+    if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
+        # Few values are possible: each has its entry in a table, negative ones behind the positive.
+        limits, count = np.iinfo(values.dtype), 1 << 8 * values.dtype.itemsize
+        table = np.full(count, IGNORE, np.uint8)
+        for value, place in places.items():
+            if value == int(value) and limits.min <= value <= limits.max:
+                table[int(value) % count] = place
+        found: NDArray[np.uint8] = table[values.view(f"u{values.dtype.itemsize}")]
     else:
-        index = np.searchsorted(keys, values).clip(0, max(len(keys) - 1, 0))
+        keys = np.array(sorted(places), np.float64)
+        targets = np.array([*(places[key] for key in keys), IGNORE], np.uint8)
+        index = np.searchsorted(keys, values).clip(0, len(keys) - 1)
         index[keys[index] != values] = len(keys)
-    return np.where(said, targets[index], np.uint8(IGNORE))
+        found = targets[index]
+    found[~said] = IGNORE
+    return found
 
 
 def _nearest(step: float, first: float, start: int, stop: int) -> NDArray[np.int64]:

@@ -34,7 +34,7 @@ def read_vector_labels(recipe: VectorLabels, sources: Sequence[Source]) -> Label
         LabelError: no feature lies on a source, or there is one class only.
         TransientError: the store does not answer.
     """
-    placed = [source for source in sources if source.grid.transform is not None and source.grid.crs is not None]
+    placed = placed_on_ground(sources)
     rejected: list[Rejected] = []
     read: list[tuple[VectorFile, Shapes]] = []
     for path in find_vectors(Path(recipe.path)):
@@ -91,6 +91,11 @@ def read_aoi(path: str, sources: Sequence[Source]) -> VectorLayer:
     if thin := int(np.count_nonzero(shapely.get_dimensions(shapes.geometries) < 2)):
         raise LabelError(f"`labels.aoi` {files[0]} holds {thin} feature(s) that are no polygons; leave polygons alone")
     return VectorLayer(shapes, np.zeros(len(shapes.geometries), np.uint8), (0,), Style(), file.content)
+
+
+def placed_on_ground(sources: Sequence[Source]) -> list[Source]:
+    """Give the sources that have a place on the ground."""
+    return [source for source in sources if source.grid.transform is not None and source.grid.crs is not None]
 
 
 def bounds_of(sources: Sequence[Source], crs: str) -> tuple[float, float, float, float] | None:

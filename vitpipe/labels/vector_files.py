@@ -160,6 +160,21 @@ def read_shapes(file: VectorFile, column: str | None, bbox: tuple[float, float, 
     )
 
 
+def columns_of(file: VectorFile, most: int) -> dict[str, NDArray[Any]]:
+    """Read the attributes of the first features.
+
+    Args:
+        file: as looked at.
+        most: features to read.
+
+    Raises:
+        UnusableVectors: it cannot be read.
+    """
+    with _said():
+        meta, _, _, columns = pyogrio.raw.read(file.opened, layer=file.layer, read_geometry=False, max_features=most)
+    return {str(name): values for name, values in zip(meta["fields"], columns, strict=True)}
+
+
 def _repaired(geometry: shapely.Geometry) -> shapely.Geometry:
     """Make a geometry valid; what was a surface stays one: a line that falls off is no area."""
     valid = shapely.make_valid(geometry)

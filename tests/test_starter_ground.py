@@ -1,0 +1,72 @@
+"""`vitpipe init` finds the labels that lie on scenes, and what it writes can be checked and prepared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+
+from tests.conftest import SHARED
+from tests.labels.ground_cases import Run, X, Y, write_scene, write_tif
+from tests.labels.test_label_vector import write_vectors
+from vitpipe.check import check_pipeline
+from vitpipe.config import RasterLabels, VectorLabels
+from vitpipe.loading import load_config
+from vitpipe.records import Task
+from vitpipe.starter import write_starter
+
+
+def cells(size: int, step: int) -> tuple[list[shapely.Polygon], list[str]]:
+    """Squares of `size` pixels every `step` pixels of a scene at X, Y, of two classes in turn."""
+    places = [(row, col) for row in range(0, 60, step) for col in range(0, 90, step)]
+    shapes = [shapely.box(X + 10 * col, Y - 10 * (row + size), X + 10 * (col + size), Y - 10 * row)
+              for row, col in places]  # fmt: skip
+    return shapes, [("wood", "water")[number % 2] for number in range(len(places))]
+
+
+@pytest.mark.parametrize(("size", "per"), [(60, "tile"), (6, "pixel")])
+def test_polygons_beside_scenes_are_their_labels(tmp_path: Path, size: int, per: str) -> None:
+    write_scene(tmp_path / "data" / "a.tif", 60, 90)
+    write_vectors(tmp_path / "data" / "a.gpkg", *cells(size, 15))
+    (tmp_path / "data" / "notes.geojson").write_text("{}")
+    write_starter(tmp_path / "data", tmp_path / "pipeline.yaml", overwrite=False)
+    config = load_config(tmp_path)
+    assert isinstance(config.labels, VectorLabels)
+    assert (config.labels.column, config.labels.per) == ("kind", per)
+    findings = check_pipeline(config)
+    assert any(f"2 classes of each {per}: water, wood" in line for line in findings.lines)
+    assert findings.values["classes"] == {"water": 1, "wood": 1}
+
+
+def test_a_class_raster_beside_scenes_labels_their_pixels_and_a_table_comes_first(tmp_path: Path) -> None:
+    for number in range(4):
+        write_scene(tmp_path / "data" / f"{number}.tif", 60, 90, seed=number, x=X + 2000 * number)
+    write_tif(tmp_path / "labels.tif", np.random.default_rng(0).integers(0, 3, (60, 900)).astype(np.uint8), nodata=0)
+    write_tif(tmp_path / "heights.tif", np.ones((60, 900), np.float32))
+    write_starter(tmp_path / "data", tmp_path / "pipeline.yaml", overwrite=False)
+    config = load_config(tmp_path)
+    assert isinstance(config.labels, RasterLabels)
+    assert Path(config.labels.path).name == "labels.tif"
+    rows = "".join(f"{number}.tif,{'ab'[number % 2]}\n" for number in range(4) for _ in range(2))
+    (tmp_path / "labels.csv").write_text("path,label\n" + rows)
+    write_starter(tmp_path / "data", tmp_path / "pipeline.yaml", overwrite=True)
+    assert load_config(tmp_path).labels.kind == "table"  # type: ignore[union-attr]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("folder", "classes"), [("pixel_scene", 5), ("eurosat_geo/scenes", 9)])
+def test_the_labels_of_real_scenes_are_found_and_their_pixels_prepared(
+    tmp_path: Path, folder: str, classes: int
+) -> None:
+    write_starter(SHARED / folder, tmp_path / "pipeline.yaml", overwrite=False)
+    config = load_config(tmp_path)
+    assert isinstance(config.labels, VectorLabels)
+    assert config.labels.per == "pixel"
+    values = {"source": config.source.model_copy(update={"block_m": 1000.0})}
+    run = Run(config.model_copy(update=values))
+    labels, found = run.targets()
+    assert labels.task is Task.SEGMENTATION
+    assert len(labels.classes) == classes
+    assert sum(int((targets != 255).sum()) for targets in found.values()) > 700
