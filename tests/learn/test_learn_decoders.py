@@ -86,6 +86,31 @@ def test_the_padding_of_a_tile_is_cut_off_and_the_rest_stays_in_place() -> None:
     assert torch.equal(PixelModel(module.backbone, Same(), plan)(images), images)
 
 
+@pytest.mark.parametrize(
+    ("keys", "tile", "patch", "place"),
+    [(TIMM, (24, 24), (8, 8), (0, 2)), (MONAI | {"patch_size": [2, 8, 4]}, (4, 16, 16), (2, 8, 4), (1, 0, 3))],
+)
+def test_a_token_lies_in_the_map_where_its_patch_lies_in_the_image(
+    keys: dict[str, object], tile: tuple[int, ...], patch: tuple[int, ...], place: tuple[int, ...]
+) -> None:
+    module, _, _ = build_pixel_model(recipe_of(**keys), 2, 3, tile, probe=False)
+    assert isinstance(module, PixelModel)
+    with torch.no_grad():
+        # Blocks that add nothing: a token knows its own patch alone.
+        for weight in module.backbone.blocks.parameters():  # type: ignore[union-attr]
+            weight.zero_()
+        image = torch.rand(1, 2, *tile)
+        other = image.clone()
+        inside = tuple(slice(at * step, (at + 1) * step) for at, step in zip(place, patch, strict=True))
+        other[(slice(None), slice(None), *inside)] += 1
+        one, two = (
+            module.backbone.forward_intermediates(each, indices=[0, 1], norm=True, intermediates_only=True)[0]  # type: ignore[operator]
+            for each in (image, other)
+        )
+    changed = (one != two).any(1)[0].nonzero().tolist()
+    assert changed == [list(place)]
+
+
 def test_steps_double_the_axes_that_have_room() -> None:
     assert doublings((2, 16, 16)) == [(1, 2, 2), (1, 2, 2), (1, 2, 2), (2, 2, 2)]
     assert doublings((14, 14)) == [(2, 2), (2, 2), (2, 2)]
