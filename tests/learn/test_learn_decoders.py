@@ -15,6 +15,7 @@ from vitpipe.learn.decoders import doublings
 from vitpipe.learn.fit import make_optimiser
 from vitpipe.learn.outlook import pixel_outlook
 from vitpipe.learn.pixel_model import DecoderPlan, PixelModel, build_pixel_model, rebuild_pixel_model
+from vitpipe.learn.place import resolve_precision
 from vitpipe.learn.task import LearnTask
 from vitpipe.learn.unet_baseline import cost_of, plan_of_equal_cost
 
@@ -63,13 +64,31 @@ def test_a_network_gives_a_map_of_the_tile_and_is_rebuilt_from_its_plan(
     assert len(set(storages)) == len(storages), "a file of tensors takes each once"
 
 
-@pytest.mark.parametrize("decoder", ["conv", "dpt", "unetr"])
-def test_every_weight_of_vit_and_decoder_learns(decoder: str) -> None:
+@pytest.mark.parametrize(
+    ("keys", "tile"),
+    [
+        *((TIMM | {"depth": 4, "decoder": decoder}, (16, 16)) for decoder in ("conv", "dpt", "unetr")),
+        ({"decoder": "unet", "embed_dim": 8}, (16, 16)),
+        ({"decoder": "swin_unetr", "embed_dim": 12}, (32, 32)),
+        (MONAI | {"patch_size": [2, 8, 8], "decoder": "unetr"}, (4, 16, 16)),
+    ],
+)
+def test_every_weight_learns(keys: dict[str, object], tile: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    module, _, _ = build_pixel_model(recipe_of(**TIMM | {"depth": 4, "decoder": decoder}), 2, 3, (16, 16), probe=False)
-    module(torch.rand(2, 2, 16, 16)).square().sum().backward()
-    still = [name for name, weight in module.named_parameters() if weight.grad is None]
-    assert not still, "DDP waits for every one"
+    module, _, _ = build_pixel_model(recipe_of(**keys), 2, 3, tile, probe=False)
+    module(torch.rand(2, 2, *tile)).square().sum().backward()
+    still = {name for name, weight in module.named_parameters() if weight.grad is None}
+    # DDP waits for every one; MONAI's blocks have a norm that is never called, which `Fit` leaves out.
+    assert not {name for name in still if "norm_cross_attn" not in name}
+
+
+def test_gradients_of_volumes_are_not_taken_in_bfloat16_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitpipe.learn.place.computes_bf16", lambda _: True)
+    cpu = torch.device("cpu")
+    assert resolve_precision("auto", cpu) == "bf16"
+    assert resolve_precision("auto", cpu, maps_of_volumes=True) == "fp32"
+    with pytest.raises(ConfigError, match="3-D convolutions are not right in bfloat16"):
+        resolve_precision("bf16", cpu, maps_of_volumes=True)
 
 
 def test_the_padding_of_a_tile_is_cut_off_and_the_rest_stays_in_place() -> None:
@@ -84,6 +103,31 @@ def test_the_padding_of_a_tile_is_cut_off_and_the_rest_stays_in_place() -> None:
     assert isinstance(module, PixelModel)
     images = torch.rand(1, 2, 20, 20)
     assert torch.equal(PixelModel(module.backbone, Same(), plan)(images), images)
+
+
+@pytest.mark.parametrize(
+    ("keys", "tile", "patch", "place"),
+    [(TIMM, (24, 24), (8, 8), (0, 2)), (MONAI | {"patch_size": [2, 8, 4]}, (4, 16, 16), (2, 8, 4), (1, 0, 3))],
+)
+def test_a_token_lies_in_the_map_where_its_patch_lies_in_the_image(
+    keys: dict[str, object], tile: tuple[int, ...], patch: tuple[int, ...], place: tuple[int, ...]
+) -> None:
+    module, _, _ = build_pixel_model(recipe_of(**keys), 2, 3, tile, probe=False)
+    assert isinstance(module, PixelModel)
+    with torch.no_grad():
+        # Blocks that add nothing: a token knows its own patch alone.
+        for weight in module.backbone.blocks.parameters():  # type: ignore[union-attr]
+            weight.zero_()
+        image = torch.rand(1, 2, *tile)
+        other = image.clone()
+        inside = tuple(slice(at * step, (at + 1) * step) for at, step in zip(place, patch, strict=True))
+        other[(slice(None), slice(None), *inside)] += 1
+        one, two = (
+            module.backbone.forward_intermediates(each, indices=[0, 1], norm=True, intermediates_only=True)[0]  # type: ignore[operator]
+            for each in (image, other)
+        )
+    changed = (one != two).any(1)[0].nonzero().tolist()
+    assert changed == [list(place)]
 
 
 def test_steps_double_the_axes_that_have_room() -> None:

@@ -17,6 +17,7 @@ from vitpipe.errors import ConfigError, ContractError, DataError
 from vitpipe.learn.augment import draw, move_pixels, move_targets
 from vitpipe.learn.loader import SplitTiles
 from vitpipe.learn.losses import Objective
+from vitpipe.learn.pixel_baselines import _ridge
 from vitpipe.learn.pixel_losses import ClassCriterion, ValueCriterion, loss_of
 from vitpipe.learn.pixel_statistics import measure_targets
 from vitpipe.learn.pixel_tables import SAMPLED_PIXELS, write_pixel_tables
@@ -78,6 +79,7 @@ def test_pixels_without_a_label_do_not_count(objective: Objective) -> None:
 def test_a_batch_without_a_label_has_no_gradient(objective: Objective) -> None:
     logits, targets = make_batch(objective, labelled=0.0)
     assert torch.equal(gradient(objective, logits, targets), torch.zeros_like(logits))
+    assert float(objective.step(logits, targets, 4, HERE).loss) == 0.0
     assert objective.val_result(objective.val_sums(logits, targets)) == (None, None)
 
 
@@ -267,4 +269,18 @@ def test_tables_hold_the_sums_of_each_tile_and_a_sample_that_is_the_same_in_ever
         assert drawn["truth"].tolist() == truth[drawn["row"], drawn["col"]].tolist()
         columns = ["logit_0", "logit_1", "logit_2"] if classes else ["predicted"]
         assert np.array_equal(drawn[columns].to_numpy().T, said[:, drawn["row"], drawn["col"]])
-    assert sample[["row", "col"]].groupby("tile_id").sum().nunique().min() > 5, "each tile its own draw"
+
+
+def test_each_tile_has_a_draw_of_its_own(tmp_path: Path) -> None:
+    manifest = make_pixel_manifest(tmp_path / "m", PixelCase(tiles=18, size=24))
+    write_pixel_tables(tmp_path, manifest, TileStore(manifest.tiles_folder), say)
+    sample = pd.read_parquet(tmp_path / "pixel_sample.parquet")
+    places = [tuple(part["row"] * 24 + part["col"]) for _, part in sample.groupby("tile_id")]
+    assert len(set(places)) == len(places) > 5
+
+
+def test_a_ridge_finds_a_line_wherever_the_channels_lie() -> None:
+    features = np.random.default_rng(1).normal([3.0, -7.0], [1.0, 2.0], (400, 2))
+    targets = features @ [2.0, -1.0] + 40.0
+    weight, bias = _ridge((features[:300], targets[:300]), (features[300:], targets[300:]))
+    assert np.abs(features @ weight[0] + bias[0] - targets).max() < 0.01

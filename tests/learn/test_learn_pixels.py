@@ -242,8 +242,10 @@ def test_volumes_are_learnt(tmp_path: Path, decoder: str | None) -> None:
     config = pixel_config(tmp_path, model=model, epochs=3, augment=augment, baseline="unet" if decoder else "none")
     folder = run_here(make_run(tmp_path / "run", config, manifest))
     rows, tiles, valid, _ = judged(manifest)
-    logits = load_model(folder.model).logits(tiles, valid)
+    saved = load_model(folder.model)
+    logits = saved.logits(tiles, valid)
     assert logits.shape == (len(rows), 3, 3, 16, 16)
+    assert saved.record.training["precision"] == "fp32"
     sample = pd.read_parquet(folder.root / "pixel_sample.parquet")
     assert set(sample["frame"]) == {0, 1, 2}
     events = read_progress(folder.progress)

@@ -31,6 +31,11 @@ def interpolate(values: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return functional.interpolate(values, tuple(size), mode=_LINEAR[values.ndim - 2], align_corners=False)
 
 
+def _channels_last(values: torch.Tensor) -> torch.Tensor:
+    """Lay the channels of a pixel side by side: convolutions and the norm over channels take half the time so."""
+    return values.contiguous(memory_format=torch.channels_last if values.ndim == 4 else torch.channels_last_3d)
+
+
 class ChannelNorm(nn.Module):
     """Layer norm over the channels of each pixel: no statistic of the tile, so nothing that differs between tiles.
 
@@ -101,7 +106,8 @@ class ConvDecoder(nn.Module):
 
     def forward(self, maps: Sequence[torch.Tensor], image: torch.Tensor) -> torch.Tensor:
         """Give (N, K, *size)."""
-        values = self.enter(maps[-1])
+        image = _channels_last(image)
+        values = self.enter(_channels_last(maps[-1]))
         for step in self.steps:
             values = step(values)
         detail: torch.Tensor = self.image(image)
@@ -168,7 +174,7 @@ class DptDecoder(nn.Module):
 
     def forward(self, maps: Sequence[torch.Tensor], image: torch.Tensor) -> torch.Tensor:
         """Give (N, K, *size)."""
-        size = image.shape[2:]
+        image, size = _channels_last(image), image.shape[2:]
         fused: torch.Tensor | None = None
         for level in reversed(range(_DPT_LEVELS)):
             # Early layers at four times the grid, the last at half of it; never finer than the image.
@@ -176,7 +182,7 @@ class DptDecoder(nn.Module):
             wanted = [
                 min(edge, max(1, math.ceil(grid * scale))) for grid, edge in zip(maps[0].shape[2:], size, strict=True)
             ]
-            values = self.reassemble[level](interpolate(self.project[level](maps[level]), wanted))
+            values = self.reassemble[level](interpolate(self.project[level](_channels_last(maps[level])), wanted))
             values = self.before[level](values)
             fused = self.after[level](values if fused is None else values + interpolate(fused, wanted))
         assert fused is not None

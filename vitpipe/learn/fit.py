@@ -75,7 +75,8 @@ class Fit:
         self._lesson = lesson
         recipe, place = lesson.task.train, lesson.around.place
         self._steps = steps_per_epoch(len(lesson.train), recipe.batch_size, place.processes)
-        self._precision = resolve_precision(recipe.precision, place.device)
+        volumes = lesson.record.per_pixel and len(lesson.train.tile_shape) > 3
+        self._precision = resolve_precision(recipe.precision, place.device, maps_of_volumes=volumes)
         self._model = lesson.model.to(place.device)
         self._optimiser = make_optimiser(self._model, lesson.task)
         self._scheduler = make_scheduler(
@@ -91,6 +92,9 @@ class Fit:
         network: nn.Module = self._model
         if place.processes > 1:
             devices = [place.device] if place.device.type == CUDA else None
+            # DDP waits for the gradient of every weight, and MONAI's blocks have a norm that is never called.
+            for name, weight in self._model.named_parameters():
+                weight.requires_grad_(weight.requires_grad and "norm_cross_attn" not in name)
             network = DistributedDataParallel(network, device_ids=devices)
         self._network: nn.Module = torch.compile(network) if recipe.compile else network  # type: ignore[assignment]
         self._started = time.monotonic() - self._state.seconds

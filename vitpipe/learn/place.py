@@ -83,12 +83,25 @@ def computes_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def resolve_precision(asked: str, device: torch.device) -> str:
+def resolve_precision(asked: str, device: torch.device, *, maps_of_volumes: bool = False) -> str:
     """Give ``fp32`` or ``bf16``.
 
+    Args:
+        asked: as the configuration says.
+        device: of the run.
+        maps_of_volumes: the model convolves in three dimensions. On CPUs torch 2.14's gradients of such weights in
+            bfloat16 hold what was in the memory before, at times NaN (measured); two dimensions are right.
+
     Raises:
-        ConfigError: bf16 is asked for and the device only emulates it.
+        ConfigError: bf16 is asked for and the device only emulates it, or computes it wrongly.
     """
+    if maps_of_volumes and device.type != CUDA:
+        if asked == "bf16":
+            raise ConfigError(
+                "train.precision is `bf16`, but on a CPU the gradients of 3-D convolutions are not right in bfloat16; "
+                "set it to `auto` or `fp32`"
+            )
+        return "fp32"
     able = computes_bf16(device)
     if asked == "bf16" and not able:
         raise ConfigError(

@@ -69,7 +69,7 @@ def prepare(task: LearnTask, manifest: Manifest, store: TileStore, around: Surro
         tiles=task.tiles.model_dump(mode="json"),
         source=task.source,
         weights=provenance,
-        training=_training(task, around.place, built.module),
+        training=_training(task, around.place, built),
         digests={"manifest": manifest.digest, "config": task.config_digest, "run": task.run_id},
         versions=versions() | {"vitpipe": task.code_version},
         task=manifest.task,
@@ -151,8 +151,13 @@ def _image_size(value: Json) -> ImageSize:
     return int(str(value))
 
 
-def _training(task: LearnTask, place: Place, module: nn.Module) -> dict[str, Json]:
-    precision = "fp32" if isinstance(module, ProbeModel) else resolve_precision(task.train.precision, place.device)
+def _training(task: LearnTask, place: Place, built: _Built) -> dict[str, Json]:
+    volumes = built.plan is not None and len(built.plan.tile_px) > 2
+    precision = (
+        "fp32"
+        if isinstance(built.module, ProbeModel)
+        else resolve_precision(task.train.precision, place.device, maps_of_volumes=volumes)
+    )
     return {
         "recipe": task.train.model_dump(mode="json", exclude={"checkpoint_seconds"}),
         "device": task.device,
