@@ -3,7 +3,7 @@
 from vitpipe.infer.mapping.cover import Blend
 from vitpipe.infer.mapping.layers import ClassLayers, Layers, MapFile, ValueLayers
 from vitpipe.infer.mapping.scene import MapMade, MapTask, make_files, make_map
-from vitpipe.infer.mapping.stitch import MapPlan, MapRows, stitch
+from vitpipe.infer.mapping.stitching import MapPlan, MapRows, stitch
 from vitpipe.infer.mapping.symmetry import PixelModel
 
 __all__ = [

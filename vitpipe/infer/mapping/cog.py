@@ -74,7 +74,9 @@ def _mosaic(store: StripStore, file: MapFile, grid: Grid, tags: Mapping[str, str
     for key, value in {**tags, **named}.items():
         ET.SubElement(metadata, "MDI", {"key": key}).text = value
     for number, (band, description) in enumerate(zip(file.bands, file.descriptions, strict=True), start=1):
-        shown = {"dataType": _TYPES[store.layers.dtype.name], "band": str(number)}
+        # Blocks as those of the copy: GDAL's default of 128 pixels asks for each strip's block four times.
+        blocks = {"blockXSize": str(BLOCK), "blockYSize": str(BLOCK)}
+        shown = {"dataType": _TYPES[store.layers.dtype.name], "band": str(number), **blocks}
         element = ET.SubElement(root, "VRTRasterBand", shown)
         _describe(element, file, description, store.layers)
         for strip in range(store.count):

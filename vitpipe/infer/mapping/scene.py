@@ -18,7 +18,7 @@ from vitpipe.errors import ContractError, WorkspaceError
 from vitpipe.infer.mapping.cog import write_cogs
 from vitpipe.infer.mapping.layers import Layers
 from vitpipe.infer.mapping.palette import qgis_style
-from vitpipe.infer.mapping.stitch import MapPlan, MapRows, stitch
+from vitpipe.infer.mapping.stitching import MapPlan, MapRows, stitch
 from vitpipe.infer.mapping.strips import StripStore
 from vitpipe.infer.mapping.symmetry import PixelModel
 from vitpipe.records import Grid, Json

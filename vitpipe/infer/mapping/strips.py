@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vitpipe.atomic import write_file
 from vitpipe.infer.mapping.gdal import gdal_writes
 from vitpipe.infer.mapping.layers import Layers
-from vitpipe.infer.mapping.stitch import MapRows
+from vitpipe.infer.mapping.stitching import MapRows
 
 STRIP_ROWS: Final = 256
 _BLOCK: Final = 256

@@ -20,10 +20,12 @@ from vitpipe.infer.mapping.ahead import one_ahead
 from vitpipe.infer.mapping.cover import Blend, Cover, blend_into
 from vitpipe.infer.mapping.symmetry import PixelModel, over_symmetries
 from vitpipe.records import Window
-from vitpipe.resample import RowBuffer
 
 _WAITING_BYTES: Final = 32 << 20
 """Masks of rows that may wait for a batch to be full."""
+_BATCHES_ALIVE: Final = 4
+"""Batches that are used in turn, since fresh memory costs more than the copy into it: one that is filled, one that the
+model has, one that is blended, and one to spare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ def stitch(raster: Raster, model: PixelModel, plan: MapPlan, *, first_row: int =
 
     Args:
         raster: one frame; it is read by one thread.
-        model: gives (N, outputs, size, size) for (N, C, size, size).
+        model: gives (N, outputs, size, size) for (N, C, size, size). What it is given is overwritten some
+            calls later; it may give it back, and must not keep it.
         plan: the tiles.
         first_row: rows above it were made before and are not given again. Those from it on are the same bit for bit,
             as long as a tile's values do not depend on the other tiles of its batch.
@@ -128,16 +131,12 @@ class _Stitching:
     def _read(self, first: int) -> Iterator[_TileRow | _Batch]:
         """Read rows of tiles, and fill batches with them across rows."""
         size, down, across = self._plan.size, self._down, self._across
-
-        def read(frame: int, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
-            return self._raster.read(Window(frame, start, 0, stop - start, self._width))
-
-        buffer = RowBuffer(read, height=self._height, block_rows=self._raster.block_rows)
+        buffer = _SourceRows(self._raster, size)
         filling = _Filling(self._plan, len(self._raster.channels), (down.mirrored(), across.mirrored()))
         held = 0
         for number in range(first, len(down.starts)):
             top = down.starts[number]
-            pixels, valid = buffer.rows(0, top, down.stop(number))
+            pixels, valid = buffer.rows(top, down.stop(number))
             cols = _tiles_with_pixels(valid, across)
             mask = valid[: down.final(number) - top].copy()
             held += mask.nbytes
@@ -188,6 +187,51 @@ class _Stitching:
             yield MapRows(top + skipped, values[:, skipped : stop - top], row.valid[skipped:])
 
 
+class _SourceRows:
+    """The rows of the scene under one row of tiles, in one place that is used again: whole blocks are read, once each.
+
+    `vitpipe.resample.RowBuffer` makes a new array a read, which for wide scenes is most of the memory of a map.
+    """
+
+    def __init__(self, raster: Raster, size: int) -> None:
+        self._raster = raster
+        height, width = raster.grid.height, raster.grid.width
+        self._block = min(max(1, raster.block_rows), height)
+        room = min(size + self._block, height)
+        self._pixels = np.empty((len(raster.channels), room, width), raster.dtype)
+        self._valid = np.empty((room, width), np.bool_)
+        self._start = self._stop = 0
+
+    def rows(self, start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Give views of rows, that hold until the next call; requests go down."""
+        if stop > self._stop:
+            self._drop(start)
+            while self._stop < stop:
+                self._read()
+        span = slice(start - self._start, stop - self._start)
+        return self._pixels[:, span], self._valid[span]
+
+    def _drop(self, start: int) -> None:
+        """Move what is still needed to the front."""
+        kept = max(0, self._stop - start)
+        if kept:
+            # An overlapping copy: numpy sees that.
+            self._pixels[:, :kept] = self._pixels[:, start - self._start : self._stop - self._start]
+            self._valid[:kept] = self._valid[start - self._start : self._stop - self._start]
+        else:
+            self._stop = start // self._block * self._block
+        self._start = start
+
+    def _read(self) -> None:
+        grid = self._raster.grid
+        count = min(self._block, grid.height - self._stop)
+        pixels, valid = self._raster.read(Window(0, self._stop, 0, count, grid.width))
+        skipped = max(0, self._start - self._stop)
+        self._stop += count
+        into = slice(self._stop - count + skipped - self._start, self._stop - self._start)
+        self._pixels[:, into], self._valid[into] = pixels[:, skipped:], valid[skipped:]
+
+
 class _Filling:
     """A batch that is being filled."""
 
@@ -195,7 +239,9 @@ class _Filling:
         self._shape = plan.batch, channels, plan.size, plan.size
         self._mirrored = mirrored
         self._cols: list[int] = []
-        self._tiles, self._valid = self._empty()
+        self._rooms = [self._empty() for _ in range(_BATCHES_ALIVE)]
+        self._turn = 0
+        self._tiles, self._valid = self._rooms[0]
 
     @property
     def full(self) -> bool:
@@ -217,7 +263,8 @@ class _Filling:
         count = len(self._cols)
         batch = _Batch(self._cols, self._tiles[:count], self._valid[:count])
         self._cols = []
-        self._tiles, self._valid = self._empty()
+        self._turn = (self._turn + 1) % _BATCHES_ALIVE
+        self._tiles, self._valid = self._rooms[self._turn]
         return batch
 
     def _empty(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
