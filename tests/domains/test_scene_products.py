@@ -24,8 +24,11 @@ from scene_cases import (
 
 from vitpipe.domains.geotiff import Geotiff
 from vitpipe.domains.geotiff.products.bands import SENTINEL2, choose
-from vitpipe.errors import UnreadableSource
+from vitpipe.errors import DataError, UnreadableSource
+from vitpipe.ingest import ingest
+from vitpipe.loading import parse_config
 from vitpipe.records import Window
+from vitpipe.workspace import Workspace
 
 _RNG = np.random.default_rng(5)
 
@@ -369,3 +372,48 @@ def test_strips_are_decoded_once_whatever_the_height_of_reads(tmp_path: Path, mo
     assert sorted(counted.values()) == [300, 600]
     whole = np.concatenate(rows, axis=1)[:, :600]
     assert np.allclose(whole[1], (_repeat(bands["B05", 20], 2) - 1000.0) / 10_000, atol=1e-7)
+
+
+def test_granules_of_an_old_product_are_a_scene_each(tmp_path: Path) -> None:
+    safe = tmp_path / "S2A_OPER_PRD_MSIL1C_PDMC_20150905T104813_R002_V20150905T005712.SAFE"
+    stored = {tile: _dn(60) for tile in ("33TXM", "33TXN")}
+    for tile, pixels in stored.items():
+        granule = f"S2A_OPER_MSI_L1C_TL_SGS__20150905T073438_A006291_T{tile}"
+        write_band(safe / "GRANULE" / granule / "IMG_DATA" / f"{granule}_B04.jp2", pixels, 10)
+    metadata = sentinel2_metadata("L1C", baseline="02.04", offset=None)
+    (safe / "S2A_OPER_MTD_SAFL1C_PDMC_20150905T104813_R002_V20150905T005712.xml").write_text(metadata)
+    sources, rejected = look(tmp_path)
+    assert rejected == []
+    assert [source.channels for source in sources] == [("B04",), ("B04",)]
+    for source, pixels in zip(sources, stored.values(), strict=True):
+        assert np.allclose(read(source)[0][0], pixels / 10_000, atol=1e-7)
+
+
+def test_wavelengths_of_tags_name_bands_of_a_single_file(tmp_path: Path) -> None:
+    stored = _RNG.integers(1, 9000, (3, 20, 20), dtype=np.uint16)
+    profile = {"driver": "GTiff", "count": 3, "height": 20, "width": 20, "dtype": "uint16", "crs": "EPSG:32633"}
+    transform = rasterio.transform.from_origin(500_000, 5_000_000, 10, 10)
+    with rasterio.open(tmp_path / "a.tif", "w", transform=transform, **profile) as dataset:
+        dataset.write(stored)
+        dataset.update_tags(1, ns="IMAGERY", CENTRAL_WAVELENGTH_UM="0.665", FWHM_UM="0.030")
+        dataset.update_tags(2, wavelength="842", wavelength_units="Nanometers", fwhm="115")
+        # Without a width nothing is known of what it covers.
+        dataset.update_tags(3, wavelength="1610", wavelength_units="nm")
+    source = one(tmp_path, bands=("0.83um", "670nm"))
+    assert source.channels == ("0.83um", "670nm")
+    assert np.array_equal(read(source)[0], stored[[1, 0]])
+    for missing in ("1610nm", "700nm"):
+        assert refused(tmp_path, bands=(missing,)).code == "MISSING_BAND"
+
+
+def test_values_of_two_meanings_do_not_go_into_one_run(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    write_safe(root / "surface", {("B04", 10): _dn(60)})
+    write_safe(root / "top", {("B04", 10): _dn(60)}, level="L1C")
+    path = write_band(root / "numbers.tif", _dn(60), 10)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.descriptions = ("B04",)
+    source = {"kind": "geotiff", "path": str(root)}
+    config = parse_config({"name": "x", "source": source, "workspace": str(tmp_path / "ws")}, origin="test")
+    with pytest.raises(DataError, match="mean different things: dn, reflectance, toa_reflectance"):
+        ingest(config, Workspace(tmp_path / "ws"))
