@@ -165,6 +165,11 @@ def refused(root: Path, **recipe: Any) -> Rejected:
     return next(item for item in rejected if not item.junk)
 
 
+def refused_codes(root: Path, **recipe: Any) -> set[str]:
+    """Give the codes of what is rejected, leaving junk out."""
+    return {item.code for item in look(root, **recipe)[1] if not item.junk}
+
+
 def read(source: Source, window: Window | None = None) -> tuple[Pixels, Pixels]:
     """Read a window, the whole scene if none is given."""
     with Geotiff().open(source) as raster:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath, PurePosixPath
 from typing import Any, Final
 
@@ -45,13 +45,17 @@ def collect(records: Sequence[FileRecord]) -> tuple[list[SceneParts], list[Rejec
     roots = {str(PurePosixPath(record.path).parent) for record in records if _is(record, "sentinel2")}
     products: dict[str, list[FileRecord]] = defaultdict(list)
     others: list[FileRecord] = []
+    # Files lie in few folders: each folder is asked about once.
+    known: dict[str, str | None] = {}
     for record in records:
-        path = PurePosixPath(record.path)
-        root = next((str(parent) for parent in path.parents if str(parent) in roots), None) or safe_folder(path)
+        folder = record.path.rpartition("/")[0]
+        if folder not in known:
+            known[folder] = _root_of(PurePosixPath(record.path), roots)
+        root = known[folder]
         if root is None:
             others.append(record)
         else:
-            products[str(root)].append(record)
+            products[root].append(record)
     scenes: list[SceneParts] = []
     rejected: list[Rejected] = []
     for root, members in sorted(products.items()):
@@ -59,6 +63,12 @@ def collect(records: Sequence[FileRecord]) -> tuple[list[SceneParts], list[Rejec
         scenes += found
         rejected += refused
     return scenes, rejected, others
+
+
+def _root_of(path: PurePosixPath, roots: Collection[str]) -> str | None:
+    """Give the folder of the product that a file lies in: the nearest with metadata, else the SAFE folder."""
+    found = next((parent for parent in path.parents if str(parent) in roots), None) or safe_folder(path)
+    return None if found is None else str(found)
 
 
 def _is(record: FileRecord, product: str) -> bool:
