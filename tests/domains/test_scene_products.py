@@ -348,3 +348,22 @@ def test_values_of_two_meanings_do_not_go_into_one_run(tmp_path: Path) -> None:
     config = parse_config({"name": "x", "source": source, "workspace": str(tmp_path / "ws")}, origin="test")
     with pytest.raises(DataError, match="mean different things: dn, reflectance, toa_reflectance"):
         ingest(config, Workspace(tmp_path / "ws"))
+
+
+def test_scenes_beside_copied_metadata_stay_scenes(tmp_path: Path) -> None:
+    """Band files exported to a plain folder, with the metadata beside them; other scenes lie there too."""
+    red, other = _dn(60), _dn(60)
+    write_band(tmp_path / "T33TXM_20210708T101031_B04.tif", red, 10)
+    write_band(tmp_path / "T33TXM_20210708T101031_TCI.tif", red, 10)
+    write_band(tmp_path / "other" / "scene.tif", other, 10)
+    (tmp_path / "MTD_MSIL2A.xml").write_text(sentinel2_metadata())
+    sources, rejected = look(tmp_path)
+    assert [(item.code, Path(item.uri).stem[-3:]) for item in rejected] == [("PRODUCT_FILE", "TCI")]
+    product, scene = sources
+    assert (product.channels, product.units, scene.channels, scene.units) == (("B04",), "reflectance", ("b1",), "dn")
+    assert np.allclose(read(product)[0][0], (red - 1000.0) / 10_000, atol=1e-7)
+    assert np.array_equal(read(scene)[0][0], other)
+    # A rejection names the product's files, not the folder that it shares.
+    rejected = look(tmp_path, clouds="drop")[1]
+    names = {Path(item.uri).name for item in rejected if item.code == "NO_CLOUD_MASK"}
+    assert names == {"T33TXM_20210708T101031_B04.tif", "MTD_MSIL2A.xml", "scene.tif"}
