@@ -230,6 +230,9 @@ def _check_sources(
     if "modality" in options and len({source.attributes.get("modality") for source in sources}) > 1:
         remedies.append("set `source.modality` to keep one modality")
     remedies.append("point `source.path` at one kind of data and make a pipeline of its own for each of the others")
+    meanings = sorted({units for _, units in kinds})
+    if len(meanings) > 1:
+        lines.append(f"  values in other units mean different things: {', '.join(meanings)}")
     raise DataError(
         f"the sources have different channels or units, and one model takes one kind:\n{chr(10).join(lines)}\n"
         f"{'Either ' if len(remedies) > 1 else 'To go on, '}{', or '.join(remedies)}"

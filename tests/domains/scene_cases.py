@@ -138,7 +138,9 @@ def look(root: Path, **recipe: Any) -> tuple[list[Source], list[Rejected]]:
     sources = [item for item in found if isinstance(item, Source)]
     rejected += [item for item in found if isinstance(item, Rejected)]
     used = [name for source in sources for name in source.files]
-    assert len(used) == len(set(used))
+    # The metadata of a product of several granules is a part of each of them.
+    pixels = [name for name in used if not name.endswith(".xml")]
+    assert len(pixels) == len(set(pixels))
     named = {item.uri for item in rejected}
     assert not named & set(used)
     for record in records:
@@ -161,6 +163,11 @@ def refused(root: Path, **recipe: Any) -> Rejected:
     reasons = {(item.code, item.reason) for item in rejected if not item.junk}
     assert len(reasons) == 1, reasons
     return next(item for item in rejected if not item.junk)
+
+
+def refused_codes(root: Path, **recipe: Any) -> set[str]:
+    """Give the codes of what is rejected, leaving junk out."""
+    return {item.code for item in look(root, **recipe)[1] if not item.junk}
 
 
 def read(source: Source, window: Window | None = None) -> tuple[Pixels, Pixels]:

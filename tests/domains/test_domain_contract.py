@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import ExifTags, Image
+from scene_cases import write_landsat, write_safe
 
 from vitpipe.config import DicomSource, GeotiffSource, ImagesSource, SourceRecipe
 from vitpipe.digest import digest_file
@@ -97,6 +98,21 @@ TREES: dict[str, Callable[[Path], SourceRecipe]] = {
 }
 
 
+def _products_tree(root: Path) -> SourceRecipe:
+    """Scenes of several files: they are sources of the domain geotiff too."""
+    rng = np.random.default_rng(4)
+    for number in range(2):
+        resolutions = {"B04": 10, "B05": 20, "B01": 60}
+        bands = {
+            (name, gsd_m): rng.integers(1, 9000, (600 // gsd_m, 600 // gsd_m), dtype=np.uint16)
+            for name, gsd_m in resolutions.items()
+        }
+        bands["B05", 20][3:6, 2:9] = 0
+        write_safe(root, bands, day=f"2021070{number + 1}")
+    write_landsat(root / "landsat", {"SR_B4": rng.integers(0, 9, (50, 40), dtype=np.uint16)}, mtl=("json",))
+    return GeotiffSource(path=str(root), block_m=500)
+
+
 @dataclass(frozen=True)
 class Case:
     domain: Domain
@@ -123,13 +139,13 @@ def _look(domain: Domain, root: Path, recipe: SourceRecipe) -> Case:
     return Case(domain, context, records, sources, rejected)
 
 
-@pytest.fixture(params=sorted(TREES))
+@pytest.fixture(params=[*sorted(TREES), "products"])
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     root = tmp_path / "data"
     root.mkdir()
-    recipe = TREES[request.param](root)
+    recipe = {**TREES, "products": _products_tree}[request.param](root)
     (root / "README.txt").write_text("no pixels")
-    return _look(domain_of(request.param), root, recipe)
+    return _look(domain_of(recipe.kind), root, recipe)
 
 
 def _whole(source: Source, frame: int) -> Window:

@@ -1,4 +1,4 @@
-"""Scenes of many files: Sentinel-2 SAFE folders and Landsat Collection 2 become one source in reflectance."""
+"""Scenes of many files: a Sentinel-2 SAFE folder becomes one source in reflectance, on one grid."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ import numpy as np
 import pytest
 import rasterio
 from scene_cases import (
-    LANDSAT_NAME,
-    landsat_metadata,
     look,
     one,
     read,
     refused,
+    refused_codes,
     sentinel2_metadata,
     write_band,
-    write_landsat,
     write_safe,
 )
 
 from vitpipe.domains.geotiff import Geotiff
 from vitpipe.domains.geotiff.products.bands import SENTINEL2, choose
-from vitpipe.errors import UnreadableSource
+from vitpipe.errors import DataError, UnreadableSource
+from vitpipe.ingest import ingest
+from vitpipe.loading import parse_config
 from vitpipe.records import Window
+from vitpipe.workspace import Workspace
 
 _RNG = np.random.default_rng(5)
 
@@ -67,6 +68,7 @@ def test_a_safe_folder_is_one_source_in_reflectance(tmp_path: Path, suffix: str)
     assert source.notes == ("BANDS_RESAMPLED",)
     assert source.keys["scene"] == (safe.name.removesuffix(".SAFE"),)
     assert source.group_id.startswith("ground-")
+    assert source.keys["path"] == one(safe).keys["path"] == (safe.name,)
     stored = np.stack([_repeat(bands["B01", 60], 6), bands["B02", 10], bands["B04", 10], _repeat(bands["B8A", 20], 2)])
     pixels, valid = read(source)
     assert np.array_equal(valid, (stored != 0).all(axis=0) & (stored != 65535).all(axis=0))
@@ -202,6 +204,9 @@ def test_clouds_are_dropped_by_the_scene_classes(tmp_path: Path) -> None:
     assert np.array_equal(read(one(tmp_path, clouds="drop"))[1], clear.reshape(20, 3, 20, 3).all(axis=(1, 3)))
     next(tmp_path.rglob("*SCL*")).unlink()
     assert refused(tmp_path, clouds="drop").code == "NO_CLOUD_MASK"
+    shutil.rmtree(tmp_path)
+    write_band(tmp_path / "a.tif", _dn(60), 10)
+    assert refused(tmp_path, clouds="drop").code == "NO_CLOUD_MASK"
 
 
 def test_a_file_that_was_changed_is_not_scaled_twice(tmp_path: Path) -> None:
@@ -246,10 +251,6 @@ def test_a_cut_off_jp2_is_told(tmp_path: Path) -> None:
     assert refused_codes(tmp_path, bands=("B04",)) == {"TRUNCATED", "MISSING_BAND"}
 
 
-def refused_codes(root: Path, **recipe: Any) -> set[str]:
-    return {item.code for item in look(root, **recipe)[1] if not item.junk}
-
-
 def test_jpeg_2000_is_read_inside_a_safe_folder_alone(tmp_path: Path) -> None:
     write_band(tmp_path / "T33TXM_20210708T101031_B04_10m.jp2", _dn(60), 10)
     (rejected,) = look(tmp_path)[1]
@@ -267,74 +268,6 @@ def test_a_band_twice_is_told(tmp_path: Path) -> None:
     safe = write_safe(tmp_path, {("B04", 10): _dn(60)})
     write_band(next(safe.rglob("R10m")) / "T33TXM_20210708T101031_B04_10m.tif", _dn(60), 10)
     assert refused(tmp_path).code == "DUPLICATE_BAND"
-
-
-@pytest.mark.parametrize("mtl", [("json",), ("txt",), ("json", "txt"), ()])
-def test_landsat_band_files_are_one_source(tmp_path: Path, mtl: tuple[str, ...]) -> None:
-    red, nir, qa = _dn(50, 7273), _dn(50, 7273), np.full((50, 50), 21824, np.uint16)
-    red[:3] = 0
-    for row, bit in enumerate((0, 1, 2, 3, 4, 5, 6, 7)):
-        qa[10 + row] = 1 << bit
-    write_landsat(tmp_path, {"SR_B4": red, "SR_B5": nir, "QA_PIXEL": qa, "ST_B10": _dn(50), "QA_RADSAT": qa}, mtl=mtl)
-    sources, rejected = look(tmp_path)
-    junk = {Path(item.uri).name.removeprefix(LANDSAT_NAME): item.code for item in rejected}
-    assert junk.pop("_QA_PIXEL.TIF") == "BAND_NOT_USED"
-    assert set(junk.values()) == {"PRODUCT_FILE"}
-    assert len(junk) == 2 + (len(mtl) == 2)
-    (source,) = sources
-    assert (source.channels, source.units, source.dtype) == (("B4", "B5"), "reflectance", "float32")
-    assert source.keys == {"path": (LANDSAT_NAME,), "scene": (LANDSAT_NAME,)}
-    assert source.attributes["platform"] == "landsat-8"
-    assert source.notes == (() if mtl else ("NO_METADATA",))
-    assert source.acquired_at == ("2021-07-08T09:52:36" if mtl else "2021-07-08T00:00:00")
-    assert source.attributes.get("cloud_cover") == (2.79 if mtl else None)
-    pixels, valid = read(source)
-    assert np.array_equal(valid, red != 0)
-    assert np.allclose(pixels[0][valid], red[valid] * 0.0000275 - 0.2, atol=1e-6)
-    assert one(tmp_path, bands=("nir08", "655nm")).channels == ("nir08", "655nm")
-    _, clear = read(one(tmp_path, clouds="drop"))
-    assert np.array_equal(clear, (red != 0) & ((qa & 0b11111) == 0))
-
-
-def test_landsat_level_1_is_reflectance_at_the_top(tmp_path: Path) -> None:
-    name = LANDSAT_NAME.replace("L2SP", "L1TP")
-    red, pan = _dn(50), _dn(99)
-    write_landsat(tmp_path, {"B4": red}, name=name)
-    # Of a real scene the pan grid begins half of its pixel from that of the others.
-    shifted = rasterio.transform.from_origin(600_007.5, 5_000_032.5, 15, 15)
-    write_band(tmp_path / f"{name}_B8.TIF", pan, 15, transform=shifted)
-    source = one(tmp_path)
-    assert (source.channels, source.units) == (("B4",), "toa_reflectance")
-    # The sun stands at 30 degrees, half of its height in the zenith.
-    assert np.allclose(read(source)[0][0], (red * 2e-5 - 0.1) / 0.5, atol=1e-6)
-    assert np.allclose(read(one(tmp_path, bands=("pan",)))[0][0], (pan * 2e-5 - 0.1) / 0.5, atol=1e-6)
-    assert refused(tmp_path, bands=("B4", "B8")).code == "GRIDS_DIFFER"
-    for path in tmp_path.glob("*MTL*"):
-        path.unlink()
-    rejection = refused(tmp_path)
-    assert rejection.code == "NO_METADATA"
-    assert "MTL" in rejection.reason
-
-
-def test_two_landsat_scenes_in_one_folder_are_two_sources(tmp_path: Path) -> None:
-    other = LANDSAT_NAME.replace("_20210708_", "_20210724_")
-    write_landsat(tmp_path, {"SR_B4": _dn(50)})
-    write_landsat(tmp_path, {"SR_B4": _dn(50)}, name=other)
-    sources, _ = look(tmp_path)
-    assert [source.keys["scene"][0] for source in sources] == [LANDSAT_NAME, other]
-    assert len({source.uri for source in sources}) == 2
-    assert sources[0].group_id == sources[1].group_id
-
-
-def test_a_night_scene_has_no_reflectance(tmp_path: Path) -> None:
-    import json
-
-    name = LANDSAT_NAME.replace("L2SP", "L1TP")
-    write_landsat(tmp_path, {"B4": _dn(50)}, name=name, mtl=())
-    groups = landsat_metadata(name, sun_elevation=-12.0)
-    (tmp_path / f"{name}_MTL.json").write_text(json.dumps({"LANDSAT_METADATA_FILE": groups}))
-    codes = refused_codes(tmp_path)
-    assert codes == {"BAD_METADATA", "NO_METADATA"}
 
 
 def test_a_product_that_changed_after_ingest_is_said(tmp_path: Path) -> None:
@@ -369,3 +302,68 @@ def test_strips_are_decoded_once_whatever_the_height_of_reads(tmp_path: Path, mo
     assert sorted(counted.values()) == [300, 600]
     whole = np.concatenate(rows, axis=1)[:, :600]
     assert np.allclose(whole[1], (_repeat(bands["B05", 20], 2) - 1000.0) / 10_000, atol=1e-7)
+
+
+def test_granules_of_an_old_product_are_a_scene_each(tmp_path: Path) -> None:
+    safe = tmp_path / "S2A_OPER_PRD_MSIL1C_PDMC_20150905T104813_R002_V20150905T005712.SAFE"
+    stored = {tile: _dn(60) for tile in ("33TXM", "33TXN")}
+    for tile, pixels in stored.items():
+        granule = f"S2A_OPER_MSI_L1C_TL_SGS__20150905T073438_A006291_T{tile}"
+        write_band(safe / "GRANULE" / granule / "IMG_DATA" / f"{granule}_B04.jp2", pixels, 10)
+    metadata = sentinel2_metadata("L1C", baseline="02.04", offset=None)
+    (safe / "S2A_OPER_MTD_SAFL1C_PDMC_20150905T104813_R002_V20150905T005712.xml").write_text(metadata)
+    sources, rejected = look(tmp_path)
+    assert rejected == []
+    assert [source.channels for source in sources] == [("B04",), ("B04",)]
+    assert [source.keys["scene"][0][-5:] for source in sources] == list(stored)
+    for source, pixels in zip(sources, stored.values(), strict=True):
+        assert np.allclose(read(source)[0][0], pixels / 10_000, atol=1e-7)
+
+
+def test_wavelengths_of_tags_name_bands_of_a_single_file(tmp_path: Path) -> None:
+    stored = _RNG.integers(1, 9000, (3, 20, 20), dtype=np.uint16)
+    profile = {"driver": "GTiff", "count": 3, "height": 20, "width": 20, "dtype": "uint16", "crs": "EPSG:32633"}
+    transform = rasterio.transform.from_origin(500_000, 5_000_000, 10, 10)
+    with rasterio.open(tmp_path / "a.tif", "w", transform=transform, **profile) as dataset:
+        dataset.write(stored)
+        dataset.update_tags(1, ns="IMAGERY", CENTRAL_WAVELENGTH_UM="0.665", FWHM_UM="0.030")
+        dataset.update_tags(2, wavelength="842", wavelength_units="Nanometers", fwhm="115")
+        # Without a width nothing is known of what it covers.
+        dataset.update_tags(3, wavelength="1610", wavelength_units="nm")
+    source = one(tmp_path, bands=("0.83um", "670nm"))
+    assert source.channels == ("0.83um", "670nm")
+    assert np.array_equal(read(source)[0], stored[[1, 0]])
+    for missing in ("1610nm", "700nm"):
+        assert refused(tmp_path, bands=(missing,)).code == "MISSING_BAND"
+
+
+def test_values_of_two_meanings_do_not_go_into_one_run(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    write_safe(root / "surface", {("B04", 10): _dn(60)})
+    write_safe(root / "top", {("B04", 10): _dn(60)}, level="L1C")
+    path = write_band(root / "numbers.tif", _dn(60), 10)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.descriptions = ("B04",)
+    source = {"kind": "geotiff", "path": str(root)}
+    config = parse_config({"name": "x", "source": source, "workspace": str(tmp_path / "ws")}, origin="test")
+    with pytest.raises(DataError, match="mean different things: dn, reflectance, toa_reflectance"):
+        ingest(config, Workspace(tmp_path / "ws"))
+
+
+def test_scenes_beside_copied_metadata_stay_scenes(tmp_path: Path) -> None:
+    """Band files exported to a plain folder, with the metadata beside them; other scenes lie there too."""
+    red, other = _dn(60), _dn(60)
+    write_band(tmp_path / "T33TXM_20210708T101031_B04.tif", red, 10)
+    write_band(tmp_path / "T33TXM_20210708T101031_TCI.tif", red, 10)
+    write_band(tmp_path / "other" / "scene.tif", other, 10)
+    (tmp_path / "MTD_MSIL2A.xml").write_text(sentinel2_metadata())
+    sources, rejected = look(tmp_path)
+    assert [(item.code, Path(item.uri).stem[-3:]) for item in rejected] == [("PRODUCT_FILE", "TCI")]
+    product, scene = sources
+    assert (product.channels, product.units, scene.channels, scene.units) == (("B04",), "reflectance", ("b1",), "dn")
+    assert np.allclose(read(product)[0][0], (red - 1000.0) / 10_000, atol=1e-7)
+    assert np.array_equal(read(scene)[0][0], other)
+    # A rejection names the product's files, not the folder that it shares.
+    rejected = look(tmp_path, clouds="drop")[1]
+    names = {Path(item.uri).name for item in rejected if item.code == "NO_CLOUD_MASK"}
+    assert names == {"T33TXM_20210708T101031_B04.tif", "MTD_MSIL2A.xml", "scene.tif"}

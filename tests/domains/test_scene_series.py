@@ -16,6 +16,7 @@ from scene_cases import (
     one,
     read,
     refused,
+    refused_codes,
     sentinel2_metadata,
     write_band,
     write_landsat,
@@ -121,10 +122,6 @@ def test_files_that_make_no_scene_have_a_code(tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     write_band(bad / "20211332_x_B1.tif", _dn(), 10)
     assert refused(bad, scenes={"pattern": "{date}_{scene}_{band}.tif"}).code == "BAD_DATE"
-
-
-def refused_codes(root: Path, **recipe: Any) -> set[str]:
-    return {item.code for item in look(root, **recipe)[1] if not item.junk}
 
 
 def test_masks_and_nodata_of_band_files_are_kept(tmp_path: Path) -> None:

@@ -120,10 +120,10 @@ class ComposedRaster:
 
 def _scale_into(out: NDArray[Any], stored: NDArray[Any], scale: float, offset: float) -> None:
     """Write ``stored * scale + offset`` in the dtype of `out`."""
-    if scale == 1 and offset == 0:
-        out[:] = stored
-        return
-    np.multiply(stored, out.dtype.type(scale), out=out, casting="unsafe")
+    # Converted first: a product of two dtypes takes twice the time.
+    out[:] = stored
+    if scale != 1:
+        out *= out.dtype.type(scale)
     if offset != 0:
         out += out.dtype.type(offset)
 
@@ -163,8 +163,7 @@ class _Member:
     def on_grid(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Give stored values (bands, height, width), averages as floats, and what is valid in all bands."""
         if self.coarser > 1:
-            pixels, valid = self._repeated(window)
-            return pixels, valid & self._measured(pixels)
+            return self._repeated(window)
         if self.finer == 1:
             pixels, valid = self._rows(window)
             return pixels, valid & self._measured(pixels)
@@ -198,9 +197,12 @@ class _Member:
         rows = -(-(window.row + window.height) // step) - first_row
         cols = -(-(window.col + window.width) // step) - first_col
         pixels, valid = self._rows(Window(0, first_row, first_col, rows, cols))
+        valid = valid & self._measured(pixels)
         row_of = np.arange(window.row, window.row + window.height) // step - first_row
         col_of = np.arange(window.col, window.col + window.width) // step - first_col
-        return pixels[:, row_of[:, np.newaxis], col_of], valid[row_of[:, np.newaxis], col_of]
+        # Axis after axis: both at once, by index, takes four times as long.
+        repeated = pixels.take(col_of, axis=2).take(row_of, axis=1)
+        return repeated, valid.take(col_of, axis=1).take(row_of, axis=0)
 
     def _fine(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read the fine pixels under a window; past the edge nothing is valid."""

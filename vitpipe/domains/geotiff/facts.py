@@ -86,6 +86,6 @@ def stated_of(header: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, An
 
 def relative(path: str, root: Path) -> str:
     """Give a path below the root, as label tables name it."""
-    if root.is_file() or not Path(path).is_relative_to(root):
+    if root.is_file() or Path(path) == root or not Path(path).is_relative_to(root):
         return Path(path).name
     return Path(path).relative_to(root).as_posix()

@@ -50,7 +50,7 @@ def read_metadata(path: Path) -> Mapping[str, Json] | Rejected:
         if path.stat().st_size > _MOST_BYTES:
             raise BadMetadata(f"it has more than {_MOST_BYTES >> 20} MiB")
         return {"kind": "metadata", **reader(path.read_bytes())}
-    except (ValueError, KeyError, TypeError, expat.ExpatError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, expat.ExpatError, RecursionError) as error:
         found = f"no {error}" if isinstance(error, KeyError) else str(error)
         reason = f"the metadata of a product cannot be used ({found}); fetch the product again"
         return Rejected(str(path), "BAD_METADATA", reason)
@@ -100,6 +100,8 @@ def _sentinel2_product(content: bytes) -> dict[str, Json]:
     baseline = plain["PROCESSING_BASELINE"]
     name = "BOA_ADD_OFFSET" if surface else "RADIO_ADD_OFFSET"
     numbers = {int(attributes["band_id"]): _number(value) for tag, attributes, value in elements if tag == name}
+    if not set(numbers) <= set(range(len(SENTINEL2))):
+        raise BadMetadata(f"{name} of a band that there is not")
     if _number(baseline) >= 4 and not numbers:
         raise BadMetadata(f"no {name}, which processing baseline {baseline} (04.00 and later) must state")
     names = list(SENTINEL2)

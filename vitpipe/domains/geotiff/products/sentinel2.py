@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath, PurePosixPath
 from typing import Any, Final
 
@@ -17,6 +17,8 @@ from vitpipe.domains.geotiff.products.bands import SENTINEL2
 from vitpipe.records import FileRecord, Rejected
 
 _FILE = re.compile(r".*_(B0[1-9]|B8A|B1[0-2]|SCL)(?:_(?:10|20|60)m)?\.(?:jp2|tiff?|jp2\.tiff?)", re.IGNORECASE)
+_OWN_NAME = re.compile(r"T\d{2}[A-Z]{3}_|S2[A-Z]_|MSK_|MTD_")
+"""How names of a product's files begin: beside a copied MTD file there may lie scenes of any other kind."""
 _NOT_PIXELS: Final = ("QI_DATA", "AUX_DATA", "rep_info", "HTML", "preview")
 _INVALID: Final = (0, 65535)
 UNITS: Final = {"L1C": "toa_reflectance", "L2A": "reflectance"}
@@ -45,13 +47,17 @@ def collect(records: Sequence[FileRecord]) -> tuple[list[SceneParts], list[Rejec
     roots = {str(PurePosixPath(record.path).parent) for record in records if _is(record, "sentinel2")}
     products: dict[str, list[FileRecord]] = defaultdict(list)
     others: list[FileRecord] = []
+    # Files lie in few folders: each folder is asked about once.
+    known: dict[str, str | None] = {}
     for record in records:
-        path = PurePosixPath(record.path)
-        root = next((str(parent) for parent in path.parents if str(parent) in roots), None) or safe_folder(path)
-        if root is None:
+        folder = record.path.rpartition("/")[0]
+        if folder not in known:
+            known[folder] = _root_of(PurePosixPath(record.path), roots)
+        root = known[folder]
+        if root is None or not (_is_safe(root) or _OWN_NAME.match(PurePosixPath(record.path).name)):
             others.append(record)
         else:
-            products[str(root)].append(record)
+            products[root].append(record)
     scenes: list[SceneParts] = []
     rejected: list[Rejected] = []
     for root, members in sorted(products.items()):
@@ -59,6 +65,16 @@ def collect(records: Sequence[FileRecord]) -> tuple[list[SceneParts], list[Rejec
         scenes += found
         rejected += refused
     return scenes, rejected, others
+
+
+def _is_safe(folder: str) -> bool:
+    return folder.upper().endswith(".SAFE")
+
+
+def _root_of(path: PurePosixPath, roots: Collection[str]) -> str | None:
+    """Give the folder of the product that a file lies in: the nearest with metadata, else the SAFE folder."""
+    found = next((parent for parent in path.parents if str(parent) in roots), None) or safe_folder(path)
+    return None if found is None else str(found)
 
 
 def _is(record: FileRecord, product: str) -> bool:
@@ -147,7 +163,7 @@ def _scene(
         path=uri,
         bands=tuple(sorted(bands, key=lambda band: (order.index(band.name), band.record.path))),
         units=UNITS[facts["level"]],
-        whole_folder=True,
+        whole_folder=safe_folder(PurePosixPath(files[0].path)) is not None,
         quality=tuple(quality),
         extra=(main, *about),
         invalid=_INVALID,
