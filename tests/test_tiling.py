@@ -113,7 +113,7 @@ def test_tiles_are_the_pixels_of_their_windows(
             list(cut(raster, recipe, source_id="a"))
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cutting_room, "_BLOCK_BYTES", block_bytes)
+        patch.setattr(cutting_room, "PIECE_BYTES", block_bytes)
         blocks = list(cut(raster, recipe, source_id="a"))
     tiles, masks, places = together(blocks)
     assert places == expected

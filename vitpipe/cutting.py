@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from vitpipe.config import TileRecipe
-from vitpipe.domains.base import Raster
+from vitpipe.domains.base import BlockRow, BlockRowRaster, Raster
 from vitpipe.errors import UnreadableSource
+from vitpipe.held_rows import PIECE_BYTES, HeldRows, copy_columns, thread_count, valid_rows
 from vitpipe.records import Grid, Window, box_mm
 from vitpipe.resample import (
     FrameCache,
@@ -30,7 +33,6 @@ from vitpipe.resample import (
     with_neighbours,
 )
 
-_BLOCK_BYTES: Final = 32 << 20
 _Cut: TypeAlias = "tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.float64]]"
 """Tiles, masks, valid shares."""
 
@@ -123,7 +125,7 @@ def tile_values(recipe: TileRecipe, channels: Sequence[str]) -> int:
     return len(tile_channels(recipe, channels)) * (recipe.depth or 1) * recipe.size**2
 
 
-def cut(raster: Raster, recipe: TileRecipe, *, source_id: str) -> Iterator[Block]:
+def cut(raster: Raster, recipe: TileRecipe, *, source_id: str, threads: int | None = None) -> Iterator[Block]:
     """Cut an opened source; nothing is decoded twice. A row of blocks bounds the memory, of 3-D tiles its frames.
 
     A window is kept when ``min_valid_fraction`` of the pixels that it could hold is valid: those of a tile, or of the
@@ -133,6 +135,8 @@ def cut(raster: Raster, recipe: TileRecipe, *, source_id: str) -> Iterator[Block
         raster: an opened source.
         recipe: how to cut.
         source_id: names the source in errors.
+        threads: how many decode and cut side by side, where the raster allows; None: as many as this process has
+            processors, at most four. The tiles are the same.
 
     Yields:
         Blocks in the order of :func:`windows`; blocks without a tile are left out.
@@ -156,7 +160,7 @@ def cut(raster: Raster, recipe: TileRecipe, *, source_id: str) -> Iterator[Block
     shown = ResampledRaster(base, *whole_axes(base.grid, recipe.size)) if whole else base
     least = _least_fraction(shown.grid, recipe)
     wholes = windows(base.grid, recipe) if whole else []
-    for frame, row, cols, (tiles, valid, fraction) in _pieces(shown, recipe):
+    for frame, row, cols, (tiles, valid, fraction) in _pieces(shown, recipe, thread_count(threads)):
         kept = np.flatnonzero(fraction >= least)
         if len(kept) == 0:
             continue
@@ -181,14 +185,19 @@ def _least_fraction(grid: Grid, recipe: TileRecipe) -> float:
     return recipe.min_valid_fraction * (frames * reachable) / (recipe.depth * recipe.size**2)
 
 
-def _pieces(shown: Raster, recipe: TileRecipe) -> Iterator[tuple[int, int, list[int], _Cut]]:
+def _pieces(shown: Raster, recipe: TileRecipe, threads: int) -> Iterator[tuple[int, int, list[int], _Cut]]:
     """Cut row after row of tiles, a piece of a row at a time: first frame, first row, first columns, and the tiles."""
     if recipe.depth is None:
-        cutter = _Cutter(with_neighbours(shown, recipe), recipe)
-        for frame in range(shown.grid.frames):
-            for row in cutter.row_origins:
-                for cols in cutter.pieces():
-                    yield frame, row, cols, cutter.cut(frame, row, cols)
+        shown = with_neighbours(shown, recipe)
+        with contextlib.ExitStack() as stack:
+            cutter = _Cutter(shown, recipe)
+            if isinstance(shown, BlockRowRaster) and recipe.cut == "grid":
+                pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
+                cutter = _BlockRowCutter(shown, recipe, pool)
+            for frame in range(shown.grid.frames):
+                for row in cutter.row_origins:
+                    for cols in cutter.pieces():
+                        yield frame, row, cols, cutter.cut(frame, row, cols)
         return
     if recipe.cut == "whole":
         shown = SlicedRaster(shown, Slices.stretch(shown.grid.frames, recipe.depth))
@@ -221,7 +230,7 @@ class _Cutter:
 
     def pieces(self) -> Iterator[list[int]]:
         """Give the columns of a row of tiles, in pieces that bound the memory however much tiles overlap."""
-        step = max(1, _BLOCK_BYTES // self._tile_bytes)
+        step = max(1, PIECE_BYTES // self._tile_bytes)
         for start in range(0, len(self._cols), step):
             yield self._cols[start : start + step]
 
@@ -234,9 +243,7 @@ class _Cutter:
         if inside and valid[:, cols[0] : cols[-1] + size].all():
             return tiles, np.ones((len(cols), size, size), bool), np.ones(len(cols))
         masks = self._cut_rows(valid[np.newaxis], cols)[:, 0]
-        # A count of pixels is exact: no tile is kept or lost by the rounding of a mean.
-        fraction = np.count_nonzero(masks, axis=(1, 2)) / size**2
-        return tiles, masks, fraction
+        return tiles, masks, _fractions(masks)
 
     def cut_volume(self, cache: FrameCache, span: tuple[int, int], row: int, cols: list[int]) -> _Cut:
         """Give tiles (N, C, depth, size, size), masks (N, depth, size, size) and the share of valid pixels (N,).
@@ -280,3 +287,56 @@ class _Cutter:
             tiles[-1, :, :height, : last.shape[2]] = last
             tiles[-1, :, :height, last.shape[2] :] = 0
         return tiles
+
+
+class _BlockRowCutter(_Cutter):
+    """Cuts tiles straight out of rows of blocks: no row is copied to join others, or to be kept for the next tiles."""
+
+    def __init__(self, raster: BlockRowRaster, recipe: TileRecipe, pool: Executor | None) -> None:
+        super().__init__(raster, recipe)
+        self._held = HeldRows(raster, pool)
+        self._pool = pool
+        self._channels, self._dtype = len(raster.channels), raster.dtype
+
+    def cut(self, frame: int, row: int, cols: list[int]) -> _Cut:
+        """Give tiles (N, C, size, size), masks (N, size, size) and the share of valid pixels (N,)."""
+        size, bottom = self._size, min(row + self._size, self._height)
+        held = self._held.rows(frame, row, bottom)
+        tiles = np.empty((len(cols), self._channels, size, size), self._dtype)
+        tiles[:, :, bottom - row :] = 0
+        tiles[-1, :, :, max(0, self._width - cols[-1]) :] = 0
+        jobs = [(block, part) for block in held for part in block.parts]
+
+        def work(job: tuple[BlockRow, tuple[int, NDArray[Any]]]) -> None:
+            block, (left, pixels) = job
+            top, stop = max(row, block.start), min(bottom, block.stop)
+            place = tiles[:, :, top - row : stop - row]
+            self._fill(place, cols, left, pixels[:, top - block.start : stop - block.start])
+
+        list(self._pool.map(work, jobs) if self._pool else map(work, jobs))
+        if all(block.valid is None for block in held) and bottom - row == size and cols[-1] + size <= self._width:
+            return tiles, np.ones((len(cols), size, size), np.bool_), np.ones(len(cols))
+        masks = self._cut_rows(valid_rows(held, (row, bottom), self._width)[np.newaxis], cols)[:, 0]
+        return tiles, masks, _fractions(masks)
+
+    def _fill(self, tiles: NDArray[Any], cols: list[int], left: int, part: NDArray[Any]) -> None:
+        """Copy what a part holds of tiles (N, C, rows, size) at the columns `cols`; it begins at column `left`."""
+        size, right = self._size, left + part.shape[2]
+        starts = np.array(cols)
+        # Only the last tile may lie off the regular steps (shifted inwards).
+        regular = len(cols) - (len(cols) > 1 and cols[-1] - cols[-2] != self._step)
+        first = int(np.searchsorted(starts[:regular], left))
+        last = int(np.searchsorted(starts[:regular], right - size, side="right"))
+        if first < last:
+            views = sliding_window_view(part, size, axis=2)[:, :, cols[first] - left : cols[last - 1] - left + 1]
+            tiles[first:last] = views[:, :, :: self._step].transpose(2, 0, 1, 3)
+        for place in np.flatnonzero((starts < right) & (starts + size > left)).tolist():
+            if not first <= place < last:
+                copy_columns(tiles[place], cols[place], left, part)
+
+
+def _fractions(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Give the share of valid pixels of masks (N, size, size)."""
+    # A count of pixels is exact: no tile is kept or lost by the rounding of a mean.
+    fractions: NDArray[np.float64] = np.count_nonzero(masks, axis=(1, 2)) / (masks.shape[1] * masks.shape[2])
+    return fractions

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,40 @@ class Raster(Protocol):
 
     def groups(self, windows: Sequence[Window]) -> list[str]:
         """Give the group of each window: the patient, or the block of ground on which its centre lies."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRow:
+    """Rows of a frame in full width, each part as the file's blocks gave it: nothing is copied to join them."""
+
+    start: int
+    stop: int
+    parts: Sequence[tuple[int, NDArray[Any]]]
+    """First column and pixels (channels, rows, width) of each part, from left to right, with any strides."""
+    valid: NDArray[np.bool_] | None
+    """(rows, full width); None: all valid."""
+    room: NDArray[Any] | None = None
+    """What the parts are views of, where it may be filled again."""
+
+
+@runtime_checkable
+class BlockRowRaster(Raster, Protocol):
+    """A raster that gives rows of blocks as they were decoded. It has one frame."""
+
+    def read_block_row(
+        self, start: int, stop: int, *, pool: Executor | None = None, spare: BlockRow | None = None
+    ) -> BlockRow:
+        """Read rows in full width.
+
+        Args:
+            start: first row, a multiple of `block_rows`.
+            stop: the row after the last, a multiple of `block_rows` or the height.
+            pool: decodes blocks side by side; None: one after the other.
+            spare: a row that is no longer needed. Its memory may be filled again: fresh pages cost as much as a copy.
+
+        Raises:
+            UnreadableSource, TransientError: see :meth:`Raster.read`.
+        """
 
 
 class Domain(Protocol):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +18,10 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
+from vitpipe.domains.base import BlockRow
+from vitpipe.domains.geotiff.blocks import BlockFile, BlockRows, BlockUnread, assembled
 from vitpipe.domains.geotiff.facts import window_groups
+from vitpipe.domains.geotiff.layout import read_layout
 from vitpipe.domains.geotiff.remote import RemoteTiff, remote_of
 from vitpipe.errors import TransientError, UnreadableSource
 from vitpipe.opening import MIB, TRANSIENT, gdal_environment, missing_bytes, open_tiff
@@ -25,6 +30,22 @@ from vitpipe.web.ranges import RemoteFile
 
 _WANTED_ROWS: Final = 256
 _WANTED_BYTES: Final = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class _Handles:
+    """What one process has open."""
+
+    datasets: list[DatasetReader]
+    """The scene and, where there is one, its mask file."""
+    blocks: BlockRows | None
+    """None: the file is not plain, GDAL decodes it."""
+
+    def close(self) -> None:
+        for dataset in self.datasets:
+            dataset.close()
+        if self.blocks is not None:
+            self.blocks.file.close()
 
 
 class GeotiffRaster:
@@ -40,10 +61,10 @@ class GeotiffRaster:
         self._bands: list[int] = list(reader["bands"])
         self._alpha: list[int] = list(reader["alpha"])
         self._dtype = np.dtype(source.dtype)
-        self._handles: dict[int, list[DatasetReader]] = {}
+        self._handles: dict[int, _Handles] = {}
         self._remote = remote_of(reader)
         self._tiffs: dict[int, RemoteTiff] = {}
-        dataset = self._opened()[0]
+        dataset = self._opened().datasets[0]
         self._nodata = [_nodata_of(dataset, band) for band in self._bands]
         self._masks_inside = _has_inner_mask(dataset)
         self._scales = [(dataset.scales[band - 1], dataset.offsets[band - 1]) for band in self._bands]
@@ -99,13 +120,56 @@ class GeotiffRaster:
         shape = (len(self._bands), window.height, window.width)
         if height <= 0 or width <= 0:
             return np.zeros(shape, self._dtype), np.zeros(shape[1:], np.bool_)
-        pixels, valid = self._decode(RasterioWindow(window.col, window.row, width, height))
+        if self._opened().blocks is not None and window.col == 0 and width == self.grid.width:
+            block, bottom = self._block_rows, window.row + height
+            if window.row % block == 0 and (bottom % block == 0 or bottom == self.grid.height):
+                return self._assembled(window, bottom)
+        place = RasterioWindow(window.col, window.row, width, height)
+        pixels, mask = self._judge(self._stored(place), self._masked(place))
+        valid = np.ones((height, width), np.bool_) if mask is None else mask
         if (height, width) == shape[1:]:
             return pixels, valid
         whole, mask = np.zeros(shape, self._dtype), np.zeros(shape[1:], np.bool_)
         whole[:, :height, :width] = pixels
         mask[:height, :width] = valid
         return whole, mask
+
+    def read_block_row(
+        self, start: int, stop: int, *, pool: Executor | None = None, spare: BlockRow | None = None
+    ) -> BlockRow:
+        """Read rows in full width, decoded straight to where they are used; by GDAL where the file is not plain.
+
+        Args:
+            start: first row, a multiple of `block_rows`.
+            stop: the row after the last, a multiple of `block_rows` or the height.
+            pool: decodes blocks side by side.
+            spare: a row that is no longer needed; its memory may be filled again.
+
+        Raises:
+            UnreadableSource, TransientError: see :meth:`read`.
+        """
+        place = RasterioWindow(0, start, self.grid.width, stop - start)
+        mask = self._masked(place)
+        blocks = self._opened().blocks
+        if blocks is not None:
+            try:
+                return blocks.read((start, stop), mask, pool=pool, room=spare.room if spare is not None else None)
+            except BlockUnread:
+                # A sparse block, or a damaged one: GDAL fills it, or says what is wrong.
+                mask = self._masked(place)
+        pixels, valid = self._judge(self._stored(place), mask)
+        return BlockRow(start, stop, [(0, pixels)], valid)
+
+    def _assembled(self, window: Window, bottom: int) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Read whole rows of blocks into one array."""
+        pixels = np.zeros((len(self._bands), window.height, window.width), self._dtype)
+        valid = np.zeros((window.height, window.width), np.bool_)
+        row: BlockRow | None = None
+        for start in range(window.row, bottom, self._block_rows):
+            row = self.read_block_row(start, min(start + self._block_rows, bottom), spare=row)
+            place = slice(row.start - window.row, row.stop - window.row)
+            assembled(row, pixels[:, place], valid[place, : self.grid.width])
+        return pixels, valid
 
     def groups(self, windows: Sequence[Window]) -> list[str]:
         """Name the block of ground under the centre of each window's part inside the scene.
@@ -116,17 +180,26 @@ class GeotiffRaster:
 
     def close(self) -> None:
         """Close this process's handles; another process's are its own to close."""
-        for dataset in self._handles.pop(os.getpid(), []):
-            dataset.close()
+        handles = self._handles.pop(os.getpid(), None)
+        if handles is not None:
+            handles.close()
         if tiff := self._tiffs.pop(os.getpid(), None):
             tiff.close()
 
-    def _opened(self) -> list[DatasetReader]:
-        """Give the scene and, where there is one, its mask file, opened in this process."""
+    def _opened(self) -> _Handles:
+        """Give what is open in this process."""
         process = os.getpid()
         if process not in self._handles:
-            self._handles[process] = [self._open_file(Path(name)) for name in self._source.files]
+            datasets = [self._open_file(Path(name)) for name in self._source.files]
+            self._handles[process] = _Handles(datasets, self._plain(Path(self._source.files[0]), datasets[0]))
         return self._handles[process]
+
+    def _plain(self, path: Path, dataset: DatasetReader) -> BlockRows | None:
+        layout = read_layout(path, dataset) if self._remote is None else None
+        if layout is None:
+            return None
+        numbers = tuple(band - 1 for band in self._bands + self._alpha)
+        return BlockRows(BlockFile(path, layout), numbers, len(self._bands), self._dtype, self._judge)
 
     def _open_file(self, path: Path) -> DatasetReader:
         try:
@@ -150,16 +223,34 @@ class GeotiffRaster:
         tiff = self._tiffs[os.getpid()] = RemoteTiff(remote, self._source.uri)
         return tiff
 
+    def _raise_failure(self) -> None:
+        """Raise what kept a remote file's bytes from coming: GDAL may take it for the end of the file."""
+        if self._remote is not None:
+            self._tiffs[os.getpid()].raise_failure()
+
     def _of(self, path: Path) -> list[int]:
         return self._bands + self._alpha if str(path) == self._source.files[0] else [1]
 
-    def _decode(self, window: RasterioWindow) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-        dataset, *masks = self._opened()
+    def _stored(self, window: RasterioWindow) -> NDArray[Any]:
+        """Read channels and alpha by GDAL, as stored."""
+        dataset = self._opened().datasets[0]
         try:
             with gdal_environment(self._cache_bytes):
                 # One call for all bands: with pixel interleave a block is decoded once.
-                stored = dataset.read(self._bands + self._alpha, window=window)
-                valid = np.ones(stored.shape[1:], np.bool_)
+                stored: NDArray[Any] = dataset.read(self._bands + self._alpha, window=window)
+        except (CPLE_BaseError, RasterioError) as error:
+            raise self._unreadable(dataset) from error
+        self._raise_failure()
+        return stored
+
+    def _masked(self, window: RasterioWindow) -> NDArray[np.bool_] | None:
+        """Read the file's masks; None where there are none."""
+        dataset, *masks = self._opened().datasets
+        if not masks and not self._masks_inside:
+            return None
+        try:
+            with gdal_environment(self._cache_bytes):
+                valid = np.ones((window.height, window.width), np.bool_)
                 if self._masks_inside:
                     for band in self._bands if self._masks_inside == "band" else [self._bands[0]]:
                         valid &= dataset.read_masks(band, window=window) != 0
@@ -168,26 +259,38 @@ class GeotiffRaster:
                     valid &= (mask.read(numbers, window=window) != 0).all(axis=0)
         except (CPLE_BaseError, RasterioError) as error:
             raise self._unreadable(dataset) from error
-        if self._remote is not None:
-            # What GDAL took for the end of the file may have been the end of the connection.
-            self._tiffs[os.getpid()].raise_failure()
+        self._raise_failure()
+        return valid
+
+    def _judge(
+        self, stored: NDArray[Any], valid: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """Give pixels in physical units, in place where nothing is converted, and the mask; None: all valid."""
         count = len(self._bands)
-        for place, nodata in enumerate(self._nodata):
-            if nodata is not None:
-                valid &= stored[place % count] != nodata
-        for band in stored[:count]:
-            if band.dtype.kind == "f":
-                valid &= np.isfinite(band)
-        for band in stored[count:]:
-            valid &= band != 0
+        for usable in self._usable(stored):
+            valid = usable if valid is None else np.logical_and(valid, usable, out=valid)
         pixels = self._physical(stored[:count])
-        if not valid.all():
-            np.copyto(pixels, np.zeros((), self._dtype), where=~valid)
+        if valid is None or valid.all():
+            return pixels, None
+        np.copyto(pixels, np.zeros((), self._dtype), where=~valid)
         return pixels, valid
 
-    def _physical(self, stored: NDArray[np.generic]) -> NDArray[np.generic]:
+    def _usable(self, stored: NDArray[Any]) -> Iterator[NDArray[np.bool_]]:
+        """Tell where each band holds a value, one test after the other."""
+        count = len(self._bands)
+        # What the file states, then what a STAC item beside it states.
+        for place, nodata in enumerate(self._nodata):
+            if nodata is not None:
+                yield stored[place % count] != nodata
+        for band in stored[:count]:
+            if band.dtype.kind == "f":
+                yield np.isfinite(band)
+        for band in stored[count:]:
+            yield band != 0
+
+    def _physical(self, stored: NDArray[Any]) -> NDArray[Any]:
         """Apply the file's scale and offset per band, in the dtype of the read."""
-        pixels: NDArray[Any] = np.ascontiguousarray(stored, dtype=self._dtype)
+        pixels: NDArray[Any] = stored.astype(self._dtype, copy=False)
         # What overflows here lies under the mask (nodata such as -3.4e38) or is not finite in the file.
         with np.errstate(over="ignore", invalid="ignore"):
             for channel, (scale, offset) in enumerate(self._scales):
@@ -199,8 +302,7 @@ class GeotiffRaster:
 
     def _unreadable(self, dataset: DatasetReader) -> UnreadableSource:
         uri = self._source.uri
-        if self._remote is not None:
-            self._tiffs[os.getpid()].raise_failure()
+        self._raise_failure()
         size = _size_of(Path(uri)) if self._remote is None else self._remote.size
         lacking = missing_bytes(dataset, size)
         if lacking:

@@ -1,0 +1,195 @@
+"""Rows of blocks of a plain TIFF, decoded by imagecodecs straight to where tiles are cut from.
+
+GDAL decodes a block into its cache, copies it from there band by band into the result, and holds its lock meanwhile.
+Here a block is decoded once into the place from which it is used; libdeflate, zstd and the predictor let go of Python's
+lock, so blocks are decoded by as many threads as there are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from vitpipe.domains.base import BlockRow
+from vitpipe.domains.geotiff.layout import BlockLayout
+
+Judge: TypeAlias = "Callable[[NDArray[Any], NDArray[np.bool_] | None], tuple[NDArray[Any], NDArray[np.bool_] | None]]"
+"""Takes stored values (bands, rows, width) and a mask (None: all valid); gives pixels (channels, rows, width) in
+physical units, in place where nothing is to be converted, and the mask."""
+
+_STRIP_JOBS: Final = 8
+_SPARE_BYTES: Final = 1 << 16
+
+
+class BlockUnread(Exception):
+    """A block is not there, or cannot be decoded here: GDAL is asked, and its word counts."""
+
+
+class BlockFile:
+    """An opened file, read by position: threads and forked processes do not disturb each other."""
+
+    def __init__(self, path: Path, layout: BlockLayout) -> None:
+        self.layout = layout
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        # Of libtiff too: differences are taken between the bit patterns, and floats are split into bytes of big order.
+        self._stored = layout.dtype if layout.predictor != 3 else layout.dtype.newbyteorder("=")
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self._file)
+
+    def decode(self, plane: int, down: int, across: int, out: NDArray[Any]) -> None:
+        """Decode a block.
+
+        Args:
+            plane: the band, where each has its own blocks; else 0.
+            down: row of blocks.
+            across: column of blocks.
+            out: where to: contiguous, the file's dtype in the machine's byte order, as `BlockLayout.block_shape`.
+
+        Raises:
+            BlockUnread: it was never written, is cut off, or does not decode to its size.
+        """
+        layout, place = self.layout, (plane, down, across)
+        offset, count = int(layout.offsets[place]), int(layout.counts[place])
+        if offset == 0 or count == 0 or count > 2 * out.nbytes + _SPARE_BYTES:
+            raise BlockUnread
+        room = out.reshape(-1).view(np.uint8).data
+        try:
+            size = self._fill(room, offset, count)
+        except (OSError, imagecodecs.DeflateError, imagecodecs.ZstdError) as error:
+            raise BlockUnread from error
+        if size != out.nbytes:
+            raise BlockUnread
+        if layout.predictor == 3:
+            # It cannot be done in place: each value's bytes lie in as many places of the row.
+            out[...] = imagecodecs.floatpred_decode(out.copy(), axis=1)
+            return
+        stored = out.view(layout.dtype)
+        if layout.predictor == 2:
+            bits = stored.view(f"{layout.dtype.str[0].replace('|', '=')}u{out.itemsize}")
+            imagecodecs.delta_decode(bits, axis=1, out=bits)
+        if not layout.dtype.isnative:
+            out.byteswap(inplace=True)
+
+    def _fill(self, room: memoryview, offset: int, count: int) -> int:
+        if self.layout.codec == "none":
+            return os.preadv(self._file, [room], offset) if count == room.nbytes else -1
+        raw = os.pread(self._file, count, offset)
+        if len(raw) < count:
+            return -1
+        decode = imagecodecs.deflate_decode if self.layout.codec == "deflate" else imagecodecs.zstd_decode
+        return len(decode(raw, out=room))
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRows:
+    """Reads rows of blocks as pixels in physical units."""
+
+    file: BlockFile
+    numbers: tuple[int, ...]
+    """Bands that are read, from 0: the channels, then alpha."""
+    channels: int
+    dtype: np.dtype[np.generic]
+    """Of the pixels."""
+    judge: Judge
+
+    def read(
+        self,
+        span: tuple[int, int],
+        mask: NDArray[np.bool_] | None,
+        *,
+        pool: Executor | None,
+        room: NDArray[Any] | None,
+    ) -> BlockRow:
+        """Read rows of blocks.
+
+        Args:
+            span: first row and the row after the last: edges of blocks, or the height.
+            mask: (rows, width), what the file's masks say; None: all valid.
+            pool: decodes blocks side by side.
+            room: memory that is filled again where it fits.
+
+        Raises:
+            BlockUnread: a block cannot be read here.
+        """
+        layout, (start, stop) = self.file.layout, span
+        first, last = start // layout.block_height, -(-stop // layout.block_height)
+        rows = (last - first) * layout.block_height if layout.tiled else stop - start
+        across = layout.offsets.shape[2]
+        place = (across, rows, layout.block_width)
+        shape = (self.channels, *place) if layout.by_plane else (*place, self.channels)
+        whole = room if room is not None and room.shape == shape else np.empty(shape, self.dtype)
+        if layout.by_plane:
+            columns = [whole[:, col] for col in range(across)]
+        else:
+            columns = [whole[col].transpose(2, 0, 1) for col in range(across)]
+        valid = np.ones((stop - start, layout.width), np.bool_) if mask is None else mask
+        step = last - first if across > 1 else max(1, -(-(last - first) // _STRIP_JOBS))
+        jobs = [
+            (col, down, min(down + step, last)) for col in range(across) for down in range(first, last, step)
+        ]  # fmt: skip
+
+        def work(job: tuple[int, int, int]) -> bool:
+            col, down, end = job
+            top, bottom = down * layout.block_height - start, min(end * layout.block_height, stop) - start
+            left, right = col * layout.block_width, min((col + 1) * layout.block_width, layout.width)
+            area = columns[col][:, top : min(end * layout.block_height - start, rows)]
+            part = valid[top:bottom, left:right]
+            pixels = area[:, : bottom - top, : right - left]
+            stored = self._decode(col, (down, end), area)[:, : bottom - top, : right - left]
+            found, judged = self.judge(stored, None if mask is None else part)
+            # What needed no conversion was judged where it lies.
+            if not np.may_share_memory(found, pixels):
+                pixels[...] = found
+            if judged is not None:
+                part[...] = judged
+            return judged is None
+
+        plain = list(pool.map(work, jobs) if pool else map(work, jobs))
+        edges = range(0, across * layout.block_width, layout.block_width)
+        parts = [
+            (left, column[:, : stop - start, : layout.width - left])
+            for left, column in zip(edges, columns, strict=True)
+        ]
+        return BlockRow(start, stop, parts, None if all(plain) else valid, whole)
+
+    def _decode(self, col: int, downs: tuple[int, int], room: NDArray[Any]) -> NDArray[Any]:
+        """Decode blocks of one column into `room` where that holds what is stored, else beside it."""
+        layout, count = self.file.layout, len(self.numbers)
+        native = layout.dtype.newbyteorder("=")
+        alike = self.dtype == native and self.channels == count
+        if layout.by_plane:
+            stored = room if alike else np.empty((count, *room.shape[1:]), native)
+            for place, band in enumerate(self.numbers):
+                self._column(band, col, downs, stored[place][..., np.newaxis])
+            return stored
+        if alike and self.numbers == tuple(range(layout.bands)):
+            self._column(0, col, downs, room.transpose(1, 2, 0))
+            return room
+        beside = np.empty((*room.shape[1:], layout.bands), native)
+        self._column(0, col, downs, beside)
+        return beside.transpose(2, 0, 1)[list(self.numbers)]
+
+    def _column(self, plane: int, col: int, downs: tuple[int, int], out: NDArray[Any]) -> None:
+        """Decode blocks that lie below each other into `out` (rows, block width, samples), contiguous."""
+        top = 0
+        for down in range(*downs):
+            rows = self.file.layout.block_shape(down)[0]
+            self.file.decode(plane, down, col, out[top : top + rows])
+            top += rows
+
+
+def assembled(row: BlockRow, out: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+    """Copy a row of blocks to (channels, rows, width) and its mask to (rows, width)."""
+    for col, part in row.parts:
+        out[:, :, col : col + part.shape[2]] = part
+    valid[...] = True if row.valid is None else row.valid
