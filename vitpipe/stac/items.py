@@ -122,9 +122,14 @@ def _band_names(asset: Mapping[str, Any]) -> list[str]:
     return [str(band["name"] or band["common_name"]) for band in bands_of(asset)] or [str(asset.get("type") or "file")]
 
 
+def geotiffs_of_data(assets: Mapping[str, Any]) -> list[str]:
+    """Give the keys of the GeoTIFF assets that are data by their roles; of all GeoTIFFs where no role says so."""
+    tiffs = [key for key, asset in assets.items() if isinstance(asset, dict) and _is_geotiff(asset)]
+    return [key for key in tiffs if "data" in (assets[key].get("roles") or ())] or tiffs
+
+
 def _only(assets: Mapping[str, Any], name: str) -> dict[str, str]:
-    tiffs = [key for key, asset in assets.items() if _is_geotiff(asset)]
-    data = [key for key in tiffs if "data" in (assets[key].get("roles") or ())] or tiffs
+    data = geotiffs_of_data(assets)
     if not data:
         raise UnreadableSource("MISSING_ASSET", "the item has no GeoTIFF; only GeoTIFF scenes are read", name)
     if len(data) > 1:
@@ -138,7 +143,7 @@ def _only(assets: Mapping[str, Any], name: str) -> dict[str, str]:
 def _is_geotiff(asset: Mapping[str, Any]) -> bool:
     kind = str(asset.get("type") or "").lower()
     # A reader that knows GeoTIFF reads a COG: both are image/tiff, with parameters.
-    return "tiff" in kind or (not kind and urlsplit(str(asset["href"])).path.lower().endswith(_SUFFIXES))
+    return "tiff" in kind or (not kind and urlsplit(str(asset.get("href", ""))).path.lower().endswith(_SUFFIXES))
 
 
 def _wanted(found: Found, name: str, label: str, key: str) -> WantedFile:
