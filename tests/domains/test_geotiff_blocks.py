@@ -295,3 +295,27 @@ def test_windows_in_any_order_of_a_raster_of_frames() -> None:
     with pytest.raises(ValueError, match="one height and width"):
         next(cut_windows(raster, [Window(0, 0, 0, 9, 11), Window(0, 0, 0, 9, 12)]))
     assert list(cut_windows(raster, [])) == []
+
+
+def test_a_changed_bit_that_gdal_does_not_see_is_seen(tmp_path: Path) -> None:
+    stored = _noise("uint16") % 999
+    path = _write(tmp_path / "a.tif", stored, compress="deflate", **_LAYOUTS["tiled"])
+    source, content = _source(path), path.read_bytes()
+    with rasterio.open(path) as dataset:
+        layout = read_layout(path, dataset)
+    assert layout is not None
+    begin = int(layout.offsets[0, 3, 1])
+    unseen = 0
+    for place in range(begin + 200, begin + 240):
+        changed = bytearray(content)
+        changed[place] ^= 16
+        path.write_bytes(changed)
+        try:
+            with rasterio.open(path) as dataset:
+                unseen += not np.array_equal(dataset.read(), stored)
+        except rasterio.errors.RasterioError:
+            continue
+        with pytest.raises(UnreadableSource) as error:
+            _read(source)
+        assert error.value.code == "UNDECODABLE"
+    assert unseen > 0

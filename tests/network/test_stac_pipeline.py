@@ -35,7 +35,7 @@ def test_a_run_fetches_ingests_and_tiles_and_tells_no_secret(held: Ranges, tmp_p
         "kind": "stac",
         "url": f"{held.url}/v1",
         "page_size": 2,
-        "query": {"datetime": "2023-06"[:4] + "-06-01/.."},
+        "query": {"datetime": "2023-06-01/.."},
     }
     config.write_text(json.dumps({"name": "t", "source": source, "tiles": {"size": 32, "stride": 32}}))
     child = environment(tmp_path / "home") | {"VITPIPE_STAC_TOKEN": "canary-token"}

@@ -19,7 +19,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
 from vitpipe.domains.base import BlockRow
-from vitpipe.domains.geotiff.blocks import BlockFile, BlockRows, BlockUnread, assembled
+from vitpipe.domains.geotiff.blocks import BlockDamaged, BlockFile, BlockRows, BlockUnread, assembled
 from vitpipe.domains.geotiff.facts import window_groups
 from vitpipe.domains.geotiff.layout import read_layout
 from vitpipe.domains.geotiff.remote import RemoteTiff, remote_of
@@ -157,6 +157,8 @@ class GeotiffRaster:
             except BlockUnread:
                 # A sparse block, or a damaged one: GDAL fills it, or says what is wrong.
                 mask = self._masked(place)
+            except BlockDamaged as error:
+                raise self._unreadable(self._opened().datasets[0]) from error
         pixels, valid = self._judge(self._stored(place), mask)
         return BlockRow(start, stop, [(0, pixels)], valid)
 
@@ -195,7 +197,9 @@ class GeotiffRaster:
         return self._handles[process]
 
     def _plain(self, path: Path, dataset: DatasetReader) -> BlockRows | None:
-        layout = read_layout(path, dataset) if self._remote is None else None
+        if self._remote is not None:
+            return None
+        layout = read_layout(path, dataset)
         if layout is None:
             return None
         numbers = tuple(band - 1 for band in self._bands + self._alpha)
@@ -223,11 +227,6 @@ class GeotiffRaster:
         tiff = self._tiffs[os.getpid()] = RemoteTiff(remote, self._source.uri)
         return tiff
 
-    def _raise_failure(self) -> None:
-        """Raise what kept a remote file's bytes from coming: GDAL may take it for the end of the file."""
-        if self._remote is not None:
-            self._tiffs[os.getpid()].raise_failure()
-
     def _of(self, path: Path) -> list[int]:
         return self._bands + self._alpha if str(path) == self._source.files[0] else [1]
 
@@ -240,8 +239,13 @@ class GeotiffRaster:
                 stored: NDArray[Any] = dataset.read(self._bands + self._alpha, window=window)
         except (CPLE_BaseError, RasterioError) as error:
             raise self._unreadable(dataset) from error
-        self._raise_failure()
+        self._fail_if_cut_short()
         return stored
+
+    def _fail_if_cut_short(self) -> None:
+        """What GDAL took for the end of a remote file may have been the end of the connection."""
+        if self._remote is not None:
+            self._tiffs[os.getpid()].raise_failure()
 
     def _masked(self, window: RasterioWindow) -> NDArray[np.bool_] | None:
         """Read the file's masks; None where there are none."""
@@ -259,7 +263,7 @@ class GeotiffRaster:
                     valid &= (mask.read(numbers, window=window) != 0).all(axis=0)
         except (CPLE_BaseError, RasterioError) as error:
             raise self._unreadable(dataset) from error
-        self._raise_failure()
+        self._fail_if_cut_short()
         return valid
 
     def _judge(
@@ -302,7 +306,8 @@ class GeotiffRaster:
 
     def _unreadable(self, dataset: DatasetReader) -> UnreadableSource:
         uri = self._source.uri
-        self._raise_failure()
+        if self._remote is not None:
+            self._tiffs[os.getpid()].raise_failure()
         size = _size_of(Path(uri)) if self._remote is None else self._remote.size
         lacking = missing_bytes(dataset, size)
         if lacking:
