@@ -76,8 +76,16 @@ def choose(found: Found, name: str, source: StacSource) -> WantedScene:
 
     Raises:
         ConfigError: no assets are named, and the item has several GeoTIFFs.
-        UnreadableSource: ``MISSING_ASSET``, ``AMBIGUOUS_ASSET``, ``NOT_GEOTIFF``: the item lacks what is named.
+        UnreadableSource: ``MISSING_ASSET``, ``AMBIGUOUS_ASSET``, ``NOT_GEOTIFF``, ``ADDRESS_REFUSED``, ``BAD_ITEM``:
+            the item lacks what is named, or cannot be used.
     """
+    try:
+        return _choose(found, name, source)
+    except RecursionError:
+        raise UnreadableSource("BAD_ITEM", "the item nests values too deep to be read", name) from None
+
+
+def _choose(found: Found, name: str, source: StacSource) -> WantedScene:
     assets = {key: asset for key, asset in found.item["assets"].items() if isinstance(asset, dict) and "href" in asset}
     chosen = {label: _find(assets, label, name) for label in source.assets} or _only(assets, name)
     files = tuple(_wanted(found, name, label, key) for label, key in chosen.items())
