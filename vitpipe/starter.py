@@ -27,6 +27,7 @@ from vitpipe.pseudonym import Pseudonymiser
 from vitpipe.records import FileRecord, Findings, Json, Rejected, Source
 from vitpipe.starter_ground import guess_ground_labels
 from vitpipe.starter_labels import LabelGuess, guess_drawn_labels, guess_folder_labels, guess_table_labels
+from vitpipe.starter_stac import read_stac, stac_configuration
 
 SAMPLE_FILES = 2000
 """Headers looked at: enough to match a label table, few enough to take seconds."""
@@ -50,7 +51,8 @@ def write_starter(data: Path, out: Path, *, overwrite: bool) -> Findings:
     """Look at `data` and write a pipeline file.
 
     Args:
-        data: folder (or one file) of DICOM files, GeoTIFF scenes or photographs, with or without a table of labels.
+        data: folder (or one file) of DICOM files, GeoTIFF scenes or photographs, with or without a table of labels; or
+            the file of a STAC catalog, collection or item.
         out: the file to write; the paths in it are relative to it where `data` lies below its folder.
         overwrite: replace an existing file.
 
@@ -65,6 +67,9 @@ def write_starter(data: Path, out: Path, *, overwrite: bool) -> Findings:
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists; pass --force to overwrite it, or --out to write elsewhere")
     data = data.resolve()
+    if (stac := read_stac(data)) is not None:
+        values, lines = stac_configuration(data, stac, _relative(data, out.resolve().parent))
+        return _write(out, values, lines)
     key = Pseudonymiser(os.urandom(32))
     look = _look_at(data, key)
     lines = [_describe(look)]
@@ -73,6 +78,10 @@ def write_starter(data: Path, out: Path, *, overwrite: bool) -> Findings:
     lines += labels.lines if labels else ["no labels found: the run will ingest and tile, and stop before training"]
     values = _configuration(root, look.kind, sources, labels, out)
     lines += _explain(values)
+    return _write(out, values, lines)
+
+
+def _write(out: Path, values: dict[str, Json], lines: Sequence[str]) -> Findings:
     parse_config(values, origin="the guessed configuration")
     with write_file(out.resolve()) as partial:
         partial.write_text(_render(values, lines), encoding="utf-8")

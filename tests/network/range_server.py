@@ -108,6 +108,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("If-None-Match") == headers.get("ETag", "none"):
             self._send(304, b"", headers)
             return
+        if self.headers.get("If-Match", headers.get("ETag")) != headers.get("ETag") and fault != "blind":
+            self._send(412, b"", headers)
+            return
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         condition = self.headers.get("If-Range")
         same = condition in (None, headers.get("ETag"), headers.get("Last-Modified"))

@@ -50,6 +50,7 @@ def item(number: int, href: str, content: bytes | None = None, **asset: Any) -> 
             "datetime": f"2023-06-{number + 1:02d}T10:00:00Z",
             "platform": "sentinel-2a",
             "eo:cloud_cover": 10 * number,
+            "preview": f"https://stac.example.org/preview.png?{SIGNATURE}",
         },
         "links": [{"rel": "root", "href": "../catalog.json"}],
         "assets": {

@@ -110,6 +110,7 @@ def test_a_file_that_changed_is_told_while_it_is_read(blind: bool, held: Ranges,
         held.always = {"/one.tif": "blind" if blind else ""}
         with pytest.raises(UnreadableSource, match=r"CHANGED.*another file than at the ingest"):
             raster.read(Window(0, 600, 0, 100, 700))
+    assert held.asked[-1].headers["If-Match"] != held.etag("/one.tif")
     with pytest.raises(UnreadableSource, match="CHANGED"):
         _read(source)
     assert ingest(config, workspace).done == 1

@@ -79,6 +79,48 @@ def test_an_api_is_searched_page_by_page(post: bool, held: Ranges, tmp_path: Pat
     assert sorted(files_below(workspace.root / "scenes")) == [f"scene-{number}_red.tif" for number in range(5)]
 
 
+def test_a_server_without_the_query_extension_is_asked_without_it(held: Ranges, tmp_path: Path) -> None:
+    put_api(held, 3)
+    answer = held.answers["/v1/search"]
+    held.answers["/v1/search"] = lambda asked: (400, {}) if "query" in asked.body else answer(asked)
+    query = {"properties": {"eo:cloud_cover": {"lt": 15}}}
+    config, workspace = pipeline(tmp_path, f"{held.url}/v1", query=query)
+    assert fetch(config, workspace, QUICK).done == 2
+    held.answers["/v1/search"] = lambda _: (400, {})
+    with pytest.raises(ConfigError, match="HTTP 400"):
+        fetch(config, workspace, QUICK)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"type": "Feature", "id": 3, "assets": {}},
+        {"type": "Feature", "id": "a", "assets": {}, "properties": [1]},
+        {"type": "FeatureCollection", "features": [3]},
+        {"type": "Nothing"},
+        {"type": "Catalog", "links": {"rel": "item"}},
+        {"type": "Catalog", "stac_version": "1.0.0", "links": [{"rel": "item"}, 3]},
+    ],
+)
+def test_a_document_that_is_no_stac_is_told(document: Any, tmp_path: Path) -> None:
+    (tmp_path / "it.json").write_text(json.dumps(document))
+    config, workspace = pipeline(tmp_path, str(tmp_path / "it.json"))
+    with pytest.raises(DataError, match=r"no STAC|no item that fits"):
+        fetch(config, workspace, QUICK)
+
+
+def test_an_item_that_nests_too_deep_is_told(held: Ranges, tmp_path: Path) -> None:
+    put_api(held, 2)
+    deep: list[Any] = []
+    for _ in range(700):
+        deep = [deep]
+    bad = item(5, "x.tif")
+    bad["properties"]["deep"] = deep
+    answer_with(held, bad, item(0, "/data/0.tif"))
+    config, workspace = pipeline(tmp_path, f"{held.url}/v1", max_reject_share=0.5)
+    assert fetch(config, workspace, QUICK).rejected == {"BAD_ITEM": 1}
+
+
 @pytest.mark.parametrize(
     ("query", "found"),
     [

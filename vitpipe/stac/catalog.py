@@ -18,6 +18,7 @@ from vitpipe.web.client import Client, Document, Refused
 
 _DEEPEST: Final = 32
 _MOST_DOCUMENTS: Final = 200_000
+_NOT_UNDERSTOOD: Final = 400
 _NO_POST: Final = frozenset({404, 405, 501})
 
 
@@ -104,11 +105,15 @@ def _items_in(document: Document, address: str) -> Iterator[Found]:
     """Give the items that a document is or holds."""
     kind = document.get("type")
     if kind == "FeatureCollection":
-        for feature in document.get("features") or []:
-            yield from _items_in(feature, address)
+        features = document.get("features")
+        for feature in features if isinstance(features, list) else []:
+            yield from _items_in(feature if isinstance(feature, dict) else {}, address)
     elif kind == "Feature":
-        if not isinstance(document.get("id"), str) or not isinstance(document.get("assets"), dict):
-            raise DataError(f"{shown(address)} holds a feature without `id` and `assets`: it is no STAC item")
+        stated = document.get("id"), document.get("assets"), document.get("properties") or {}
+        if not all(isinstance(value, kind) for value, kind in zip(stated, (str, dict, dict), strict=True)):
+            raise DataError(
+                f"{shown(address)} holds a feature without `id`, `assets` and `properties`: it is no STAC item"
+            )
         yield Found(document, address)
     elif kind not in ("Catalog", "Collection") and "stac_version" not in document:
         raise DataError(
@@ -126,15 +131,15 @@ def _search(source: StacSource, client: Client, place: str) -> Iterator[Found]:
     Raises:
         ConfigError: it gives the same page again, so that some items may be missing.
     """
-    body: Document | None = _question(source)
-    address = place
+    question = _question(source)
     try:
-        page = client.document(address, body)
+        page, address, body = _first_page(client, place, question)
     except Refused as error:
-        if error.status not in _NO_POST:
+        if error.status != _NOT_UNDERSTOOD or "query" not in question:
             raise
-        address, body = f"{place}{'&' if '?' in place else '?'}{_as_parameters(_question(source))}", None
-        page = client.document(address)
+        # It does not know the query extension: what comes is looked at here.
+        del question["query"]
+        page, address, body = _first_page(client, place, question)
     seen: set[tuple[str, str]] = set()
     asked: set[str] = set()
     while True:
@@ -157,6 +162,17 @@ def _search(source: StacSource, client: Client, place: str) -> Iterator[Found]:
         if json.dumps([address, body], sort_keys=True) in asked:
             raise ConfigError(f"{shown(place)} leads from page to page without end; look at the server")
         page = client.document(address, body)
+
+
+def _first_page(client: Client, place: str, question: Mapping[str, Any]) -> tuple[Document, str, Document | None]:
+    """Give the first page, and what was asked: address, and body where it was posted."""
+    try:
+        return client.document(place, question), place, question
+    except Refused as error:
+        if error.status not in _NO_POST:
+            raise
+    address = f"{place}{'&' if '?' in place else '?'}{_as_parameters(question)}"
+    return client.document(address), address, None
 
 
 def _next_body(link: Mapping[str, Any], before: Document | None) -> Document | None:

@@ -76,8 +76,16 @@ def choose(found: Found, name: str, source: StacSource) -> WantedScene:
 
     Raises:
         ConfigError: no assets are named, and the item has several GeoTIFFs.
-        UnreadableSource: ``MISSING_ASSET``, ``AMBIGUOUS_ASSET``, ``NOT_GEOTIFF``: the item lacks what is named.
+        UnreadableSource: ``MISSING_ASSET``, ``AMBIGUOUS_ASSET``, ``NOT_GEOTIFF``, ``ADDRESS_REFUSED``, ``BAD_ITEM``:
+            the item lacks what is named, or cannot be used.
     """
+    try:
+        return _choose(found, name, source)
+    except RecursionError:
+        raise UnreadableSource("BAD_ITEM", "the item nests values too deep to be read", name) from None
+
+
+def _choose(found: Found, name: str, source: StacSource) -> WantedScene:
     assets = {key: asset for key, asset in found.item["assets"].items() if isinstance(asset, dict) and "href" in asset}
     chosen = {label: _find(assets, label, name) for label in source.assets} or _only(assets, name)
     files = tuple(_wanted(found, name, label, key) for label, key in chosen.items())
@@ -122,9 +130,14 @@ def _band_names(asset: Mapping[str, Any]) -> list[str]:
     return [str(band["name"] or band["common_name"]) for band in bands_of(asset)] or [str(asset.get("type") or "file")]
 
 
+def geotiffs_of_data(assets: Mapping[str, Any]) -> list[str]:
+    """Give the keys of the GeoTIFF assets that are data by their roles; of all GeoTIFFs where no role says so."""
+    tiffs = [key for key, asset in assets.items() if isinstance(asset, dict) and _is_geotiff(asset)]
+    return [key for key in tiffs if "data" in (assets[key].get("roles") or ())] or tiffs
+
+
 def _only(assets: Mapping[str, Any], name: str) -> dict[str, str]:
-    tiffs = [key for key, asset in assets.items() if _is_geotiff(asset)]
-    data = [key for key in tiffs if "data" in (assets[key].get("roles") or ())] or tiffs
+    data = geotiffs_of_data(assets)
     if not data:
         raise UnreadableSource("MISSING_ASSET", "the item has no GeoTIFF; only GeoTIFF scenes are read", name)
     if len(data) > 1:
@@ -138,7 +151,7 @@ def _only(assets: Mapping[str, Any], name: str) -> dict[str, str]:
 def _is_geotiff(asset: Mapping[str, Any]) -> bool:
     kind = str(asset.get("type") or "").lower()
     # A reader that knows GeoTIFF reads a COG: both are image/tiff, with parameters.
-    return "tiff" in kind or (not kind and urlsplit(str(asset["href"])).path.lower().endswith(_SUFFIXES))
+    return "tiff" in kind or (not kind and urlsplit(str(asset.get("href", ""))).path.lower().endswith(_SUFFIXES))
 
 
 def _wanted(found: Found, name: str, label: str, key: str) -> WantedFile:

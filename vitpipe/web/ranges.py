@@ -25,6 +25,8 @@ HEAD_BYTES: Final = 1 << 14
 """So many first bytes are part of what tells one file from another."""
 _CHUNK_BYTES: Final = 1 << 19
 _MOST_CHUNKS: Final = 64
+_ANOTHER: Final = frozenset({200, 412, 416})
+"""What a server answers that has another file there, or gives no parts of it any more."""
 _AHEAD: Final = 8
 """Chunks that are asked for at once at most where a file is read on and on."""
 
@@ -143,7 +145,7 @@ class Ranges:
         try:
             content = self._client.with_retries(lambda: self._ask(start, end))
         except Refused as error:
-            code = "CHANGED" if error.status in (404, 410, 412, 416) else "UNREADABLE_FILE"
+            code = "CHANGED" if error.status in (404, 410) else "UNREADABLE_FILE"
             raise UnreadableSource(code, f"{error}; run the ingest again", self._uri) from None
         except ConfigError as error:
             raise UnreadableSource("UNREADABLE_FILE", str(error), self._uri) from None
@@ -161,7 +163,7 @@ class Ranges:
         address = self._remote.address
         with self._client.stream(address, headers) as response:
             if response.status_code != 206:
-                if response.status_code == 200:
+                if response.status_code in _ANOTHER:
                     raise self._changed()
                 raise self._client.refused(address, response.status_code)
             current = self._client.validator(response.headers)
