@@ -21,9 +21,10 @@ from vitpipe.atomic import write_json, write_parquet
 from vitpipe.config import PipelineConfig, TileRecipe
 from vitpipe.digest import digest_bytes
 from vitpipe.errors import ContractError, DataError, LabelError, SplitError
+from vitpipe.ground.gap import gap_of_tiles
 from vitpipe.ingest import read_catalog
 from vitpipe.labels.base import ATTRIBUTE_PREFIX, CLASS_SEPARATOR, LabelSet
-from vitpipe.partition import partition
+from vitpipe.partition import partition, place_on_ground
 from vitpipe.records import BOX_COLUMN, WHOLE_SOURCE, Json, Source, Split, Task, Window, box_mm
 from vitpipe.resample import prepared_grid
 from vitpipe.store import TileStore
@@ -115,14 +116,25 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
             f"none of the {len(tiles)} tile(s) has a label: the labelled sources gave no tile; lower "
             "`tiles.min_valid_fraction`, or label other sources"
         )
+    grounded = place_on_ground(config, workspace, table, sources, multi_label=labels.multi_label)
+    table["group_id"] = grounded.groups(table["group_id"])
     torn = _groups_torn_by_labels(table)
     table["group_id"] = table["label_group"].where(table["label_group"] != "", table["group_id"])
     attributes = _attributes(table, sources, labels.rows)
     table = pd.concat([table[[name for name in _COLUMNS if name != "split"]], attributes], axis=1)
-    parted = partition(config, workspace, table, sources, multi_label=labels.multi_label)
+    parted = partition(config, workspace, table, sources, grounded=grounded, multi_label=labels.multi_label)
     table = parted.table[[*_COLUMNS, *parted.extra, *attributes.columns]].sort_values("tile_id", ignore_index=True)
     unlabelled = int((~labelled).sum())
-    notes = (*labels.notes, *torn, *parted.notes, *_describe(table, labels, unlabelled))
+    gap = None
+    if parted.extra and not labels.multi_label:
+        gap = gap_of_tiles(table, store, config.split.seed)
+    notes = (
+        *labels.notes,
+        *torn,
+        *parted.notes,
+        *([gap.sentence()] if gap else []),
+        *_describe(table, labels, unlabelled),
+    )
     _check_train(table, labels)
     return Manifest(
         table=table,
@@ -136,7 +148,7 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
         notes=notes,
         unlabelled=unlabelled,
         depth=store.depth,
-        audit=parted.audit,
+        audit={**parted.audit, **({"gap": gap.to_json()} if gap else {})},
     )
 
 

@@ -154,9 +154,17 @@ class GeotiffSource(Recipe):
         description="Names of the bands to use, in this order (B04, or b1 for the first unnamed). All when empty.",
     )
     units: str = Field("dn", title="Units", description="What the pixel values mean: reflectance, dn, m, ...")
-    block_m: float = Field(
-        10_000.0, gt=0, title="Ground block (m)", description="Edge of the ground blocks that never straddle splits."
+    block_m: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        10_000.0,
+        title="Ground block (m)",
+        description="Edge of the ground blocks that never straddle splits; auto: as far as labels resemble each other, "
+        "chosen once for a workspace.",
     )
+
+    @property
+    def grouping_m(self) -> float:
+        """The size by which a reader groups tiles; with ``auto`` they are grouped anew once labels are known."""
+        return 10_000.0 if self.block_m == "auto" else self.block_m
 
 
 class ImagesSource(Recipe):
