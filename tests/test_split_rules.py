@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tests.ground.ground_cases import config_of, scene, tiles_of
+from tests.ground.ground_cases import config_of, parted, scene, tiles_of
 from vitpipe.config import PipelineConfig, SplitRecipe, TileRecipe
 from vitpipe.errors import ConfigError, SplitError
-from vitpipe.partition import Partition, partition
+from vitpipe.partition import Partition
 from vitpipe.records import Grid, Source
 from vitpipe.splits import content_order, read_splits, update_splits
 from vitpipe.splits.assign import assign_folds
@@ -51,7 +51,7 @@ def build(root: Path, sources: list[Source], table: pd.DataFrame | None = None, 
         for name in sorted({name for source in sources for name in source.attributes}):
             table[f"attr_{name}"] = [source.attributes.get(name) for source in sources]
     table = table.assign(label=["ab"[number % 2] for number in range(len(table))])
-    return partition(config_of(root, TileRecipe(size=64), **split), Workspace(root), table, sources, multi_label=False)
+    return parted(config_of(root, TileRecipe(size=64), **split), Workspace(root), table, sources)
 
 
 # --------------------------------------------------------------------------------------------------------------- folds
@@ -203,7 +203,7 @@ def test_with_the_same_ground_two_splits_of_one_period_still_share_none(tmp_path
     recipe = TileRecipe(size=64, stride=48)
     table = tiles_of(sources, recipe, block_m=2000.0)
     config = config_of(tmp_path, recipe, by="date", test_from="2024-01-01", same_ground=True)
-    found = partition(config, Workspace(tmp_path), table.assign(label="a"), sources, multi_label=False)
+    found = parted(config, Workspace(tmp_path), table.assign(label="a"), sources)
     shared = {tuple(pair["splits"]): pair["shared_m2"] for pair in _pairs(found)}
     assert shared["train", "val"] == shared["train", "calibration"] == shared["val", "calibration"] == 0
     assert shared["train", "test"] > 1e7

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from vitpipe.check_ground import ground_findings
 from vitpipe.config import FileWeights, ModelRecipe, PipelineConfig
 from vitpipe.cutting import planned_windows, tile_values
 from vitpipe.domains.known import machine_findings, planes_of
@@ -127,7 +128,9 @@ def _labels(
         # What stops a run first stays the first reason.
         values.setdefault("stops", str(error))
         return [f"STOPS: {error}"]
-    return _label_lines(labels, values) + _few_groups(config, sources, labels, values)
+    on_ground = ground_findings(config, workspace, sources, labels)
+    values.update(on_ground.values)
+    return _label_lines(labels, values) + _few_groups(config, sources, labels, values) + list(on_ground.lines)
 
 
 def _label_lines(labels: LabelSet, values: dict[str, Json]) -> list[str]:

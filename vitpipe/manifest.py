@@ -21,10 +21,11 @@ from vitpipe.atomic import write_json, write_parquet
 from vitpipe.config import PipelineConfig, TileRecipe
 from vitpipe.digest import digest_bytes
 from vitpipe.errors import ContractError, DataError, LabelError
+from vitpipe.ground.gap import gap_of_tiles
 from vitpipe.ingest import read_catalog
 from vitpipe.labels.base import ATTRIBUTE_PREFIX, LabelSet
 from vitpipe.manifest_notes import check_train, describe
-from vitpipe.partition import partition
+from vitpipe.partition import partition, place_on_ground
 from vitpipe.records import BOX_COLUMN, WHOLE_SOURCE, Json, Source, Task, Window, box_mm
 from vitpipe.resample import prepared_grid
 from vitpipe.store import TileStore
@@ -125,6 +126,8 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
             f"none of the {len(tiles)} tile(s) has a label: the labelled sources gave no tile; lower "
             "`tiles.min_valid_fraction`, or label other sources"
         )
+    grounded = place_on_ground(config, workspace, table, sources, multi_label=labels.multi_label)
+    table["group_id"] = grounded.groups(table["group_id"])
     torn = _groups_torn_by_labels(table)
     table["group_id"] = table["label_group"].where(table["label_group"] != "", table["group_id"])
     attributes = _attributes(table, sources, labels.rows)
@@ -133,12 +136,16 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
         table[LABELLED_COLUMN] = table["tile_id"].map(of_pixels["labelled_px"]).astype("int64")
         columns.append(LABELLED_COLUMN)
     table = pd.concat([table[columns], attributes], axis=1)
-    parted = partition(config, workspace, table, sources, multi_label=labels.multi_label)
+    parted = partition(config, workspace, table, sources, grounded=grounded, multi_label=labels.multi_label)
     columns = [*_COLUMNS, *columns[len(_COLUMNS) - 1 :], *parted.extra, *attributes.columns]
     table = parted.table[columns].sort_values("tile_id", ignore_index=True)
     unlabelled = int((~labelled).sum())
     pixels = None if of_pixels is None else of_pixels["counts"].reindex(table["tile_id"])
-    notes = (*labels.notes, *torn, *parted.notes, *describe(table, labels, unlabelled, pixels))
+    gap = None
+    if parted.extra and not labels.multi_label and labels.task is Task.CLASSIFICATION:
+        gap = gap_of_tiles(table, store, config.split.seed)
+    said = [gap.sentence()] if gap else []
+    notes = (*labels.notes, *torn, *parted.notes, *said, *describe(table, labels, unlabelled, pixels))
     check_train(table, labels, pixels)
     return Manifest(
         table=table,
@@ -155,7 +162,7 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
         task=labels.task,
         targets_folder=targets_folder,
         target_units=labels.units,
-        audit=parted.audit,
+        audit={**parted.audit, **({"gap": gap.to_json()} if gap else {})},
     )
 
 

@@ -16,10 +16,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vitpipe.config import PipelineConfig
+from vitpipe.config import GeotiffSource, PipelineConfig
+from vitpipe.domains.geotiff.ground import block_names
 from vitpipe.errors import SplitError
 from vitpipe.ground import Footprints, distance_to_train, ground_audit, left_out, tile_footprints
 from vitpipe.ground.audit import check_audit
+from vitpipe.ground.blocks import Blocks, check_kept, choose_blocks, keep_blocks, read_block_m
 from vitpipe.labels.base import CLASS_SEPARATOR
 from vitpipe.records import Json, Source, Split
 from vitpipe.splits import check_leaks, content_order, update_splits
@@ -42,12 +44,75 @@ class Partition:
     notes: tuple[str, ...]
     audit: Mapping[str, Json]
     """`torn_groups` and `equal_pixels` (0: else the run had failed); with ground also `buffer_m`, `left_out` (counts),
-    `without_ground` (tiles), `same_ground` (whether `pairs` may share it, at other dates) and `pairs`, see
-    `vitpipe.ground.audit.PairAudit`."""
+    `without_ground` (tiles), `same_ground` (whether `pairs` may share it, at other dates), `pairs`, see
+    `vitpipe.ground.audit.PairAudit`, and `blocks`, see `vitpipe.ground.blocks.Blocks`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grounded:
+    """Tiles on the ground."""
+
+    ground: Footprints | None
+    """None: no source has a map."""
+    blocks: Blocks | None
+
+    def groups(self, given: pd.Series) -> pd.Series:
+        """Give the group of each tile: what the reader gave, and where the size of blocks was chosen that of its block.
+
+        Args:
+            given: of the reader, in the order of the table.
+        """
+        if self.ground is None or self.blocks is None or self.blocks.asked != "auto":
+            return given
+        named = pd.Series(
+            block_names(self.ground.centres.T, self.blocks.block_m, otherwise=""), index=given.index, dtype="str"
+        )
+        return given.where(named == "", named)
+
+
+def place_on_ground(
+    config: PipelineConfig, workspace: Workspace, table: pd.DataFrame, sources: Sequence[Source], *, multi_label: bool
+) -> Grounded:
+    """Find the ground of labelled tiles, and the size of its blocks.
+
+    Args:
+        config: the pipeline.
+        workspace: may have a size already.
+        table: a row a labelled tile: `source_id, label` and its window.
+        sources: the catalog.
+        multi_label: whether a label holds several classes.
+
+    Raises:
+        ConfigError: the workspace has blocks of another size.
+    """
+    ground = tile_footprints(table, sources, config.tiles)
+    if ground is None or not ground.known.any() or not isinstance(config.source, GeotiffSource):
+        return Grounded(ground, None)
+    kept_m = read_block_m(workspace.ground_block)
+    asked = config.source.block_m
+    check_kept(workspace.ground_block, asked, kept_m)
+    order = np.argsort(table["tile_id"].to_numpy(dtype=object))
+    order = order[ground.known[order]]
+    indicators = class_indicators(table["label"].iloc[order], multi_label=multi_label)
+    return Grounded(ground, choose_blocks(asked, ground.centres[order], indicators, kept_m, config.split.seed))
+
+
+def class_indicators(labels: pd.Series, *, multi_label: bool) -> NDArray[np.float64]:
+    """Give (N, K): which classes each label has."""
+    if multi_label:
+        return labels.str.get_dummies(CLASS_SEPARATOR).to_numpy(dtype=np.float64)
+    number, names = pd.factorize(labels, sort=True)
+    return np.eye(len(names))[number]
 
 
 def partition(
-    config: PipelineConfig, workspace: Workspace, table: pd.DataFrame, sources: Sequence[Source], *, multi_label: bool
+    config: PipelineConfig,
+    workspace: Workspace,
+    table: pd.DataFrame,
+    sources: Sequence[Source],
+    *,
+    grounded: Grounded,
+    multi_label: bool,
 ) -> Partition:
     """Give each tile the split of its group; groups that are new get one, for good.
 
@@ -56,18 +121,19 @@ def partition(
         workspace: holds the table of splits.
         table: a row a labelled tile: `tile_id, source_id, group_id, label, pixel_digest`, its window, and attributes.
         sources: the catalog.
+        grounded: of the same rows, see :func:`place_on_ground`.
         multi_label: whether a label holds several classes.
 
     Raises:
         SplitError: too few groups, or no tile is left to learn from.
         LeakageError: a group, the same pixels, or the same ground, stand in two splits.
     """
-    table, spheres, ruled_notes = _with_splits(config, workspace, table, sources, multi_label=multi_label)
-    ground = tile_footprints(table, sources, config.tiles)
+    kept, table, spheres, ruled_notes = _with_splits(config, workspace, table, sources, multi_label=multi_label)
     audit: dict[str, Json] = {"torn_groups": 0, "equal_pixels": 0}
-    if ground is None or not ground.known.any():
+    if grounded.ground is None or not grounded.ground.where(kept).known.any():
         check_leaks(table)
         return Partition(table, (), ruled_notes, audit)
+    ground = grounded.ground.where(kept)
     gone, notes = _too_near(config, table, ground, spheres)
     table, ground, spheres = table[~gone].reset_index(drop=True), ground.where(~gone), spheres[~gone]
     splits = table["split"].to_numpy(dtype=object)
@@ -89,6 +155,10 @@ def partition(
     audit["left_out"] = {name: count for name, (count, _) in notes.items()}
     audit["same_ground"] = config.split.same_ground
     said = [*ruled_notes]
+    if grounded.blocks is not None:
+        audit["blocks"] = grounded.blocks.to_json()
+        said += grounded.blocks.sentences()
+        keep_blocks(workspace.ground_block, grounded.blocks)
     said += [text for _, text in notes.values() if text]
     if without:
         said.append(f"{without} tile(s) lie on no known ground: only their pixels and groups are compared")
@@ -97,16 +167,21 @@ def partition(
 
 def _with_splits(
     config: PipelineConfig, workspace: Workspace, table: pd.DataFrame, sources: Sequence[Source], *, multi_label: bool
-) -> tuple[pd.DataFrame, NDArray[np.object_], tuple[str, ...]]:
-    """Add `split`; what a rule cannot place is left out. Also gives each tile's sphere (see `Ruled`) and sentences."""
+) -> tuple[NDArray[np.intp], pd.DataFrame, NDArray[np.object_], tuple[str, ...]]:
+    """Add `split`; what a rule cannot place is left out.
+
+    Returns:
+        The places of the rows that are kept, these rows, each one's sphere (see `Ruled`), and sentences.
+    """
     table = table.reset_index(drop=True)
+    places = np.arange(len(table))
     acquired = {source.source_id: source.acquired_at for source in sources}
     ruled = rule_of(config.split, table, [acquired.get(name) for name in table["source_id"]])
     spheres = np.full(len(table), "", dtype=object)
     if ruled is not None:
         table["group_id"] = pd.Series(ruled.groups, dtype="str")
         placed = ruled.allowed != ""
-        ruled, table = ruled.where(placed), table[placed].reset_index(drop=True)
+        ruled, table, places = ruled.where(placed), table[placed].reset_index(drop=True), places[placed]
         spheres = ruled.spheres
     groups = _groups(table, config.split.seed, multi_label=multi_label)
     if ruled is not None:
@@ -115,7 +190,7 @@ def _with_splits(
     place = pd.Index(assigned["group_id"]).get_indexer(pd.Index(table["group_id"]))
     table["split"] = pd.Series(assigned["split"].to_numpy()[place], index=table.index, dtype="str")
     if ruled is None:
-        return table, spheres, ()
+        return places, table, spheres, ()
     kept = fits(ruled, table["split"].to_numpy(dtype=object))
     notes = list(ruled.notes)
     if not kept.all():
@@ -130,7 +205,7 @@ def _with_splits(
                 "values; set other dates or values, set `split.same_ground` where it may be, or start over in another "
                 "`workspace`"
             )
-    return table, spheres[kept], tuple(notes)
+    return places[kept], table, spheres[kept], tuple(notes)
 
 
 def _too_near(

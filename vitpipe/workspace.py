@@ -37,6 +37,11 @@ class Workspace:
         return self.root / "splits.parquet"
 
     @property
+    def ground_block(self) -> Path:
+        """The size of the blocks of ground, chosen once."""
+        return self.root / "ground_block.json"
+
+    @property
     def test_ledger(self) -> Path:
         """A line for every use of the test split."""
         return self.root / "test_ledger.jsonl"

@@ -10,8 +10,10 @@ from vitpipe.config import PipelineConfig, TileRecipe
 from vitpipe.cutting import windows
 from vitpipe.domains.geotiff.ground import block_names, to_equal_area
 from vitpipe.ground import Footprints, tile_footprints
+from vitpipe.partition import Partition, partition, place_on_ground
 from vitpipe.records import Grid, Source
 from vitpipe.resample import prepared_grid
+from vitpipe.workspace import Workspace
 
 RECIPE = TileRecipe(size=64)
 
@@ -66,4 +68,11 @@ def config_of(workspace: object, recipe: TileRecipe = RECIPE, **split: object) -
     )
 
 
-__all__ = ["RECIPE", "config_of", "corner_at", "footprints_of", "scene", "tiles_of", "to_equal_area"]
+def parted(config: PipelineConfig, workspace: Workspace, table: pd.DataFrame, sources: list[Source]) -> Partition:
+    """The way of the manifest: on the ground, into blocks, into splits."""
+    grounded = place_on_ground(config, workspace, table, sources, multi_label=False)
+    table = table.assign(group_id=grounded.groups(table["group_id"]))
+    return partition(config, workspace, table, sources, grounded=grounded, multi_label=False)
+
+
+__all__ = ["RECIPE", "config_of", "corner_at", "footprints_of", "parted", "scene", "tiles_of", "to_equal_area"]

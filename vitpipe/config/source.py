@@ -200,12 +200,20 @@ class GeotiffSource(Recipe):
         description="Verifies the checksum of every deflate block when a file is first looked at: its pixels are "
         "inflated once more, but no changed byte of them goes unseen.",
     )
-    block_m: float = Field(
-        10_000.0, gt=0, title="Ground block (m)", description="Edge of the ground blocks that never straddle splits."
+    block_m: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        10_000.0,
+        title="Ground block (m)",
+        description="Edge of the ground blocks that never straddle splits; auto: as far as labels resemble each other, "
+        "chosen once for a workspace.",
     )
     plain_http: bool = Field(
         False, title="Allow plain HTTP", description="Scenes and tokens travel unencrypted to another machine."
     )
+
+    @property
+    def grouping_m(self) -> float:
+        """The size by which a reader groups tiles; with ``auto`` they are grouped anew once labels are known."""
+        return 10_000.0 if self.block_m == "auto" else self.block_m
 
     @model_validator(mode="after")
     def _may_be_read_where_it_lies(self) -> Self:

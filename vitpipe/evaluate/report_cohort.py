@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from typing import Final
 
@@ -10,7 +11,7 @@ import pandas as pd
 from vitpipe.evaluate.judged import Judged
 from vitpipe.evaluate.report_style import section, table
 from vitpipe.evaluate.units import truth_matrix
-from vitpipe.records import Split, Task
+from vitpipe.records import Json, Split, Task
 
 _MOST_CLASSES: Final = 24
 
@@ -27,6 +28,7 @@ def cohort(judged: Judged) -> str:
             () if judged.manifest.task is Task.REGRESSION else tuple(judged.manifest.classes),
             multi_label=judged.manifest.multi_label,
         ),
+        leakage_audit(judged.manifest.audit),
         _quarantine(judged),
     )
 
@@ -79,6 +81,48 @@ def class_counts(manifest: pd.DataFrame, classes: tuple[str, ...], *, multi_labe
         name: [int(truth[splits == split.value, column].sum()) for split in Split]
         for column, name in enumerate(classes)
     }
+
+
+def leakage_audit(audit: Mapping[str, Json]) -> str:
+    """Show what the splits have in common: ground, distance, pixels and groups.
+
+    Args:
+        audit: of the manifest, see `vitpipe.partition`; empty in runs from before it was measured.
+    """
+    if not audit:
+        return ""
+    common = f"Groups in two splits: {audit['torn_groups']}. Equal pixels in two splits: {audit['equal_pixels']}."
+    pairs = audit.get("pairs")
+    if not isinstance(pairs, list):
+        alone = f"{common} The sources have no place on the ground: nothing else could be compared."
+        return f"<h3>Leakage audit</h3><p class='small'>{alone}</p>"
+    rows = []
+    for pair in pairs:
+        assert isinstance(pair, dict)
+        assert isinstance(pair["splits"], list)
+        rows.append(
+            f"<tr><td>{escape(' and '.join(map(str, pair['splits'])))}</td><td class='r'>{pair['shared_m2']:,.0f}</td>"
+            f"<td class='r'>{pair['least_distance_m']:,.0f}</td></tr>"
+        )
+    left = audit["left_out"]
+    assert isinstance(left, dict)
+    said = [
+        common,
+        f"Left out so that no two splits share ground: {left['shared_ground']} tile(s); for the buffer of "
+        f"{audit['buffer_m']:g} m: {left['buffer']}.",
+    ]
+    if audit["without_ground"]:
+        said.append(f"{audit['without_ground']} tile(s) lie on no known ground: only pixels and groups are compared.")
+    if audit.get("same_ground"):
+        said.append("The same ground may be in train and in test at different dates (`split.same_ground`).")
+    gap = audit.get("gap")
+    if isinstance(gap, dict):
+        said.append(
+            f"A random split would claim a balanced accuracy of {gap['random_split']:.3f}, the split by blocks "
+            f"{gap['group_split']:.3f}: the nearest neighbour in colour, in five folds, on {gap['tiles']} tiles."
+        )
+    made = table(("Splits", ">shared ground (m²)", ">least distance (m)"), rows)
+    return f"<h3>Leakage audit</h3>{made}<p class='small'>{' '.join(said)}</p>"
 
 
 def _quarantine(judged: Judged) -> str:

@@ -46,7 +46,7 @@ def ground_audit(splits: NDArray[np.object_], ground: Footprints) -> tuple[PairA
         splits: (N,) names.
         ground: of the same tiles.
     """
-    parts = {split: ground.where((splits == str(split)) & ground.known) for split in _ORDER}
+    parts = {split: ground.where((splits == str(split)) & ground.known).distinct() for split in _ORDER}
     found = []
     for first, second in itertools.combinations(_ORDER, 2):
         mine, others = parts[first], parts[second]

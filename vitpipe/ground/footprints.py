@@ -43,6 +43,11 @@ class Footprints:
         """Which tiles lie on known ground, (N,)."""
         return np.isfinite(self.centres[:, 0])
 
+    def distinct(self) -> Footprints:
+        """Take one of the tiles that lie in the very same place, as those of one grid at several dates do."""
+        number, _ = pd.factorize(shapely.to_wkb(self.polygons))
+        return self.where(np.unique(number, return_index=True)[1])
+
     def where(self, chosen: NDArray[np.bool_] | NDArray[np.intp]) -> Footprints:
         """Take some of the tiles."""
         return Footprints(self.polygons[chosen], self.centres[chosen])

@@ -41,7 +41,7 @@ def left_out(splits: NDArray[np.object_], ground: Footprints, buffer_m: float) -
     standing = np.zeros(len(splits), bool)
     for split in _GIVING_WAY:
         members = np.flatnonzero((splits == str(split)) & ground.known)
-        others = ground.where(standing)
+        others = ground.where(standing).distinct()
         if len(members) and len(others.centres):
             mine = ground.where(members)
             overlapping[members] = _overlaps_any(mine.polygons, others.polygons)
@@ -106,5 +106,5 @@ def distance_to_train(splits: NDArray[np.object_], ground: Footprints) -> NDArra
     train = (splits == str(Split.TRAIN)) & ground.known
     judged = (splits != str(Split.TRAIN)) & ground.known
     if train.any() and judged.any():
-        found[judged] = nearest_m(ground.where(judged), ground.where(train))
+        found[judged] = nearest_m(ground.where(judged), ground.where(train).distinct())
     return found

@@ -217,7 +217,7 @@ def _source(stack: Sequence[Scene], recipe: GeotiffSource, root: Path) -> Source
         if scene.quality is not None:
             quality.append([base + scene.quality[0], scene.quality[1]])
     reader: dict[str, Json] = {
-        "block_m": recipe.block_m, "members": members, "channels": plan, "quality": quality,
+        "block_m": recipe.grouping_m, "members": members, "channels": plan, "quality": quality,
     }  # fmt: skip
     if header["fitted"]:
         reader["fitted"] = header["fitted"]
@@ -225,7 +225,7 @@ def _source(stack: Sequence[Scene], recipe: GeotiffSource, root: Path) -> Source
     by_tile = recipe.series is not None and recipe.series.by == "tile" and tile is not None
     return Source(
         source_id=source_id,
-        group_id=ground_group(header["ground"], recipe.block_m, source_id),
+        group_id=ground_group(header["ground"], recipe.grouping_m, source_id),
         domain="geotiff",
         uri=first.parts.uri,
         files=files,

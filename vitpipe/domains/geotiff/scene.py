@@ -114,13 +114,13 @@ def _scene_source(record: FileRecord, mask: FileRecord | None, recipe: GeotiffSo
         dtype = np.result_type(dtype, np.float32)
     notes = [*header["notes"]]
     notes += ["ALPHA"] * bool(bands.alpha) + ["SCALED"] * scaled + ["MASK_FILE"] * (mask is not None)
-    reader: dict[str, Json] = {"bands": list(bands.numbers), "alpha": list(bands.alpha), "block_m": recipe.block_m}
+    reader: dict[str, Json] = {"bands": list(bands.numbers), "alpha": list(bands.alpha), "block_m": recipe.grouping_m}
     if header["fitted"]:
         reader["fitted"] = header["fitted"]
     reader |= stated_of(header, bands.numbers)
     return Source(
         source_id=source_id,
-        group_id=ground_group(header["ground"], recipe.block_m, source_id),
+        group_id=ground_group(header["ground"], recipe.grouping_m, source_id),
         domain="geotiff",
         uri=record.path,
         files=tuple(member.path for member in members),

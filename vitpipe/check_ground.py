@@ -1,0 +1,101 @@
+"""What `vitpipe check` says of the ground: how far labels resemble each other, and what a random split would claim.
+
+Nothing is cut for it: each labelled scene counts with its label and with the tile in its middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from vitpipe.config import GeotiffSource, PipelineConfig, TileRecipe
+from vitpipe.domains.geotiff.ground import block_names
+from vitpipe.domains.known import domain_of
+from vitpipe.errors import UnreadableSource
+from vitpipe.ground import tile_footprints
+from vitpipe.ground.blocks import check_kept, choose_blocks, read_block_m
+from vitpipe.ground.gap import colour_features, measure_gap, sample_of_groups
+from vitpipe.labels.base import LabelSet
+from vitpipe.partition import class_indicators
+from vitpipe.records import WHOLE_SOURCE, Findings, Source, Window
+from vitpipe.workspace import Workspace
+
+_AFTER_A_RUN = "the range of the labels and what a random split would claim stand in the notes and the report of a run"
+
+
+def ground_findings(
+    config: PipelineConfig, workspace: Workspace, sources: Sequence[Source], labels: LabelSet
+) -> Findings:
+    """Look at the labels of whole scenes on the ground.
+
+    Returns:
+        Nothing where no source has a map.
+
+    Raises:
+        ConfigError: the workspace has blocks of another size.
+    """
+    if not isinstance(config.source, GeotiffSource):
+        return Findings(())
+    kept_m = read_block_m(workspace.ground_block)
+    check_kept(workspace.ground_block, config.source.block_m, kept_m)
+    if labels.regions is not None:
+        return Findings((_AFTER_A_RUN,))
+    table = _scenes(sources, labels)
+    ground = tile_footprints(table, sources, TileRecipe())
+    if ground is None or not ground.known.any():
+        return Findings(("no labelled scene lies on known ground",))
+    table, ground = table[ground.known].reset_index(drop=True), ground.where(ground.known)
+    indicators = class_indicators(table["label"], multi_label=labels.multi_label)
+    blocks = choose_blocks(config.source.block_m, ground.centres, indicators, kept_m, config.split.seed)
+    lines = blocks.sentences()
+    values = {"ground": blocks.to_json()}
+    if labels.multi_label:
+        return Findings(tuple(lines), values)
+    table["group_id"] = block_names(ground.centres.T, blocks.block_m, otherwise="")
+    chosen = table.iloc[sample_of_groups(table["group_id"].to_numpy(dtype=object), config.split.seed)]
+    found = {source.source_id: source for source in sources}
+    features, kept = _colours([found[name] for name in chosen["source_id"]], config.tiles.size)
+    if len(features) < len(chosen):
+        lines.append(f"{len(chosen) - len(features)} scene(s) of the sample could not be read here")
+    chosen = chosen[kept]
+    gap = None
+    if len(features):
+        names, groups = (chosen[name].to_numpy(dtype=object) for name in ("label", "group_id"))
+        gap = measure_gap(features, names, groups, config.split.seed)
+    if gap is None:
+        lines.append(_AFTER_A_RUN)
+        return Findings(tuple(lines), values)
+    return Findings((*lines, gap.sentence()), values | {"gap": gap.to_json()})
+
+
+def _scenes(sources: Sequence[Source], labels: LabelSet) -> pd.DataFrame:
+    """Give a row a labelled scene: `source_id, label`, and its whole grid as the window."""
+    whole = labels.rows.loc[labels.rows["frame"] == WHOLE_SOURCE, ["source_id", "label"]]
+    shapes = {source.source_id: (source.grid.height, source.grid.width) for source in sources}
+    whole = whole[whole["source_id"].isin(list(shapes))].sort_values("source_id", ignore_index=True)
+    heights, widths = ([shapes[name][axis] for name in whole["source_id"]] for axis in (0, 1))
+    return whole.assign(row=0, col=0, height=heights, width=widths)
+
+
+def _colours(sources: Sequence[Source], size: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Give the features of the middle of each scene, and which scenes could be read and have a valid pixel there."""
+    parts, kept = [], np.zeros(len(sources), bool)
+    for place, source in enumerate(sources):
+        # A store that is not mounted here is not asked for thousands of pieces of it.
+        if not Path(source.files[0]).is_file():
+            continue
+        height, width = min(size, source.grid.height), min(size, source.grid.width)
+        window = Window(0, (source.grid.height - height) // 2, (source.grid.width - width) // 2, height, width)
+        try:
+            with domain_of(source.domain).open(source) as raster:
+                pixels, valid = raster.read(window)
+        except UnreadableSource:
+            continue  # The run puts it into quarantine; here it is counted.
+        if valid.any():
+            parts.append(colour_features(pixels[None].astype(np.float32), valid[None]))
+            kept[place] = True
+    return np.concatenate(parts) if parts else np.empty((0, 0)), kept
