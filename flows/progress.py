@@ -102,6 +102,8 @@ def describe(progress: Progress) -> str:
         ("train loss", progress.train_loss),
         ("validation loss", progress.val_loss),
         ("balanced accuracy", progress.val_balanced_accuracy),
+        ("mean IoU", progress.val_mean_iou),
+        ("R2", progress.val_r2),
     ):
         if value is not None:
             parts.append(f"{name} {value:.3f}")

@@ -166,9 +166,10 @@ def _model(config: PipelineConfig, sources: Sequence[Source], values: dict[str, 
     weights = config.model.weights
     if isinstance(weights, FileWeights) and not Path(weights.path).is_file():
         raise ConfigError(f"model.weights: no file {weights.path}; correct `model.weights.path`")
-    parameters, tokens, width, depth = _measure(
-        config.model, config, len(tile_channels(config.tiles, sources[0].channels))
-    )
+    channels = len(tile_channels(config.tiles, sources[0].channels))
+    if config.model.decoder is not None or getattr(config.labels, "per", "tile") == "pixel":
+        return _pixel_model(config, channels, values)
+    parameters, tokens, width, depth = _measure(config.model, config, channels)
     # Multiply-adds of a transformer block on N tokens of width D: 12 N D^2 in its matrices, 2 N^2 D in attention.
     dense, attention = 12 * tokens * width**2, 2 * tokens**2 * width
     tiles = values["tiles"]
@@ -183,11 +184,38 @@ def _model(config: PipelineConfig, sources: Sequence[Source], values: dict[str, 
         f"model: {parameters / 1e6:.1f} M parameters, {tokens} tokens a tile, {share:.0%} of the work in attention;"
         f" roughly {max(minutes, 0.1):.1f} min of training on this CPU"
     ]
-    if tokens > _TOKEN_LIMIT:
-        lines.append(
-            f"WARNING: {tokens} tokens a tile; attention grows with their square: take smaller tiles or larger patches"
-        )
-    return lines
+    return [*lines, *_many_tokens(tokens)]
+
+
+def _many_tokens(tokens: int) -> list[str]:
+    if tokens <= _TOKEN_LIMIT:
+        return []
+    return [f"WARNING: {tokens} tokens a tile; attention grows with their square: take smaller tiles or larger patches"]
+
+
+def _pixel_model(config: PipelineConfig, channels: int, values: dict[str, Json]) -> list[str]:
+    from vitpipe.learn.outlook import pixel_outlook
+
+    assert config.model is not None
+    size, tiles = config.tiles.size, values["tiles"]
+    assert isinstance(tiles, int)
+    tile_px = (size, size) if config.tiles.depth is None else (config.tiles.depth, size, size)
+    found = pixel_outlook(config.model, config.train, channels, tile_px)
+    networks = [("model", found.cost)] + ([("U-Net beside it", found.unet)] if found.unet is not None else [])
+    # Forward and backward take about three times the forward's multiply-adds, of two operations each.
+    operations = 6 * sum(cost.multiply_adds for _, cost in networks) * tiles * config.split.train * config.train.epochs
+    minutes = operations / (_CPU_FLOPS_PER_CORE * (os.cpu_count() or 1)) / 60
+    values |= {"tokens": found.tokens, "parameters": found.cost.parameters, "cpu_minutes": minutes}
+    values["multiply_adds"] = found.cost.multiply_adds
+    shown = "; ".join(
+        f"{name}: {cost.parameters / 1e6:.1f} M parameters, {cost.multiply_adds / 1e9:.3g} G multiply-adds a tile"
+        for name, cost in networks
+    )
+    padded = "" if found.padded_px == tile_px else f", computed at {' x '.join(map(str, found.padded_px))} px"
+    lines = [
+        f"{shown}; {found.tokens} tokens a tile{padded}; roughly {max(minutes, 0.1):.1f} min of training on this CPU"
+    ]
+    return [*lines, *_many_tokens(found.tokens)]
 
 
 def _measure(recipe: ModelRecipe, config: PipelineConfig, channels: int) -> tuple[int, int, int, int]:

@@ -19,7 +19,8 @@ from typing import Final
 
 from vitpipe import studies
 from vitpipe.atomic import make_folder, write_file, write_json
-from vitpipe.config import DicomwebSource, PipelineConfig, StacSource
+from vitpipe.config import DicomwebSource, GeotiffSource, PipelineConfig, StacSource
+from vitpipe.config.stac import names_addresses
 from vitpipe.dicomweb.access import Access, read_access, read_persons
 from vitpipe.dicomweb.client import (
     FETCH_FAILED,
@@ -33,11 +34,12 @@ from vitpipe.dicomweb.client import (
 )
 from vitpipe.digest import digest
 from vitpipe.errors import ConfigError, DataError, TooManyRejected, TransientError, UnreadableSource
+from vitpipe.fetch_addresses import fetch_addresses
 from vitpipe.fetch_scenes import FAILURES, fetch_scenes
 from vitpipe.pseudonym import Pseudonymiser, load_pseudonymiser
 from vitpipe.records import Rejected, StageSummary
 from vitpipe.studies import StoredFile, StudyCommit
-from vitpipe.web import Backoff
+from vitpipe.web.retries import Backoff
 from vitpipe.workspace import Workspace
 
 _LOGGER = logging.getLogger(__name__)
@@ -94,6 +96,8 @@ def fetch(config: PipelineConfig, workspace: Workspace, backoff: Backoff | None 
     source = config.source
     if isinstance(source, StacSource):
         return fetch_scenes(config, source, workspace, backoff)
+    if isinstance(source, GeotiffSource) and names_addresses(source.path):
+        return fetch_addresses(config, source, workspace, backoff)
     if not isinstance(source, DicomwebSource):
         return StageSummary("fetch")
     root = Path(config.on_disk().source.path)

@@ -20,14 +20,14 @@ from vitpipe.digest import digest
 from vitpipe.errors import ConfigError, DataError, TooManyRejected, TransientError, UnreadableSource
 from vitpipe.records import Rejected, StageSummary, count_codes
 from vitpipe.stac import folders
-from vitpipe.stac.access import read_access
-from vitpipe.stac.address import Rules, shown
 from vitpipe.stac.catalog import find_items
-from vitpipe.stac.client import Client
 from vitpipe.stac.download import FETCH_FAILED, Arrived, StillBusy, download
 from vitpipe.stac.folders import SceneCommit, StoredFile
 from vitpipe.stac.items import WantedFile, WantedScene, choose, scene_names
-from vitpipe.web import Backoff
+from vitpipe.web.access import read_access
+from vitpipe.web.address import Rules, shown
+from vitpipe.web.client import Client
+from vitpipe.web.retries import Backoff
 from vitpipe.workspace import Workspace
 
 FAILURES: Final = "fetch.json"

@@ -20,6 +20,7 @@ from vitpipe.config import (
     TableLabels,
     VectorLabels,
 )
+from vitpipe.config.stac import is_address
 from vitpipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ def resolve_paths(config: PipelineConfig, base: Path) -> PipelineConfig:
         return str((base / Path(text).expanduser()).resolve())
 
     # Without a path, what is fetched goes into the workspace.
-    source: dict[str, object] = {"path": config.source.path and absolute(config.source.path)}
+    place = config.source.path
+    source: dict[str, object] = {"path": absolute(place) if place and not is_address(place) else place}
     if isinstance(config.source, StacSource) and "://" not in config.source.url:
         source["url"] = absolute(config.source.url)
     changes: dict[str, object] = {

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import Final
 
@@ -23,6 +24,7 @@ from rasterio.io import DatasetReader
 TRANSIENT: Final = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 """What the operating system says when the store, not the file, is to blame."""
 MIB: Final = 1 << 20
+_STREAM_NAME: Final = "scene.tif"
 LEAST_CACHE_BYTES: Final = 16 * MIB
 MOST_CACHE_BYTES: Final = 256 * MIB
 
@@ -86,6 +88,27 @@ def open_tiff(path: Path) -> DatasetReader:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         # A path object, not text: rasterio reads schemes such as zip:// into text.
         return rasterio.open(path, driver="JP2OpenJPEG" if is_safe_jp2(path) else "GTiff", sharing=False)
+
+
+def open_stream(opener: Callable[[], io.RawIOBase]) -> DatasetReader:
+    """Open what is no file of this machine by the GTiff driver; call it inside :func:`gdal_environment`.
+
+    Args:
+        opener: gives a stream of its own at each call.
+
+    Raises:
+        rasterio.errors.RasterioIOError: it is no TIFF, or its header is broken.
+    """
+
+    def open_it(path: str, mode: str = "r") -> io.RawIOBase:  # noqa: ARG001 - rasterio gives both, by these names
+        # "test" is what rasterio tries an opener with.
+        if path not in (_STREAM_NAME, "test"):
+            raise FileNotFoundError(path)
+        return opener()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(_STREAM_NAME, driver="GTiff", sharing=False, opener=open_it)
 
 
 def missing_bytes(dataset: DatasetReader, size: int) -> int:

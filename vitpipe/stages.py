@@ -284,6 +284,7 @@ def _log_epochs(registry: Registry, mlflow_run_id: str, waiting: list[Progress])
         values = {
             "loss": progress.train_loss, "validation_loss": progress.val_loss,
             "validation_balanced_accuracy": progress.val_balanced_accuracy,
+            "validation_mean_iou": progress.val_mean_iou, "validation_r2": progress.val_r2,
             "learning_rate": progress.learning_rate, "images_per_second": progress.images_per_second,
         }  # fmt: skip
         try:

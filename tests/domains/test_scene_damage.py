@@ -122,18 +122,19 @@ def _in_child(raster: Any, windows: list[Window], results: Any, turn: int) -> No
 
 def _windows(source: Source) -> list[Window]:
     rng = np.random.default_rng(9)
-    rows, cols = (rng.integers(0, edge - 60, 48).tolist() for edge in (source.grid.height, source.grid.width))
+    rows, cols = (rng.integers(0, edge - 60, 100).tolist() for edge in (source.grid.height, source.grid.width))
     return [Window(0, row, col, 60, 60) for row, col in zip(rows, cols, strict=True)]
 
 
 def _any_source(root: Path, layout: str) -> Source:
     if layout == "safe":
-        write_safe(root, {("B04", 10): _smooth(600), ("B05", 20): _smooth(300), ("SCL", 20): _smooth(300) % 12})
+        write_safe(root, {("B04", 10): _smooth(300), ("B05", 20): _smooth(150), ("SCL", 20): _smooth(150) % 12})
         return one(root, clouds="drop")
     if layout == "landsat":
-        write_landsat(root, {"SR_B4": _smooth(600), "SR_B5": _smooth(600)})
+        write_landsat(root, {"SR_B4": _smooth(800), "SR_B5": _smooth(800)})
         return one(root)
-    write_band(root / "a.tif", _smooth(600), 10, **_LAYOUTS[layout])
+    # Large enough that most reads go to the file, not to blocks that are in memory.
+    write_band(root / "a.tif", _smooth(1800), 10, **_LAYOUTS[layout])
     return one(root)
 
 
@@ -154,7 +155,7 @@ def test_forks_of_a_parent_that_has_read_give_the_same_pixels(tmp_path: Path, la
         ]
         for child in children:
             child.start()
-        found = dict(results.get(timeout=60) for _ in children)
+        found = dict(results.get(timeout=15) for _ in children)
         # The parent reads meanwhile and after them.
         assert _digests(raster, windows) == expected
         for child in children:
@@ -163,7 +164,7 @@ def test_forks_of_a_parent_that_has_read_give_the_same_pixels(tmp_path: Path, la
     assert (found[0], found[1]) == (expected[::2], expected[1::2])
 
 
-@pytest.mark.parametrize("layout", ["tiles", "deflate", "strips", "safe"])
+@pytest.mark.parametrize("layout", ["tiles", "deflate", "safe"])
 def test_threads_with_a_raster_each_give_the_same_pixels(tmp_path: Path, layout: str) -> None:
     source = _any_source(tmp_path, layout)
     windows = _windows(source)

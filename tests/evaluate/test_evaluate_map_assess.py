@@ -92,6 +92,10 @@ def test_points_in_another_crs_and_named_classes_are_the_same(
         assert other.accuracy.overall == first.accuracy.overall
         assert dict(other.accuracy.areas) == dict(first.accuracy.areas)
     assert first.accuracy.classes == ("field", "forest", "water")
+    with rasterio.open(path, "r+") as target:
+        target.update_tags(CLASS_0="water", CLASS_1="forest", CLASS_2="field", CLASS_OF="nothing")
+    tagged = judge_map(AccuracyRequest(path, tmp_path / "utm.csv")).accuracy
+    assert (tagged.classes, tagged.overall) == (first.accuracy.classes, first.accuracy.overall)
 
 
 def test_the_pixels_of_polygons_are_counted_and_each_is_a_cluster(

@@ -13,6 +13,7 @@ from vitpipe.errors import ConfigError, ContractError
 from vitpipe.learn.architecture import rebuild
 from vitpipe.learn.decoders import doublings
 from vitpipe.learn.fit import make_optimiser
+from vitpipe.learn.outlook import pixel_outlook
 from vitpipe.learn.pixel_model import DecoderPlan, PixelModel, build_pixel_model, rebuild_pixel_model
 from vitpipe.learn.task import LearnTask
 from vitpipe.learn.unet_baseline import cost_of, plan_of_equal_cost
@@ -176,3 +177,16 @@ def test_the_unet_of_a_budget_takes_about_as_many_multiply_adds() -> None:
     # The convolution of the whole image alone, counted by hand.
     lone, _, small = build_pixel_model(recipe_of(decoder="unet", embed_dim=8), 3, 4, (64, 64), probe=False)
     assert cost_of(lone, small).multiply_adds > 64 * 64 * 9 * (3 * 8 + 8 * 8)
+
+
+@pytest.mark.parametrize("decoder", ["conv", "swin_unetr", "unet"])
+def test_what_a_run_will_take_is_known_before_it(decoder: str) -> None:
+    keys = TIMM if decoder == "conv" else {"embed_dim": 24}
+    recipe, train = recipe_of(**keys | {"decoder": decoder, "num_classes": 3}), TrainRecipe()
+    found = pixel_outlook(recipe, train, 2, (36, 36))
+    module, _, plan = build_pixel_model(recipe, 2, 3, (36, 36), probe=False)
+    assert found.cost == cost_of(module, plan)
+    assert found.padded_px == plan.padded_px
+    assert found.tokens == (26 if decoder == "conv" else 0)
+    assert (found.unet is None) == (decoder == "unet")
+    assert pixel_outlook(recipe, TrainRecipe(baseline="none"), 2, (36, 36)).unet is None

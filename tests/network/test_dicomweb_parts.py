@@ -16,7 +16,7 @@ from vitpipe.dicomweb.access import Access, read_access, read_persons
 from vitpipe.dicomweb.multipart import boundary_of, parts
 from vitpipe.errors import ConfigError, TransientError
 from vitpipe.loading import load_config
-from vitpipe.web import retry_after_seconds
+from vitpipe.web.retries import retry_after_seconds
 
 HEADERS = b"Content-Type: application/dicom\r\nContent-Length: 3\r\n\r\n"
 

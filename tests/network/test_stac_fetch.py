@@ -21,8 +21,8 @@ from tests.network.stac_cases import SIGNATURE, answer_with, item, multihash, pi
 from vitpipe.errors import ConfigError, DataError, TooManyRejected, TransientError
 from vitpipe.fetch import fetch
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
-from vitpipe.stac import client
-from vitpipe.web import Backoff
+from vitpipe.web import client
+from vitpipe.web.retries import Backoff
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -267,7 +267,7 @@ def test_a_killed_fetch_goes_on(held: Ranges, tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(config.model_dump_json())
     code = (
         "import sys; from pathlib import Path; from vitpipe.config import PipelineConfig;"
-        "from vitpipe.fetch import fetch; from vitpipe.stac import client;"
+        "from vitpipe.fetch import fetch; from vitpipe.web import client;"
         "from vitpipe.workspace import Workspace; client._CHUNK_BYTES = 4096;"
         "config = PipelineConfig.model_validate_json(Path(sys.argv[1]).read_text());"
         "fetch(config, Workspace(Path(config.workspace)))"

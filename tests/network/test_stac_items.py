@@ -23,10 +23,10 @@ from vitpipe.fetch import fetch
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
 from vitpipe.loading import load_config
 from vitpipe.records import Window
-from vitpipe.stac.access import read_access
-from vitpipe.stac.address import Rules, resolve, s3_address, shown
 from vitpipe.stac.catalog import Found
 from vitpipe.stac.items import choose, scene_names
+from vitpipe.web.access import read_access
+from vitpipe.web.address import Rules, resolve, s3_address, shown
 
 
 @pytest.fixture
@@ -244,7 +244,8 @@ def test_addresses_are_told_without_secrets_and_resolved(monkeypatch: pytest.Mon
     monkeypatch.setenv("AWS_REGION", "us-west-2")
     assert s3_address("s3://bucket/x.tif") == "https://s3.us-west-2.amazonaws.com/bucket/x.tif"
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
-    assert resolve("https://a.org/c.json", "s3://bucket/x.tif") == "http://127.0.0.1:9000/bucket/x.tif"
+    assert s3_address("s3://bucket/x.tif") == "http://127.0.0.1:9000/bucket/x.tif"
+    assert resolve("https://a.org/c.json", "s3://bucket/x.tif") == "s3://bucket/x.tif"
 
 
 def test_an_object_of_s3_is_fetched_from_the_endpoint_of_the_environment(

@@ -42,10 +42,10 @@ from vitpipe.config.source import (
     ImagesSource,
     RejectShare,
     SourceRecipe,
-    StacQuery,
     StacSource,
 )
 from vitpipe.config.split import AttributeSplit, SplitRecipe
+from vitpipe.config.stac import StacQuery
 from vitpipe.config.tiles import TileRecipe
 
 __all__ = [

@@ -8,7 +8,9 @@ from pydantic import ConfigDict, Field
 
 from vitpipe.config.base import Recipe
 
-MetricName = Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precision", "brier"]
+MetricName = Literal[
+    "accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precision", "brier", "mean_iou", "r2", "rmse"
+]
 
 
 class EvaluateRecipe(Recipe):
@@ -31,7 +33,11 @@ class GateRecipe(Recipe):
 
     model_config = ConfigDict(title="Gate")
 
-    metric: MetricName = Field("balanced_accuracy", title="Metric")
+    metric: MetricName = Field(
+        "balanced_accuracy",
+        title="Metric",
+        description="Of pixels also mean_iou; of values r2 or rmse (r2 where nothing is said).",
+    )
     margin: float = Field(
         0.0,
         ge=0,

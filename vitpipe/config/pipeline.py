@@ -11,8 +11,9 @@ from vitpipe.config.base import Recipe
 from vitpipe.config.judging import EvaluateRecipe, RegisterRecipe
 from vitpipe.config.labels import LabelRecipe
 from vitpipe.config.learning import ModelRecipe, PreprocessRecipe, TrainRecipe
-from vitpipe.config.source import DicomwebSource, SourceRecipe, StacSource
+from vitpipe.config.source import DicomwebSource, GeotiffSource, SourceRecipe, StacSource
 from vitpipe.config.split import SplitRecipe
+from vitpipe.config.stac import names_addresses
 from vitpipe.config.tiles import TileRecipe
 from vitpipe.digest import digest
 
@@ -29,6 +30,8 @@ FETCHED: Final = "studies"
 """Folder in the workspace of the studies that were fetched, if the source names no other."""
 FETCHED_SCENES: Final = "scenes"
 """Folder in the workspace of the scenes that were fetched, if the source names no other."""
+REMOTE_SCENES: Final = "remote"
+"""Folder in the workspace of what stands for scenes that are read where they lie."""
 
 
 class PipelineConfig(Recipe):
@@ -68,6 +71,9 @@ class PipelineConfig(Recipe):
             return self.model_copy(update={"source": self.source.fetched(f"{self.workspace}/{FETCHED}")})
         if isinstance(self.source, StacSource):
             return self.model_copy(update={"source": self.source.fetched(f"{self.workspace}/{FETCHED_SCENES}")})
+        if isinstance(self.source, GeotiffSource) and names_addresses(self.source.path):
+            place = {"path": f"{self.workspace}/{REMOTE_SCENES}"}
+            return self.model_copy(update={"source": self.source.model_copy(update=place)})
         return self
 
     def without_places(self) -> dict[str, JsonValue]:

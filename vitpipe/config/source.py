@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
@@ -12,6 +10,14 @@ from pydantic import ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler
 
 from vitpipe.config.base import Recipe
 from vitpipe.config.scenes import SceneFiles, SceneSeries
+from vitpipe.config.stac import (
+    StacQuery,
+    address_problem,
+    is_address,
+    is_this_machine,
+    names_addresses,
+    stac_file_label,
+)
 
 DataPath = Annotated[str, Field(title="Path", description="Folder (or one file) that holds the data.", min_length=1)]
 RejectShare = Annotated[
@@ -137,15 +143,8 @@ class DicomwebSource(DicomSource):
         return DicomSource.model_validate({**options, "path": self.path or folder})
 
 
-def is_this_machine(host: str) -> bool:
-    """Say whether a host's name or number is that of this machine itself."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 _SCENE_KEYS_SINCE_FIRST: Final[dict[str, JsonValue]] = {
+    "plain_http": False,
     "grid": None,
     "clouds": "keep",
     "scenes": None,
@@ -160,7 +159,15 @@ class GeotiffSource(Recipe):
 
     model_config = ConfigDict(title="GeoTIFF")
     kind: Literal["geotiff"] = "geotiff"
-    path: DataPath
+    path: Annotated[
+        str,
+        Field(
+            title="Path",
+            description="Folder or file of scenes; or an address (https://host/x.tif, s3://bucket/x.tif) or a list of "
+            "them (.txt, .csv), which are read where they lie.",
+            min_length=1,
+        ),
+    ]
     max_reject_share: RejectShare = 0.2
     bands: tuple[str, ...] | None = Field(
         None,
@@ -196,6 +203,18 @@ class GeotiffSource(Recipe):
     block_m: float = Field(
         10_000.0, gt=0, title="Ground block (m)", description="Edge of the ground blocks that never straddle splits."
     )
+    plain_http: bool = Field(
+        False, title="Allow plain HTTP", description="Scenes and tokens travel unencrypted to another machine."
+    )
+
+    @model_validator(mode="after")
+    def _may_be_read_where_it_lies(self) -> Self:
+        problem = address_problem(self.path, plain_http=self.plain_http) if is_address(self.path) else ""
+        if problem:
+            raise ValueError(f"`path`: {problem}")
+        if self.verify and names_addresses(self.path):
+            raise ValueError("`verify` reads files of this machine; download the scenes, or leave it out")
+        return self
 
     @model_serializer(mode="wrap")
     def _without_what_changes_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -203,49 +222,6 @@ class GeotiffSource(Recipe):
         values: dict[str, Any] = dump(self)
         plain = _SCENE_KEYS_SINCE_FIRST
         return {key: value for key, value in values.items() if key not in plain or value != plain[key]}
-
-
-class StacQuery(Recipe):
-    """Which items to take. What is empty does not choose."""
-
-    model_config = ConfigDict(title="Query")
-    collections: tuple[str, ...] = Field((), title="Collections", description="Identifiers, such as sentinel-2-l2a.")
-    bbox: tuple[float, float, float, float] | None = Field(
-        None,
-        title="Box",
-        description="West, south, east, north in degrees (WGS 84); west > east crosses the 180th meridian.",
-    )
-    datetime: str | None = Field(
-        None,
-        title="Date and time",
-        description="A day, a moment or a range, such as 2023-06-01/2023-08-31 or 2023-06-01T00:00:00Z/..",
-    )
-    ids: tuple[str, ...] = Field((), title="Items", description="Identifiers of items.")
-    properties: dict[str, dict[str, JsonValue]] = Field(
-        {},
-        title="Properties",
-        description="Tests of an item's properties, such as {eo:cloud_cover: {lt: 20}}: eq neq lt lte gt gte in "
-        "startsWith endsWith contains.",
-    )
-
-    @model_validator(mode="after")
-    def _can_be_asked(self) -> Self:
-        if self.bbox and not (-90 <= self.bbox[1] <= self.bbox[3] <= 90 and max(map(abs, self.bbox[::2])) <= 180):
-            raise ValueError("`bbox` must be west, south, east, north in degrees, south below north")
-        if self.datetime is not None:
-            parse_interval(self.datetime)
-        for name, tests in self.properties.items():
-            unknown = sorted(set(tests) - STAC_TESTS)
-            if unknown or not tests:
-                raise ValueError(f"`properties.{name}`: test by one of {', '.join(sorted(STAC_TESTS))}")
-        return self
-
-    def interval(self) -> str | None:
-        """Give `datetime` as a server takes it: moments with a zone, a day as its first and last moment."""
-        if self.datetime is None:
-            return None
-        ends = [moment and moment.isoformat().replace("+00:00", "Z") for moment in parse_interval(self.datetime)]
-        return ends[0] if ends[0] and ends[0] == ends[1] else "/".join(end or ".." for end in ends)
 
 
 class StacSource(GeotiffSource):
@@ -281,9 +257,6 @@ class StacSource(GeotiffSource):
     max_items: int = Field(1000, ge=1, title="Most items", description="No more than the first so many are taken.")
     page_size: int = Field(100, ge=1, le=10_000, title="Page size", description="Items asked for in one query.")
     connections: int = Field(4, ge=1, le=32, title="Connections", description="Files that are fetched side by side.")
-    plain_http: bool = Field(
-        False, title="Allow plain HTTP", description="Scenes and tokens travel unencrypted to another machine."
-    )
 
     # Not the field's own validator: its error would repeat the address, and a signed one holds a secret.
     @model_validator(mode="after")
@@ -323,43 +296,6 @@ class StacSource(GeotiffSource):
             # The folder says where the scene's name ends: B10 is the end of ST_B10, too.
             options["scenes"] = {"pattern": rf"^(?P<scene>[^/]+)/(?P=scene)_(?P<band>{bands})\.tif$"}
         return GeotiffSource.model_validate({**options, "path": self.path or folder})
-
-
-def stac_file_label(name: str) -> str:
-    """Give the name of an asset or band as it stands in the name of its file."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-
-
-STAC_TESTS: Final = frozenset({"eq", "neq", "lt", "lte", "gt", "gte", "in", "startsWith", "endsWith", "contains"})
-"""Operators of the query extension of STAC API 1.0."""
-
-
-def parse_interval(text: str) -> tuple[datetime | None, datetime | None]:
-    """Read a day, a moment, or a closed range of them (RFC 3339; STAC API, `datetime`); None where it is open.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    first, slash, last = text.partition("/")
-    begin, end = _moment(first, open_end=bool(slash)), _moment(last if slash else first, open_end=bool(slash))
-    if end and len((last if slash else first).strip()) == _DAY_LENGTH:
-        end += timedelta(days=1) - timedelta(microseconds=1)
-    if (begin and end and begin > end) or not (begin or end):
-        raise ValueError("`datetime` must begin before its end, and state one of them")
-    return begin, end
-
-
-_DAY_LENGTH: Final = len("2023-06-01")
-
-
-def _moment(text: str, *, open_end: bool) -> datetime | None:
-    if open_end and text.strip() in ("", ".."):
-        return None
-    try:
-        moment = datetime.fromisoformat(text.strip())
-    except ValueError:
-        raise ValueError("`datetime` must be such as 2023-06-01T00:00:00Z, or two of them with a / between") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 class ImagesSource(Recipe):

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from vitpipe.dicomweb.access import Access, read_access, read_persons
 from vitpipe.dicomweb.client import Server
-from vitpipe.web import Backoff
+from vitpipe.web.retries import Backoff
 
 __all__ = ["Access", "Backoff", "Server", "read_access", "read_persons"]

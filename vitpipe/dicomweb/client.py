@@ -17,7 +17,7 @@ from vitpipe.config import DicomwebSource
 from vitpipe.dicomweb.access import CA_VARIABLE, PASSWORD_VARIABLE, TOKEN_VARIABLE, USER_VARIABLE, Access
 from vitpipe.dicomweb.multipart import boundary_of, parts
 from vitpipe.errors import ConfigError, TransientError, UnreadableSource
-from vitpipe.web import BUSY, Backoff, BusyError, Result, retry_after_seconds, translated, with_retries
+from vitpipe.web.retries import BUSY, Backoff, BusyError, Result, retry_after_seconds, translated, with_retries
 
 if TYPE_CHECKING:
     import requests

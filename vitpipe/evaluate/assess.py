@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,23 @@ class Assessment:
     """What paired differences are made from."""
 
 
-def sample(units: Units, statistic: Statistic, draws: int, seed: int) -> Sampled:
+class Grouped(Protocol):
+    """Units of any kind that lie in groups."""
+
+    @property
+    def n(self) -> int:
+        """Number of units."""
+
+    @property
+    def n_groups(self) -> int:
+        """Groups that are drawn from."""
+
+    @property
+    def present(self) -> NDArray[np.intp]:
+        """Numbers of the groups that have a unit, ascending."""
+
+
+def sample(units: Grouped, statistic: Statistic, draws: int, seed: int) -> Sampled:
     """Evaluate a statistic on the data, at draws of groups, and, with few groups, without each group in turn."""
     estimates = {name: values[0] for name, values in at_all(statistic, units.n_groups).items()}
     present = units.present
@@ -154,7 +171,7 @@ def _design_effect(error: float, rows: Floats, units: Units) -> float | None:
     return float((error / independent) ** 2)
 
 
-def difference(name: str, first: Sampled, second: Sampled, units: Units, confidence: float) -> Estimate:
+def difference(name: str, first: Sampled, second: Sampled, units: Grouped, confidence: float) -> Estimate:
     """Estimate `first` minus `second` of a metric, from the same draws of groups (a paired bootstrap)."""
     rows = min(len(first.draws[name]), len(second.draws[name]))
     draws = first.draws[name][:rows] - second.draws[name][:rows]

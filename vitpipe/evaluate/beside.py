@@ -24,6 +24,9 @@ UNDECIDED: Final = "undecided"
 NAMES: Final = {
     "majority": "always guessing the commonest class",
     "pixels": "a logistic regression on pixel statistics",
+    "unet": "a U-Net of equal budget",
+    "mean": "always the mean of the training labels",
+    "ridge": "a ridge regression on the bands",
 }
 
 
@@ -96,7 +99,8 @@ def verdict_of(gap: Estimate, metric: str) -> str:
 
 def verdict_sentence(verdicts: Mapping[str, str], metric: str) -> str:
     """Say in plain words whether the model beats the baselines."""
-    said = metric.replace("_", " ").replace("f1", "F1").replace("auroc", "AUROC")
+    said = metric.replace("_", " ").replace("f1", "F1").replace("auroc", "AUROC").replace("iou", "IoU")
+    said = said.replace("r2", "R²").replace("rmse", "RMSE")
     by: dict[str, list[str]] = {kind: [] for kind in (BETTER, WORSE, UNDECIDED)}
     for name, verdict in verdicts.items():
         by[verdict].append(NAMES.get(name, name))

@@ -51,6 +51,21 @@ class Calibration:
     notes: tuple[str, ...] = ()
     """Sentences: what was fitted, and what was not and why."""
 
+    @classmethod
+    def plain(cls, classes: tuple[str, ...], alpha: float, *notes: str) -> Calibration:
+        """Read logits as they are: no temperature, no prediction sets."""
+        return cls(
+            classes=classes,
+            multi_label=False,
+            temperature=1.0,
+            log_prior=(0.0,) * len(classes),
+            alpha=alpha,
+            qhat=None,
+            thresholds=None,
+            n_groups=0,
+            notes=notes,
+        )
+
     def probabilities(self, logits: NDArray[np.floating]) -> Floats:
         """Turn logits (N, K) into probabilities (N, K): softmax, or a sigmoid a class."""
         self._check_width(logits)

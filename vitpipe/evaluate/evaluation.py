@@ -20,6 +20,7 @@ from vitpipe.evaluate import metrics
 from vitpipe.evaluate.assess import Assessment, assess, assessment_json, share
 from vitpipe.evaluate.beside import Question, put_beside, verdict_sentence
 from vitpipe.evaluate.calibration import fit_calibration
+from vitpipe.evaluate.headline import headline_metric
 from vitpipe.evaluate.judged import (
     METRICS_FILE,
     MODEL_CARD_FILE,
@@ -29,6 +30,8 @@ from vitpipe.evaluate.judged import (
     estimate_of,
     shown,
 )
+from vitpipe.evaluate.pixels.evaluation import judge_pixels
+from vitpipe.evaluate.pixels.tables import require_tables, table_paths
 from vitpipe.evaluate.predictions import (
     LOGITS_FILE,
     calibration_tiles,
@@ -36,6 +39,7 @@ from vitpipe.evaluate.predictions import (
     public_names,
     read_logits,
 )
+from vitpipe.evaluate.regions import ground_of, write_layer
 from vitpipe.evaluate.selective import selective_numbers
 from vitpipe.evaluate.statistics import MIN_BOOTSTRAP_GROUPS, Estimate
 from vitpipe.evaluate.subgroups import subgroup_columns, subgroup_numbers, unused_columns
@@ -43,7 +47,7 @@ from vitpipe.evaluate.units import Units, mixed_groups, pool
 from vitpipe.labels.base import ATTRIBUTE_PREFIX
 from vitpipe.learn.baselines import fit_baselines
 from vitpipe.manifest import Manifest
-from vitpipe.records import Json, Level, Split, StageSummary
+from vitpipe.records import Json, Level, Split, StageSummary, Task
 from vitpipe.splits import record_test_use
 from vitpipe.store import TileStore
 from vitpipe.workspace import Workspace
@@ -72,23 +76,22 @@ class EvaluationSummary:
     summary: StageSummary
 
 
-def headline_metric(config: PipelineConfig, manifest: Manifest) -> str:
-    """Name the headline metric: the gate's, or balanced accuracy (multi-label: macro F1)."""
-    if config.registration is not None:
-        return config.registration.gate.metric
-    return "macro_f1" if manifest.multi_label else "balanced_accuracy"
-
-
 def inputs_digest(config: PipelineConfig, manifest: Manifest, run_folder: Path) -> str:
     """Digest what decides every number: tiles, labels and splits, logits, the recipe, the metric, the formulas."""
-    logits = run_folder / LOGITS_FILE
-    if not logits.is_file():
-        raise ContractError(f"no {LOGITS_FILE} in {run_folder}; train the run first (`vitpipe train`)")
+    said: Json
+    if manifest.task is Task.CLASSIFICATION:
+        logits = run_folder / LOGITS_FILE
+        if not logits.is_file():
+            raise ContractError(f"no {LOGITS_FILE} in {run_folder}; train the run first (`vitpipe train`)")
+        said = digest_file(logits)
+    else:
+        require_tables(run_folder)
+        said = [[str(path.relative_to(run_folder)), digest_file(path)] for path in table_paths(run_folder)]
     return digest(
         {
             "manifest": manifest.digest,
             "attributes": _attributes_digest(manifest.table),
-            "logits": digest_file(logits),
+            "logits": said,
             "recipe": config.evaluate.digest(),
             "metric": headline_metric(config, manifest),
             "version": VERSION,
@@ -119,39 +122,50 @@ def evaluate(config: PipelineConfig, manifest: Manifest, run_folder: Path, works
     if known is not None and known.get("inputs_digest") == inputs:
         return _summary(run_folder, known, StageSummary("evaluate", skipped=1, seconds=time.perf_counter() - started))
     subgroup_columns(manifest.table, config.evaluate.subgroups)
-    table = read_logits(run_folder, manifest)
+    judge_run = _judge_tiles if manifest.task is Task.CLASSIFICATION else judge_pixels
     test_tiles = manifest.table.loc[manifest.table["split"] == str(Split.TEST), "tile_id"].sort_values()
     if test_tiles.empty:
         raise ContractError("the test split has no labelled tile, so nothing can be judged; label more groups")
     use = record_test_use(workspace, run_folder.name, "evaluate", digest_of_digests(test_tiles.astype(str)))
-    calibration = fit_calibration(
-        calibration_tiles(table, manifest), alpha=config.evaluate.alpha, seed=config.evaluate.seed
-    )
-    predictions = predictions_of(table, calibration)
-    judged = judge(Judged(config, manifest, run_folder, workspace, calibration, predictions, {}, {}))
+    judged = judge_run(config, manifest, run_folder, workspace)
+    if (ground := ground_of(judged)) is not None:
+        write_layer(ground, run_folder)
+        judged = replace(judged, numbers={**judged.numbers, "ground": ground.to_json()})
     numbers = {**judged.numbers, "inputs_digest": inputs, "run_id": run_folder.name, "test_use": use}
     notes = tuple(str(note) for note in numbers["notes"]) if isinstance(numbers["notes"], list) else ()
     judged = replace(judged, numbers=numbers)
     _write(judged)
     done = StageSummary(
         "evaluate",
-        done=int((predictions["split"] == str(Split.TEST)).sum()),
+        done=int((judged.predictions["split"] == str(Split.TEST)).sum()),
         seconds=time.perf_counter() - started,
         notes=notes,
     )
     return _summary(run_folder, numbers, done)
 
 
+def _judge_tiles(config: PipelineConfig, manifest: Manifest, run_folder: Path, workspace: Workspace) -> Judged:
+    """Judge a model that classifies tiles."""
+    table = read_logits(run_folder, manifest)
+    calibration = fit_calibration(
+        calibration_tiles(table, manifest), alpha=config.evaluate.alpha, seed=config.evaluate.seed
+    )
+    predictions = predictions_of(table, calibration)
+    return judge(Judged(config, manifest, run_folder, workspace, calibration, predictions, {}, {}))
+
+
 def _write(judged: Judged) -> None:
     """Write the results; metrics.json last: its existence says that all of them are there."""
     # matplotlib is loaded here alone: the predictor and the gate import this room without it.
     from vitpipe.evaluate.model_card import model_card
+    from vitpipe.evaluate.pixels.report import pixel_report
     from vitpipe.evaluate.report import report_html
 
     folder = judged.run_folder
     judged.calibration.save(folder / "model")
     write_parquet(folder / PREDICTIONS_FILE, public_names(judged.predictions))
-    for name, text in ((REPORT_FILE, report_html(judged)), (MODEL_CARD_FILE, model_card(judged))):
+    page = report_html if judged.manifest.task is Task.CLASSIFICATION else pixel_report
+    for name, text in ((REPORT_FILE, page(judged)), (MODEL_CARD_FILE, model_card(judged))):
         with write_file(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
     write_json(folder / METRICS_FILE, dict(judged.numbers))

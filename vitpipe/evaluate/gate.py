@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -126,7 +126,7 @@ def compare(
         rows = ordered[0].draws[gate.metric] - ordered[1].draws[gate.metric]
         p = bootstrap_p(rows) if np.isfinite(rows).any() else None
         method = "paired bootstrap of groups"
-    rule = _rule(gate, gap, p, judging.confidence)
+    rule = rule_of(gate, gap, p, judging.confidence)
     return Decision(
         accepted=rule.passed,
         metric=gate.metric,
@@ -162,35 +162,25 @@ def accept_first(
     Raises:
         ContractError: the tiles, labels, groups or classes of the two differ.
     """
-    decision = compare(baseline, challenger, gate.model_copy(update={"margin": 0.0}), judging)
-    gap = decision.difference
+    return as_first(compare(baseline, challenger, gate.model_copy(update={"margin": 0.0}), judging))
+
+
+def as_first(decision: Decision, baseline: str = "majority") -> Decision:
+    """Turn a comparison with a trivial baseline into the decision on a first version: only a worse one is refused."""
+    gap, metric = decision.difference, decision.metric
     worse = gap.high is not None and gap.high < 0
     if gap.estimate is None:
-        verdict = "the comparison with the majority baseline is not defined on these data, so nothing speaks against it"
+        verdict = (
+            f"the comparison with the {baseline} baseline is not defined on these data, so nothing speaks against it"
+        )
     elif worse:
-        verdict = f"it is worse than the majority baseline: {_numbers(gap)} in {gate.metric}"
+        verdict = f"it is worse than the {baseline} baseline: {_numbers(gap)} in {metric}"
     elif gap.low is not None and gap.low > 0:
-        verdict = f"it beats the majority baseline: {_numbers(gap)} in {gate.metric}"
+        verdict = f"it beats the {baseline} baseline: {_numbers(gap)} in {metric}"
     else:
-        verdict = f"it cannot be told from the majority baseline: {_numbers(gap)} in {gate.metric}"
+        verdict = f"it cannot be told from the {baseline} baseline: {_numbers(gap)} in {metric}"
     rule = Rule("first_version", not worse, f"There is no champion yet, and {verdict}.")
-    return Decision(
-        accepted=not worse,
-        metric=decision.metric,
-        level=decision.level,
-        margin=0.0,
-        champion=decision.champion,
-        challenger=decision.challenger,
-        difference=gap,
-        p_value=decision.p_value,
-        p_method=decision.p_method,
-        confidence=decision.confidence,
-        seed=decision.seed,
-        tiles_digest=decision.tiles_digest,
-        rules=(rule,),
-        first=True,
-        notes=decision.notes,
-    )
+    return replace(decision, accepted=not worse, margin=0.0, rules=(rule,), first=True)
 
 
 def group_differences(better: Units, other: Units, metric: str) -> Floats:
@@ -232,7 +222,8 @@ def _balanced_weights(units: Units) -> Floats:
     return np.asarray(np.where(defined, halves, 0.0) / max(1, int(defined.sum())))
 
 
-def _rule(gate: GateRecipe, gap: Estimate, p: float | None, confidence: float) -> Rule:
+def rule_of(gate: GateRecipe, gap: Estimate, p: float | None, confidence: float) -> Rule:
+    """Say whether a difference is enough: superiority at margin 0, else non-inferiority; see :func:`compare`."""
     if gap.estimate is None:
         return Rule(
             name="defined",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,8 @@ from vitpipe.records import Findings, Json
 NUMBERS_FILE: Final = "accuracy.json"
 PAGE_FILE: Final = "accuracy.html"
 CLASSES_DIFFER: Final = "CLASSES_DIFFER"
-CLASS_NAMES_TAG: Final = "CLASS_NAMES"
-"""Tag of a map: JSON, value to name."""
+CLASS_TAG: Final = "CLASS_"
+"""Tags of a map of ours: ``CLASS_3`` holds the name of the value 3."""
 _TARGET_HALF_WIDTH: Final = 0.02
 """Of the overall accuracy, in the advice on sample size."""
 
@@ -158,9 +157,8 @@ def class_names(raster: ClassRaster, stated: str | None) -> dict[int, str]:
         ConfigError: what is stated is no list ``1=forest,2=water``, or names one class twice.
     """
     if stated is None:
-        text = raster.dataset.tags().get(CLASS_NAMES_TAG) or raster.dataset.tags(1).get(CLASS_NAMES_TAG)
-        pairs = json.loads(text) if text else {}
-        return {int(value): str(name) for value, name in pairs.items()} if isinstance(pairs, dict) else {}
+        tags = {key.removeprefix(CLASS_TAG): name for key, name in raster.dataset.tags().items() if CLASS_TAG in key}
+        return {int(value): name for value, name in tags.items() if value.isdigit() and name}
     names: dict[int, str] = {}
     for part in filter(None, (each.strip() for each in stated.split(","))):
         value, found, name = part.partition("=")

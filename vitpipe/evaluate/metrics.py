@@ -22,8 +22,16 @@ RANK_METRICS: Final = ("auroc", "average_precision")
 METRICS: Final = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precision", "brier", "nll", "ece")
 CLASS_SUMS: Final = ("class_precision", "class_recall", "class_f1")
 CLASS_RANKS: Final = ("class_auroc", "class_average_precision")
-LOWER_IS_BETTER: Final = frozenset({"brier", "nll", "ece"})
-LIMITS: Final[dict[str, tuple[float, float]]] = {"brier": (0.0, 2.0), "nll": (0.0, float("inf"))}
+LOWER_IS_BETTER: Final = frozenset({"brier", "nll", "ece", "rmse", "mae"})
+LIMITS: Final[dict[str, tuple[float, float]]] = {
+    "brier": (0.0, 2.0),
+    "nll": (0.0, float("inf")),
+    "rmse": (0.0, float("inf")),
+    "mae": (0.0, float("inf")),
+    "bias": (-float("inf"), float("inf")),
+    "r2": (-float("inf"), 1.0),
+    "pearson_r": (-1.0, 1.0),
+}
 """Range of a metric where it is not 0 to 1."""
 LEAST_PROBABILITY: Final = 1e-12
 """A probability is no smaller in the NLL, so that one sure error does not make it infinite."""
@@ -67,7 +75,8 @@ def _row_sums(units: Units) -> sparse.csr_array:
         sparse.csr_array(units.decided.astype(np.float64)),
         bins,
     ]
-    return sparse.csr_array(sparse.hstack(blocks, format="csr"))
+    rows = sparse.csr_array(sparse.hstack(blocks, format="csr"))
+    return rows if units.weights is None else sparse.csr_array(sparse.diags_array(units.weights) @ rows)
 
 
 def _group_sums(units: Units, rows: sparse.csr_array) -> sparse.csr_array:
@@ -166,7 +175,8 @@ def rank_statistic(units: Units) -> Statistic:
     interpolation. A class without a positive, or without a negative, unit has neither.
     """
     classes = units.truth.shape[1]
-    curves = [_ranked(units.truth[:, k], units.probabilities[:, k], units.groups) for k in range(classes)]
+    of_units = units.groups, units.weights
+    curves = [_ranked(units.truth[:, k], units.probabilities[:, k], *of_units) for k in range(classes)]
 
     def statistic(counts: Counts) -> Values:
         area, precision = np.empty((len(counts), classes)), np.empty((len(counts), classes))
@@ -186,18 +196,20 @@ def rank_statistic(units: Units) -> Statistic:
 
 
 def _ranked(
-    positive: NDArray[np.bool_], scores: Floats, groups: NDArray[np.intp]
+    positive: NDArray[np.bool_], scores: Floats, groups: NDArray[np.intp], weights: Floats | None = None
 ) -> Callable[[Counts], tuple[Floats, Floats]]:
     """Sort one class once; then give (AUROC, average precision) of a block of draws."""
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)) if ranked.size else np.empty(0, np.intp)
     is_positive, group = positive[order], groups[order]
+    weight = None if weights is None else weights[order]
 
     def curve(counts: Counts) -> tuple[Floats, Floats]:
-        weights = counts[:, group]
-        total = np.cumsum(weights, axis=1, dtype=np.int64)[:, ends].astype(np.float64)
-        true = np.cumsum(weights * is_positive, axis=1, dtype=np.int64)[:, ends].astype(np.float64)
+        # Whole numbers add up without rounding.
+        drawn = counts[:, group].astype(np.int64) if weight is None else counts[:, group] * weight
+        total = np.cumsum(drawn, axis=1)[:, ends].astype(np.float64)
+        true = np.cumsum(drawn * is_positive, axis=1)[:, ends].astype(np.float64)
         false = total - true
         gained = np.diff(true, axis=1, prepend=0.0)
         missed = np.diff(false, axis=1, prepend=0.0)
@@ -205,7 +217,7 @@ def _ranked(
         # A positive outranks every negative further down, and half of those at its own score.
         outranked = gained * (negatives[:, None] - false + missed / 2.0)
         area = ratio(outranked.sum(axis=1), positives * negatives)
-        steps = np.where(gained > 0, gained * true / np.maximum(total, 1.0), 0.0)
+        steps = np.where(gained > 0, gained * true / np.where(total > 0, total, 1.0), 0.0)
         precision = np.where(negatives > 0, ratio(steps.sum(axis=1), positives), np.nan)
         return area, np.asarray(precision)
 

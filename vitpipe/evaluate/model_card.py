@@ -10,7 +10,7 @@ from vitpipe.evaluate import metrics
 from vitpipe.evaluate.beside import NAMES
 from vitpipe.evaluate.judged import Judged, estimate_of, shown
 from vitpipe.evaluate.report_style import words
-from vitpipe.records import Json, Level, Split
+from vitpipe.records import Json, Level, Split, Task
 
 _UNKNOWN: Final = "not stated"
 
@@ -38,12 +38,27 @@ def _record(judged: Judged) -> dict[str, Json]:
 def _use(judged: Judged) -> str:
     manifest = judged.manifest
     kind = "one or more of the classes" if manifest.multi_label else "one of the classes"
+    if manifest.task is not Task.CLASSIFICATION:
+        return _use_of_pixels(judged)
     return (
         "## Intended use\n\n"
         f"Research. The model gives tiles of {' x '.join(map(str, manifest.tile_shape[1:]))} pixels "
         f"({', '.join(manifest.channels)}; {manifest.units}) {kind} {', '.join(manifest.classes)}, and with it "
         "probabilities, a prediction set and a flag to abstain. It is no medical device: it must not decide on the "
         "care of a patient, nor on anything else without a person who can overrule it."
+    )
+
+
+def _use_of_pixels(judged: Judged) -> str:
+    manifest = judged.manifest
+    given = "a value" if manifest.task is Task.REGRESSION else f"one of the classes {', '.join(manifest.classes)}"
+    return (
+        "## Intended use\n\n"
+        f"Research. The model gives every pixel of tiles of {' x '.join(map(str, manifest.tile_shape[1:]))} pixels "
+        f"({', '.join(manifest.channels)}; {manifest.units}) {given}, and so makes a map of a whole source. It is no "
+        "medical device: it must not decide on the care of a patient, nor on anything else without a person who can "
+        "overrule it. Areas must not be read off a map by counting its pixels: `vitpipe accuracy` gives them with "
+        "intervals, from reference labels."
     )
 
 
@@ -86,7 +101,7 @@ def _licence(stated: dict[str, Json], source: str) -> str:
 def _numbers(judged: Judged) -> str:
     numbers = dict(judged.numbers)
     lines = ["| metric | by tile | by source | by group |", "|---|---|---|---|"]
-    for name in metrics.METRICS:
+    for name in _metric_names(judged):
         cells = " | ".join(shown(estimate_of(numbers, level.value, name)) for level in Level)
         lines.append(f"| {words(name)} | {cells} |")
     confidence = judged.config.evaluate.confidence
@@ -106,6 +121,13 @@ def _numbers(judged: Judged) -> str:
         ]
         text.append(f"{words(metric)} by {level} of the baselines:\n\n" + "\n".join(rows))
     return "\n\n".join(text)
+
+
+def _metric_names(judged: Judged) -> tuple[str, ...]:
+    if judged.manifest.task is Task.CLASSIFICATION:
+        return metrics.METRICS
+    found = judged.numbers[Level.TILE.value]
+    return tuple(found) if isinstance(found, dict) else ()
 
 
 def _limits(judged: Judged) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from vitpipe.evaluate.judged import Judged
 from vitpipe.evaluate.report_style import section, table
 from vitpipe.evaluate.units import truth_matrix
-from vitpipe.records import Split
+from vitpipe.records import Split, Task
 
 _MOST_CLASSES: Final = 24
 
@@ -22,7 +22,11 @@ def cohort(judged: Judged) -> str:
         "Cohort",
         "Groups (patients, blocks of ground) never straddle splits.",
         _flow(judged),
-        _splits(manifest, tuple(judged.manifest.classes), multi_label=judged.manifest.multi_label),
+        _splits(
+            manifest,
+            () if judged.manifest.task is Task.REGRESSION else tuple(judged.manifest.classes),
+            multi_label=judged.manifest.multi_label,
+        ),
         _quarantine(judged),
     )
 
@@ -56,7 +60,7 @@ def _splits(manifest: pd.DataFrame, classes: tuple[str, ...], *, multi_label: bo
             f"<td class='r'>{part['source_id'].nunique()}</td><td class='r'>{len(part)}</td></tr>"
         )
     made = table(("Split", ">groups", ">sources", ">tiles"), rows)
-    if len(classes) > _MOST_CLASSES:
+    if len(classes) > _MOST_CLASSES or not classes:
         return made
     counts = class_counts(manifest, classes, multi_label=multi_label)
     by_class = [f"<tr><td>{escape(name)}</td>{_cells(counts[name])}</tr>" for name in classes]

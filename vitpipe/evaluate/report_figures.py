@@ -28,6 +28,11 @@ _MOST_CURVES: Final = 8
 _MOST_INSIDE: Final = 3
 """Curves whose names stand in the axes; those of more stand below."""
 _MOST_POINTS: Final = 600
+_VALIDATED: Final = {
+    "val_mean_iou": "Mean IoU of validation pixels",
+    "val_r2": "R² of validation pixels",
+    "val_balanced_accuracy": "Balanced accuracy of validation tiles",
+}
 RC: Final[dict[Any, Any]] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -203,20 +208,25 @@ def training_curves(events: Sequence[Progress]) -> str:
         return ""
     numbers = [int(row.epoch or 0) + 1 for row in rows]
     with mpl.rc_context(RC):
-        judged = any(row.val_balanced_accuracy is not None for row in rows)
+        # One of these is what validation chose the weights by.
+        chosen = next(
+            (name for name in _VALIDATED if any(getattr(row, name) is not None for row in rows)),
+            "val_balanced_accuracy",
+        )
+        judged = any(getattr(row, chosen) is not None for row in rows)
         figure = _figure(9.8, 3.3)
         left, right = figure.subplots(1, 2)
         for axes, name, colour, label in (
             (left, "train_loss", ORANGE, "train"),
             (left, "val_loss", BLUE, "validation"),
-            (right, "val_balanced_accuracy", GREEN, "validation"),
+            (right, chosen, GREEN, "validation"),
         ):
             points = [(x, y) for x, row in zip(numbers, rows, strict=True) if (y := getattr(row, name)) is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", ms=3, lw=1.6, color=colour, label=label)
         right.set_visible(judged)
-        left.set(title="Loss (cross-entropy, nats)", xlabel="epoch")
-        right.set(title="Balanced accuracy of validation tiles", xlabel="epoch")
+        left.set(title="Loss (cross-entropy, nats)" if chosen == "val_balanced_accuracy" else "Loss", xlabel="epoch")
+        right.set(title=_VALIDATED[chosen], xlabel="epoch")
         for axes in (left, right):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if left.lines:

@@ -100,6 +100,12 @@ WORDS: Final = {
     "aurc": "AURC",
     "excess_aurc": "Excess AURC",
     "augrc": "AUGRC",
+    "mean_iou": "Mean IoU",
+    "r2": "R²",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "bias": "Bias",
+    "pearson_r": "Correlation",
 }
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from vitpipe.config import EvaluateRecipe
@@ -17,6 +18,7 @@ from vitpipe.evaluate.statistics import (
     Estimate,
     Floats,
     Sampling,
+    Statistic,
     at_all,
     bootstrap,
     exact_bound,
@@ -56,6 +58,20 @@ class Subgroup:
             "state": self.state,
             **self.estimate.to_json(),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """The units of one subgroup, as a statistic of draws of all groups of the test split."""
+
+    attribute: str
+    value: str
+    statistic: Statistic
+    n: int
+    present: NDArray[np.intp]
+    """Numbers of its groups."""
+    n_groups: int
+    """Of the whole test split."""
 
 
 def subgroup_columns(table: pd.DataFrame, wanted: Sequence[str]) -> list[str]:
@@ -147,14 +163,26 @@ def subgroup_numbers(
         ConfigError: see :func:`subgroup_columns`.
     """
     codes, names = pd.factorize(table["group_id"])
-    members: list[tuple[str, str, Units]] = []
+    members: list[Member] = []
+    draws = recipe.bootstrap
+    for attribute, value, rows in strata(table, recipe):
+        units = pool(table.loc[rows], classes, Level(recipe.level), thresholds)
+        units = _renumbered(units, codes[rows], len(names))
+        members.append(Member(attribute, value, metric_statistic(units, metric), units.n, units.present, len(names)))
+        draws = min(draws, rank_draws(units, recipe.bootstrap))
+    return subgroup_estimates(members, metric, recipe, draws)
+
+
+def strata(table: pd.DataFrame, recipe: EvaluateRecipe) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+    """Give (attribute, value, rows) of every subgroup of a table.
+
+    Raises:
+        ConfigError: see :func:`subgroup_columns`.
+    """
     for column in subgroup_columns(table, recipe.subgroups):
         values = band(table[column])
         for value in _ordered(values):
-            rows = (values == value).to_numpy()
-            units = pool(table.loc[rows], classes, Level(recipe.level), thresholds)
-            members.append((column.removeprefix(ATTRIBUTE_PREFIX), value, _renumbered(units, codes[rows], len(names))))
-    return _estimates(members, metric, recipe)
+            yield column.removeprefix(ATTRIBUTE_PREFIX), value, (values == value).to_numpy()
 
 
 def _ordered(values: pd.Series) -> list[str]:
@@ -186,19 +214,17 @@ def _renumbered(units: Units, codes: np.ndarray, n_groups: int) -> Units:
     )
 
 
-def _estimates(members: list[tuple[str, str, Units]], metric: str, recipe: EvaluateRecipe) -> list[Subgroup]:
+def subgroup_estimates(members: Sequence[Member], metric: str, recipe: EvaluateRecipe, draws: int) -> list[Subgroup]:
+    """Estimate a metric in every subgroup, with intervals that hold together (max-T)."""
     if not members:
         return []
-    largest = max((units for _, _, units in members), key=lambda units: units.n)
-    draws = rank_draws(largest, recipe.bootstrap)
     points, columns = [], []
-    for _, _, units in members:
-        statistic = metric_statistic(units, metric)
-        points.append(float(at_all(statistic, units.n_groups)[metric][0]))
-        columns.append(bootstrap(statistic, units.n_groups, draws, recipe.seed)[metric])
+    for each in members:
+        points.append(float(at_all(each.statistic, each.n_groups)[metric][0]))
+        columns.append(bootstrap(each.statistic, each.n_groups, draws, recipe.seed)[metric])
     enough = [
-        units.n >= MIN_UNITS and units.present.size >= MIN_GROUPS and np.isfinite(point)
-        for (_, _, units), point in zip(members, points, strict=True)
+        each.n >= MIN_UNITS and each.present.size >= MIN_GROUPS and bool(np.isfinite(point))
+        for each, point in zip(members, points, strict=True)
     ]
     kept = [index for index, ok in enumerate(enough) if ok]
     factor = 0.0
@@ -207,19 +233,19 @@ def _estimates(members: list[tuple[str, str, Units]], metric: str, recipe: Evalu
         factor = simultaneous_factor(table, np.array([points[index] for index in kept]), recipe.confidence)
     return [
         Subgroup(
-            attribute,
-            value,
+            each.attribute,
+            each.value,
             metric,
-            _simultaneous(metric, (units, point, column), factor, recipe.confidence)
+            _simultaneous(metric, (each, point, column), factor, recipe.confidence)
             if ok
-            else _insufficient(units, point),
+            else _insufficient(each, point),
             "ok" if ok else "insufficient",
         )
-        for (attribute, value, units), point, column, ok in zip(members, points, columns, enough, strict=True)
+        for each, point, column, ok in zip(members, points, columns, enough, strict=True)
     ]
 
 
-def _insufficient(units: Units, point: float) -> Estimate:
+def _insufficient(units: Member, point: float) -> Estimate:
     note = f"fewer than {MIN_GROUPS} groups or {MIN_UNITS} units: no interval"
     defined = point if np.isfinite(point) else None
     if defined is None:
@@ -227,7 +253,7 @@ def _insufficient(units: Units, point: float) -> Estimate:
     return Estimate(defined, None, None, units.n, int(units.present.size), method="none", note=note)
 
 
-def _simultaneous(metric: str, numbers: tuple[Units, float, Floats], factor: float, confidence: float) -> Estimate:
+def _simultaneous(metric: str, numbers: tuple[Member, float, Floats], factor: float, confidence: float) -> Estimate:
     units, point, draws = numbers
     error, n_groups = spread(draws), int(units.present.size)
     limits = LIMITS.get(metric, (0.0, 1.0))

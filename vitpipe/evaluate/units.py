@@ -35,6 +35,8 @@ class Units:
     n_groups: int
     """Groups that are drawn from; those of a subgroup are fewer."""
     multi_label: bool = False
+    weights: Floats | None = None
+    """(units,): how many a unit stands for, such as the pixels of a sampled one; None: each for itself."""
 
     @property
     def n(self) -> int:
@@ -62,6 +64,7 @@ class Units:
             self.groups[numbers],
             self.n_groups,
             self.multi_label,
+            None if self.weights is None else self.weights[numbers],
         )
 
 

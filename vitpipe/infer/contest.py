@@ -8,16 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from vitpipe.config import PipelineConfig, RegisterRecipe
 from vitpipe.digest import digest_of_digests
 from vitpipe.errors import ConfigError, ContractError
 from vitpipe.evaluate import gate
+from vitpipe.evaluate.pixels.contest import compare_pixels
+from vitpipe.evaluate.pixels.tables import BASELINES_FOLDER, baseline_names, read_tiles
 from vitpipe.evaluate.predictions import baseline_predictions, logit_columns, predictions_of
 from vitpipe.infer.predictor import Predictor
-from vitpipe.learn.baselines import majority
+from vitpipe.learn.baselines import MAJORITY, majority
+from vitpipe.learn.loader import SplitTiles
+from vitpipe.learn.pixel_baselines import MEAN
+from vitpipe.learn.pixel_tables import judged_blocks, pixel_sums
 from vitpipe.manifest import Manifest
-from vitpipe.records import Json, Split
+from vitpipe.records import Json, Split, Task
 from vitpipe.splits import record_test_use
 from vitpipe.store import TileStore
 from vitpipe.workspace import Workspace
@@ -54,9 +60,12 @@ def hold(champion: Path | None, run_folder: Path, config: PipelineConfig, manife
     recipe = config.registration
     if recipe is None:
         raise ConfigError(f"{config.name}: no `register` in the configuration, so there is no gate")
-    challenger = _challenger(run_folder, Predictor.load(run_folder / "model"))
     try:
-        decision = _compare(champion, challenger, recipe, config, manifest, run_folder.name)
+        if manifest.task is not Task.CLASSIFICATION:
+            decision = _compare_pixels(champion, run_folder, recipe, config, manifest)
+        else:
+            challenger = _challenger(run_folder, Predictor.load(run_folder / "model"))
+            decision = _compare(champion, challenger, recipe, config, manifest, run_folder.name)
     except _CannotCompare as error:
         reason = (
             f"The challenger is not accepted: it cannot be compared with the champion, {error}. "
@@ -93,6 +102,55 @@ def _compare(
     return gate.compare(_run(rival, rows, manifest), challenger, recipe.gate, config.evaluate)
 
 
+def _compare_pixels(
+    champion: Path | None, run_folder: Path, recipe: RegisterRecipe, config: PipelineConfig, manifest: Manifest
+) -> gate.Decision:
+    if not (run_folder / PREDICTIONS_FILE).is_file():
+        raise ContractError(
+            f"no {run_folder / PREDICTIONS_FILE}: the run was not evaluated; run `vitpipe evaluate` first"
+        )
+    challenger = _test_tiles(run_folder, manifest)
+    workspace = Workspace(Path(config.workspace))
+    tiles_digest = digest_of_digests(challenger["tile_id"].astype(str))
+    if champion is None:
+        record_test_use(workspace, run_folder.name, "gate: first version", tiles_digest)
+        trivial = MEAN if manifest.task is Task.REGRESSION else MAJORITY
+        if trivial not in baseline_names(run_folder):
+            raise ContractError(f"no baseline `{trivial}` in {run_folder / BASELINES_FOLDER}; train the run again")
+        guess = _test_tiles(run_folder / BASELINES_FOLDER / trivial, manifest)
+        plain = recipe.gate.model_copy(update={"margin": 0.0})
+        return gate.as_first(compare_pixels(guess, challenger, plain, config.evaluate, manifest), trivial)
+    rival = Predictor.load(champion)
+    _check_comparable(rival, manifest)
+    record_test_use(workspace, run_folder.name, "gate: against the champion", tiles_digest)
+    return compare_pixels(_run_pixels(rival, manifest), challenger, recipe.gate, config.evaluate, manifest)
+
+
+def _test_tiles(folder: Path, manifest: Manifest) -> pd.DataFrame:
+    tiles = read_tiles(folder, manifest)
+    return tiles.loc[tiles["split"] == Split.TEST.value].reset_index(drop=True)
+
+
+def _run_pixels(champion: Predictor, manifest: Manifest) -> pd.DataFrame:
+    """Run the champion on the stored test tiles, and sum up its pixels."""
+    tiles = SplitTiles(manifest, TileStore(manifest.tiles_folder), Split.TEST.value)
+    # Both know the same classes, but each counts them in its own order.
+    order = [champion.classes.index(name) for name in manifest.classes]
+    values = manifest.task is Task.REGRESSION
+
+    def predict(block: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        logits = champion.logits(block, valid)
+        return np.asarray(logits if values else logits[:, order], dtype=np.float32)
+
+    parts = []
+    for ids, truth, logits in judged_blocks(tiles, predict, len(manifest.classes), champion.batch_size):
+        parts.append(pd.DataFrame({"tile_id": ids, **pixel_sums(truth, logits, manifest.task)}))
+    sums = pd.concat(parts, ignore_index=True)
+    sums = sums.loc[sums["n"] > 0]
+    keys = manifest.table[["tile_id", "source_id", "group_id"]]
+    return sums.merge(keys, on="tile_id", how="left", validate="one_to_one")
+
+
 def _challenger(run_folder: Path, predictor: Predictor) -> pd.DataFrame:
     path = run_folder / PREDICTIONS_FILE
     if not path.is_file():
@@ -108,6 +166,7 @@ def _check_comparable(champion: Predictor, manifest: Manifest) -> None:
         ("channels", contract.channels, tuple(manifest.channels)),
         ("units", contract.units, manifest.units),
         ("classes", tuple(sorted(contract.classes)), tuple(sorted(manifest.classes))),
+        ("task", str(contract.task), str(manifest.task)),
         ("tile size", contract.tile_shape[1:], manifest.tile_shape[1:]),
     )
     for what, theirs, ours in pairs:

@@ -82,6 +82,11 @@ class Predictor:
         """Names of the classes, in the order of the outputs."""
         return self.contract.classes
 
+    @property
+    def batch_size(self) -> int:
+        """Tiles that the model runs over at once."""
+        return self._model.record.batch_size
+
     def logits(self, tiles: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[Any]:
         """Give logits (N, K) of tiles (N, C, H, W) or (N, C, D, H, W) in physical units, and their masks."""
         return np.asarray(self._model.logits(tiles, valid))

@@ -53,7 +53,7 @@ class Painter(Protocol):
         """Give rows of the grid (stop - start, width): uint8 places of classes with `IGNORE`, or float32 with NaN.
 
         Raises:
-            LabelError: the label file cannot be read any more.
+            LabelError, UnreadableSource: the label file cannot be read any more.
         """
 
     def masks(self, start: int, stop: int) -> dict[int, NDArray[np.bool_]]:

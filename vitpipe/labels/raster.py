@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -17,7 +18,7 @@ from rasterio.io import DatasetReader
 
 from vitpipe.config import RasterLabels
 from vitpipe.digest import digest, digest_file
-from vitpipe.errors import ConfigError, LabelError, TransientError
+from vitpipe.errors import ConfigError, LabelError, TransientError, UnreadableSource
 from vitpipe.labels.base import LabelSet
 from vitpipe.labels.ground import (
     NO_BAND,
@@ -31,7 +32,8 @@ from vitpipe.labels.ground import (
 )
 from vitpipe.labels.ground_set import GroundFindings, ground_label_set
 from vitpipe.labels.places import Points, Rectangle, apply, crs_of, outline
-from vitpipe.labels.raster_layer import Band, RasterLayer, open_band, read_values
+from vitpipe.labels.raster_layer import Band, RasterLayer
+from vitpipe.labels.raster_look import values_under
 from vitpipe.labels.raster_names import names_beside
 from vitpipe.labels.regions import TileRule
 from vitpipe.opening import TRANSIENT, gdal_environment, missing_bytes, open_tiff
@@ -39,10 +41,7 @@ from vitpipe.pixel_targets import IGNORE
 from vitpipe.records import Rejected, Source
 
 _SUFFIXES: Final = (".tif", ".tiff", ".gtif", ".gtiff", ".geotiff", ".btf", ".tf8", ".cog")
-_MOST_VALUES: Final = 4096
-"""Different values of which a raster is surely not one of classes."""
-_LOOK_ROWS: Final = 512
-_LOOK_COLS: Final = 8192
+_DECIMALS: Final = 6
 
 
 @dataclass(frozen=True)
@@ -238,11 +237,9 @@ def _window_on(band: Band, source: Source) -> Rectangle | None:
     # Touching along an edge is no overlap.
     if shapely.area(shapely.intersection(footprint, whole)) <= 1e-6:
         return None
-    left, top, right, bottom = shapely.bounds(shapely.intersection(footprint, whole))
-    margin = 2
-    return Rectangle(int(top) - margin, int(bottom) + 1 + margin, int(left) - margin, int(right) + 1 + margin).within(
-        band.height, band.width
-    )
+    left, top, right, bottom = shapely.bounds(shapely.intersection(footprint, whole)).round(_DECIMALS)
+    found = Rectangle(math.floor(top), math.ceil(bottom), math.floor(left), math.ceil(right))
+    return found.within(band.height, band.width)
 
 
 def _match_name(
@@ -285,6 +282,30 @@ def _match_name(
 # ------------------------------------------------------------------------------------------------------------- classes
 
 
+def _look(recipe: RasterLabels, looked: _Looked) -> dict[str, set[float]]:
+    """Read what lies under the sources once; a raster that does not decode is given up, and a row says so.
+
+    Returns:
+        Source to the values on it that count; of continuous values the count alone.
+    """
+    ignored = {float(value) for value in recipe.ignore}
+    found: dict[str, set[float]] = {}
+    for file in list(looked.used):
+        windows = [(name, window) for name, parts in looked.on.items() for of, window, _ in parts if of is file]
+        try:
+            for source_id, values in values_under(file.band, windows, continuous=recipe.values == "continuous"):
+                found.setdefault(source_id, set()).update(values - ignored)
+        except UnreadableSource as error:
+            looked.rejected.append(Rejected(file.band.path, UNREADABLE, error.reason))
+            looked.used.remove(file)
+            looked.on = {name: [part for part in parts if part[0] is not file] for name, parts in looked.on.items()}
+    bare = [name for name in looked.on if not found.get(name) or not looked.on[name]]
+    looked.on = {name: parts for name, parts in looked.on.items() if name not in bare}
+    if bare:
+        looked.notes.append(f"{len(bare)} source(s) have label rasters that say nothing where they lie")
+    return {name: values for name, values in found.items() if name in looked.on}
+
+
 def _classes(
     recipe: RasterLabels, looked: _Looked
 ) -> tuple[tuple[str, ...], Mapping[float, int] | None, dict[str, list[str]]]:
@@ -293,6 +314,7 @@ def _classes(
     Raises:
         LabelError: a value has no name, or two.
     """
+    found = _look(recipe, looked)
     if recipe.values == "continuous":
         return (), None, {}
     names: dict[float, str] = {float(value): name for value, name in recipe.classes.items()}
@@ -303,19 +325,10 @@ def _classes(
                     f"value {value:g} is `{names[value]}` in one label raster and `{name}` in {file.band.path}; name "
                     "the values in `labels.classes`"
                 )
-    ignored = {float(value) for value in recipe.ignore}
-    found: dict[str, set[float]] = {source_id: set() for source_id in looked.on}
-    for file in looked.used:
-        windows = [
-            (source_id, window) for source_id, parts in looked.on.items() for other, window, _ in parts if other is file
-        ]
-        for source_id, values in _values_under(file, windows):
-            found[source_id] |= values - ignored
-    seen = set().union(*found.values()) if found else set()
-    if not names:
+    seen: set[float] = set().union(*found.values())
+    if not names and seen:
         names = {value: f"{value:g}" for value in seen}
-        if names:
-            looked.notes.append("the label rasters name no classes: the values themselves are the names")
+        looked.notes.append("the label rasters name no classes: the values themselves are the names")
     elif unnamed := sorted(seen - set(names)):
         shown = ", ".join(f"{value:g}" for value in unnamed[:8]) + (", ..." if len(unnamed) > 8 else "")
         raise LabelError(
@@ -324,38 +337,11 @@ def _classes(
         )
     # A named value that is nowhere is a class only where the user named it: a table of a whole country names many.
     kept = names if recipe.classes else {value: name for value, name in names.items() if value in seen}
-    kept = {value: name for value, name in kept.items() if value not in ignored}
-    classes = set(kept.values())
+    ignored = {float(value) for value in recipe.ignore}
+    classes = {name for value, name in kept.items() if value not in ignored}
     if recipe.background is not None and not recipe.multi_label:
         classes.add(recipe.background)
     ordered = tuple(sorted(classes))
-    places = {value: ordered.index(name) for value, name in kept.items()} | dict.fromkeys(ignored, IGNORE)
+    places = {value: ordered.index(name) for value, name in kept.items() if value not in ignored}
     on_source = {source_id: sorted({names[value] for value in values}) for source_id, values in found.items()}
-    return ordered, places, on_source
-
-
-def _values_under(file: _File, windows: Sequence[tuple[str, Rectangle]]) -> Iterator[tuple[str, set[float]]]:
-    """Give the values of a raster under each source; every part of it is read once.
-
-    Raises:
-        LabelError: there are too many for classes.
-    """
-    parts: dict[Rectangle, list[str]] = {}
-    for source_id, window in windows:
-        for top in range(window.top // _LOOK_ROWS * _LOOK_ROWS, window.bottom, _LOOK_ROWS):
-            for left in range(window.left // _LOOK_COLS * _LOOK_COLS, window.right, _LOOK_COLS):
-                part = Rectangle(top, top + _LOOK_ROWS, left, left + _LOOK_COLS)
-                parts.setdefault(part.within(file.band.height, file.band.width), []).append(source_id)
-    seen: set[float] = set()
-    with open_band(file.band.path) as dataset:
-        for part in sorted(parts):
-            values, said = read_values(dataset, file.band.number, part)
-            here = {float(value) for value in np.unique(values[said])}
-            seen |= here
-            if len(seen) > _MOST_VALUES:
-                raise LabelError(
-                    f"{file.band.path} holds more than {_MOST_VALUES} different values, so they are no classes; set "
-                    "`labels.values: continuous`, or `labels.band` to the band of classes"
-                )
-            for source_id in parts[part]:
-                yield source_id, here
+    return ordered, places | dict.fromkeys(ignored, IGNORE), on_source

@@ -24,7 +24,7 @@ from rasterio.io import DatasetReader
 from rasterio.warp import reproject
 from rasterio.windows import Window as RasterioWindow
 
-from vitpipe.errors import LabelError
+from vitpipe.errors import LabelError, UnreadableSource
 from vitpipe.labels.ground import Painter, TileGrid, masks_of
 from vitpipe.labels.places import Points, Rectangle, apply, crs_of, lattice, move_points
 from vitpipe.opening import MOST_CACHE_BYTES, gdal_environment, open_tiff
@@ -94,7 +94,7 @@ def read_values(dataset: DatasetReader, number: int, part: Rectangle) -> tuple[N
     """Read a window of a band, and where it says something: not nodata, not masked, finite.
 
     Raises:
-        LabelError: a block cannot be decoded.
+        UnreadableSource: a block cannot be decoded.
     """
     window = RasterioWindow(part.left, part.top, part.right - part.left, part.bottom - part.top)
     try:
@@ -103,10 +103,8 @@ def read_values(dataset: DatasetReader, number: int, part: Rectangle) -> tuple[N
         if MaskFlags.all_valid not in dataset.mask_flag_enums[number - 1]:
             said = dataset.read_masks(number, window=window) != 0
     except (CPLE_BaseError, RasterioError) as error:
-        raise LabelError(
-            f"{dataset.name}: the labels in rows {part.top} to {part.bottom} cannot be decoded: the file is damaged; "
-            "make it again"
-        ) from error
+        reason = f"the labels in rows {part.top} to {part.bottom} cannot be decoded: the file is damaged; make it again"
+        raise UnreadableSource("UNDECODABLE", reason, str(dataset.name)) from error
     if values.dtype.kind == "f":
         said &= np.isfinite(values)
     return values, said
@@ -200,7 +198,7 @@ class _RasterPainter:
         if self._band.places is None:
             found = np.where(said, values, np.nan).astype(np.float32)
             return found * np.float32(self._scale) + np.float32(self._offset)
-        return to_places(values, said, self._band.places, self._band.path)
+        return to_places(values, said, self._band.places)
 
     def _window(self, part: Rectangle) -> tuple[Rectangle, bool]:
         """Give the raster's window that covers a part of the grid; False: some of the part has no place there."""
@@ -224,19 +222,13 @@ class _RasterPainter:
         return found.within(self._band.height, self._band.width), there.shape[1] == points.shape[1]
 
 
-def to_places(
-    values: NDArray[Any], said: NDArray[np.bool_], places: Mapping[float, int], path: str
-) -> NDArray[np.uint8]:
+def to_places(values: NDArray[Any], said: NDArray[np.bool_], places: Mapping[float, int]) -> NDArray[np.uint8]:
     """Map values to places of classes.
 
     Args:
         values: of a label raster.
         said: where they count.
-        places: value to place; of what is ignored `IGNORE`.
-        path: of the raster, for the error.
-
-    Raises:
-        LabelError: a value has no place.
+        places: value to place. What lies under the sources was looked at before: other values lie beside them.
     """
     keys = np.array(sorted(places), np.float64)
     targets = np.array([*(places[key] for key in keys), IGNORE], np.uint8)
@@ -250,13 +242,6 @@ def to_places(
     else:
         index = np.searchsorted(keys, values).clip(0, max(len(keys) - 1, 0))
         index[keys[index] != values] = len(keys)
-    strange = said & (index == len(keys))
-    if strange.any():
-        value = values[strange].flat[0]
-        raise LabelError(
-            f"{path} holds the value {value:g}, which `labels.classes` does not name; add it there, or to "
-            "`labels.ignore`"
-        )
     return np.where(said, targets[index], np.uint8(IGNORE))
 
 

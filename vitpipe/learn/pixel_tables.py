@@ -57,14 +57,13 @@ def write_pixel_tables(
         sums = stack.enter_context(_Table(folder / PIXELS_FILE))
         for split in _JUDGED:
             tiles = SplitTiles(manifest, store, split.value)
-            for ids, truth, logits in _judged_blocks(tiles, predict, classes, batch_size):
+            for ids, truth, logits in judged_blocks(tiles, predict, classes, batch_size):
                 head = {"tile_id": ids, "split": [split.value] * len(ids)}
-                of_tiles = _class_sums(truth, logits) if manifest.task is Task.SEGMENTATION else _sums(truth, logits)
-                sums.write(head | of_tiles)
+                sums.write(head | pixel_sums(truth, logits, manifest.task))
                 sample.write(_sample(head, truth, logits, manifest.task))
 
 
-def _judged_blocks(
+def judged_blocks(
     tiles: SplitTiles, predict: PixelLogits, classes: int, batch_size: int
 ) -> Iterator[tuple[list[str], NDArray[np.generic], NDArray[np.float32]]]:
     """Give tile_ids, targets and logits; tiles and logits of a block stay within some 64 MiB."""
@@ -76,6 +75,17 @@ def _judged_blocks(
         values, valid = tiles.read(places)
         truth = tiles.targets_at(places, valid).numpy()
         yield tiles.tile_ids[start : start + block], truth, predict(values, valid)
+
+
+def pixel_sums(truth: NDArray[np.generic], logits: NDArray[np.float32], task: Task) -> dict[str, object]:
+    """Give `n` and `counts`, or `n` and the sums of values, of each tile.
+
+    Args:
+        truth: (N, *size).
+        logits: (N, K, *size), or values (N, 1, *size).
+        task: segmentation or regression.
+    """
+    return _class_sums(truth, logits) if task is Task.SEGMENTATION else _sums(truth, logits)
 
 
 def _class_sums(truth: NDArray[np.generic], logits: NDArray[np.float32]) -> dict[str, object]:

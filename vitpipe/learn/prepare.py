@@ -136,7 +136,7 @@ def _objective(
     loss = loss_of(recipe, manifest.task)
     measured = measure_targets(train, manifest.task, len(manifest.classes))
     if manifest.task is Task.REGRESSION:
-        target: dict[str, Json] = {"mean": measured.mean, "std": measured.std}
+        target: dict[str, Json] = {"mean": measured.mean, "std": measured.std, "units": task.label_units}
         return ValueCriterion(measured.mean, measured.std, loss == "mse"), torch.ones(0, dtype=torch.float64), target
     priors = measured.priors()
     adjustment = (recipe.logit_adjustment * priors.log()).float()

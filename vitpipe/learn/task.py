@@ -39,6 +39,8 @@ class LearnTask(Recipe):
     """For ``mlflow`` weights: the model folder that the registry left on this disk."""
     weights_digest: str = ""
     """Of the model in `weights_folder`."""
+    label_units: str = ""
+    """Of values, where the configuration of the labels gives them."""
 
     def identity(self) -> str:
         """Digest of what decides the bits of the result; paths do not count. A checkpoint belongs to one identity."""

@@ -12,9 +12,9 @@ from urllib.parse import urlencode
 
 from vitpipe.config import StacSource
 from vitpipe.errors import ConfigError, DataError
-from vitpipe.stac.address import resolve, shown
-from vitpipe.stac.client import Client, Document, Refused
 from vitpipe.stac.filters import fits
+from vitpipe.web.address import resolve, shown
+from vitpipe.web.client import Client, Document, Refused
 
 _DEEPEST: Final = 32
 _MOST_DOCUMENTS: Final = 200_000

@@ -10,17 +10,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vitpipe.atomic import PARTIAL_PREFIX, make_folder, sync_directory, workspace_errors, write_json
 from vitpipe.errors import ConfigError, TransientError, UnreadableSource, WorkspaceError
-from vitpipe.stac.address import is_remote, shown
-from vitpipe.stac.client import Client, Refused
 from vitpipe.stac.items import WantedFile
-from vitpipe.web import BusyError
+from vitpipe.web.address import is_remote, shown
+from vitpipe.web.client import Client, Refused
+from vitpipe.web.retries import BusyError
 
 if TYPE_CHECKING:
     import requests
@@ -131,7 +130,7 @@ def _ask(file: WantedFile, partial: _Partial, client: Client, before: str) -> Ar
         if status not in (200, 206):
             raise client.refused(file.address, status)
         start, total = _span(response, there if "Range" in headers else 0, file.address)
-        current = _validator(response.headers)
+        current = client.validator(response.headers)
         if start and current and current != validator:
             # Not every server heeds If-Range: the bytes that follow may be another file's.
             partial.remove()
@@ -169,12 +168,6 @@ def _span(response: requests.Response, asked: int, address: str) -> tuple[int, i
         return asked, None if found[3] == "*" else int(found[3])
     length = response.headers.get("Content-Length", "")
     return 0, int(length) if length.isdigit() else None
-
-
-def _validator(headers: Mapping[str, str]) -> str:
-    """Give what tells this file from a later one byte for byte: a weak ETag does not."""
-    etag = headers.get("ETag", "").strip()
-    return etag if etag.startswith('"') else headers.get("Last-Modified", "").strip()
 
 
 def _verify(path: Path, file: WantedFile, target: Path) -> bool:

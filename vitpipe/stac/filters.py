@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from vitpipe.config import StacQuery
-from vitpipe.config.source import parse_interval
+from vitpipe.config.stac import parse_interval
 
 _TESTS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "eq": lambda found, wanted: found == wanted,

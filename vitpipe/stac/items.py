@@ -9,12 +9,12 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from vitpipe.config import StacSource
-from vitpipe.config.source import stac_file_label
+from vitpipe.config.stac import stac_file_label
 from vitpipe.digest import digest
 from vitpipe.domains.geotiff.item import bands_of
 from vitpipe.errors import ConfigError, UnreadableSource
-from vitpipe.stac.address import resolve, shown
 from vitpipe.stac.catalog import Found
+from vitpipe.web.address import resolve, shown
 
 _SUFFIXES: Final = (".tif", ".tiff", ".gtif", ".gtiff")
 _ODD: Final = re.compile(r"[^A-Za-z0-9._-]+")

@@ -13,6 +13,7 @@ from vitpipe.domains.geotiff.composed import ComposedRaster
 from vitpipe.domains.geotiff.header import read_header
 from vitpipe.domains.geotiff.item import ITEM_NAME, apply_items, read_item
 from vitpipe.domains.geotiff.raster import GeotiffRaster
+from vitpipe.domains.geotiff.remote import identified, read_remote_header, read_stand_in
 from vitpipe.domains.geotiff.scene import assemble_scenes
 from vitpipe.records import FileRecord, Json, Rejected, Source
 
@@ -45,6 +46,9 @@ class Geotiff:
         if path.name == ITEM_NAME:
             return read_item(path)
         header = read_header(path)
+        if isinstance(header, Rejected) and header.code == "NOT_GEOTIFF":
+            remote = read_stand_in(path, context.pseudonym)
+            return header if remote is None else read_remote_header(path, remote)
         if isinstance(header, Rejected) or header["kind"] == "metadata" or not _verifies(context):
             return header
         return verified(path) or header
@@ -56,7 +60,7 @@ class Geotiff:
             if isinstance(record, Rejected):
                 yield record
             else:
-                described.append(record)
+                described.append(identified(record))
         yield from assemble_scenes(described, context)
 
     @contextlib.contextmanager

@@ -154,7 +154,7 @@ class _Member:
             units="dn",
             dtype=facts["dtype"],
             reader={
-                **{name: facts[name] for name in ("bands", "alpha", "stated") if name in facts},
+                **{name: facts[name] for name in ("bands", "alpha", "stated", "remote") if name in facts},
                 "block_m": source.reader["block_m"],
             },
         )

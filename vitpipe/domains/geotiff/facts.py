@@ -69,19 +69,19 @@ def subgroups(header: Mapping[str, Any], acquired_at: str | None) -> dict[str, A
 
 
 def stated_of(header: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
-    """Give what an item beside the file states of some of its bands, as a raster's `reader` holds it.
+    """Give what a raster's `reader` holds of a file beyond its bands: what an item states of them, and where it lies.
 
     Args:
         header: of the file.
         numbers: bands, from 1.
 
     Returns:
-        `stated` with `scales` and `nodata`, one a band; nothing where no item states any.
+        `stated` with `scales` and `nodata`, one a band, where an item states any; `remote` where it is read from afar.
     """
-    stated: Mapping[str, Any] | None = header.get("stated")
-    if stated is None:
-        return {}
-    return {"stated": {name: [values[number - 1] for number in numbers] for name, values in stated.items()}}
+    found: dict[str, Any] = {"remote": header["remote"]} if "remote" in header else {}
+    if stated := header.get("stated"):
+        found["stated"] = {name: [values[number - 1] for number in numbers] for name, values in stated.items()}
+    return found
 
 
 def relative(path: str, root: Path) -> str:

@@ -33,6 +33,8 @@ from vitpipe.records import Json, Rejected
 
 _MAGIC: Final = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _JP2: Final = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
+HEADER_ERRORS: Final = (CPLE_BaseError, RasterioError, ValueError, OverflowError, MemoryError)
+"""What GDAL, or a conversion of what it says, raises on a broken header."""
 _TIFF_NAMES: Final = (".tif", ".tiff", ".gtif", ".gtiff", ".geotiff", ".btf", ".tf8", ".cog")
 _SIDECARS: Final = (".msk", ".ovr")
 _OTHER_FORMATS: Final = (
@@ -89,13 +91,34 @@ def read_header(path: Path) -> Mapping[str, Json] | Rejected:
         with gdal_environment(), open_tiff(path) as dataset:
             if path.suffix.lower() == ".msk":
                 return {"kind": "mask", "width": dataset.width, "height": dataset.height, "count": dataset.count}
-            return _oversized(dataset, size, uri) or _scene(dataset, path)
-    except (CPLE_BaseError, RasterioError, ValueError, OverflowError, MemoryError):
-        reason = (
-            "it begins as a TIFF, but its header cannot be read: the file is cut off or damaged; fetch it again, or "
-            "check it with `gdalinfo`"
-        )
-        return Rejected(uri, "BAD_HEADER", reason)
+            return describe(dataset, size, path)
+    except HEADER_ERRORS:
+        return bad_header(uri)
+
+
+def describe(dataset: DatasetReader, size: int, path: Path) -> Mapping[str, Json] | Rejected:
+    """Give the header of an opened scene, or why it is not used.
+
+    Args:
+        dataset: opened by the GTiff driver.
+        size: bytes of the file.
+        path: how the catalog names it.
+    """
+    return _oversized(dataset, size, str(path)) or _scene(dataset, path)
+
+
+def bad_header(uri: str) -> Rejected:
+    """Say that GDAL cannot read a header."""
+    reason = (
+        "it begins as a TIFF, but its header cannot be read: the file is cut off or damaged; fetch it again, or "
+        "check it with `gdalinfo`"
+    )
+    return Rejected(uri, "BAD_HEADER", reason)
+
+
+def is_tiff(start: bytes) -> bool:
+    """Say whether first bytes are those of a TIFF or BigTIFF."""
+    return start[:4] in _MAGIC
 
 
 def _before_gdal(path: Path, start: bytes) -> Mapping[str, Json] | Rejected | None:
@@ -105,8 +128,8 @@ def _before_gdal(path: Path, start: bytes) -> Mapping[str, Json] | Rejected | No
         return read_metadata(path)
     if start.startswith(_JP2) and is_safe_jp2(path):
         return _unusable_jp2(path)
-    if start[:4] not in _MAGIC:
-        return _not_tiff(path, start)
+    if not is_tiff(start):
+        return not_tiff(path, start)
     if path.suffix.lower() == ".ovr":
         return Rejected(uri, "SIDECAR", "overviews of another file; they repeat its pixels", junk=True)
     return None
@@ -120,7 +143,8 @@ def _unusable_jp2(path: Path) -> Rejected | None:
     return None
 
 
-def _not_tiff(path: Path, start: bytes) -> Rejected:
+def not_tiff(path: Path, start: bytes) -> Rejected:
+    """Say what a file is that does not begin as a TIFF."""
     # macOS leaves ._NAME beside NAME on foreign disks.
     named = path.suffix.lower() in _TIFF_NAMES and not path.name.startswith("._")
     if not start:

@@ -22,9 +22,11 @@ from vitpipe.domains.base import BlockRow
 from vitpipe.domains.geotiff.blocks import BlockDamaged, BlockFile, BlockRows, BlockUnread, assembled
 from vitpipe.domains.geotiff.facts import window_groups
 from vitpipe.domains.geotiff.layout import read_layout
+from vitpipe.domains.geotiff.remote import RemoteTiff, remote_of
 from vitpipe.errors import TransientError, UnreadableSource
 from vitpipe.opening import MIB, TRANSIENT, gdal_environment, missing_bytes, open_tiff
 from vitpipe.records import Grid, Source, Window
+from vitpipe.web.ranges import RemoteFile
 
 _WANTED_ROWS: Final = 256
 _WANTED_BYTES: Final = 64 * MIB
@@ -60,6 +62,8 @@ class GeotiffRaster:
         self._alpha: list[int] = list(reader["alpha"])
         self._dtype = np.dtype(source.dtype)
         self._handles: dict[int, _Handles] = {}
+        self._remote = remote_of(reader)
+        self._tiffs: dict[int, RemoteTiff] = {}
         dataset = self._opened().datasets[0]
         self._nodata = [_nodata_of(dataset, band) for band in self._bands]
         self._masks_inside = _has_inner_mask(dataset)
@@ -181,6 +185,8 @@ class GeotiffRaster:
         handles = self._handles.pop(os.getpid(), None)
         if handles is not None:
             handles.close()
+        if tiff := self._tiffs.pop(os.getpid(), None):
+            tiff.close()
 
     def _opened(self) -> _Handles:
         """Give what is open in this process."""
@@ -191,6 +197,8 @@ class GeotiffRaster:
         return self._handles[process]
 
     def _plain(self, path: Path, dataset: DatasetReader) -> BlockRows | None:
+        if self._remote is not None:
+            return None
         layout = read_layout(path, dataset)
         if layout is None:
             return None
@@ -200,7 +208,7 @@ class GeotiffRaster:
     def _open_file(self, path: Path) -> DatasetReader:
         try:
             with gdal_environment():
-                dataset = open_tiff(path)
+                dataset = open_tiff(path) if self._remote is None else self._from_afar(self._remote).open()
         except (CPLE_BaseError, RasterioError, ValueError, OverflowError) as error:
             _size_of(path)
             reason = "it can no longer be opened as a GeoTIFF; run the ingest again"
@@ -215,6 +223,10 @@ class GeotiffRaster:
             raise UnreadableSource("CHANGED", reason, str(path))
         return dataset
 
+    def _from_afar(self, remote: RemoteFile) -> RemoteTiff:
+        tiff = self._tiffs[os.getpid()] = RemoteTiff(remote, self._source.uri)
+        return tiff
+
     def _of(self, path: Path) -> list[int]:
         return self._bands + self._alpha if str(path) == self._source.files[0] else [1]
 
@@ -227,7 +239,13 @@ class GeotiffRaster:
                 stored: NDArray[Any] = dataset.read(self._bands + self._alpha, window=window)
         except (CPLE_BaseError, RasterioError) as error:
             raise self._unreadable(dataset) from error
+        self._fail_if_cut_short()
         return stored
+
+    def _fail_if_cut_short(self) -> None:
+        """What GDAL took for the end of a remote file may have been the end of the connection."""
+        if self._remote is not None:
+            self._tiffs[os.getpid()].raise_failure()
 
     def _masked(self, window: RasterioWindow) -> NDArray[np.bool_] | None:
         """Read the file's masks; None where there are none."""
@@ -245,6 +263,7 @@ class GeotiffRaster:
                     valid &= (mask.read(numbers, window=window) != 0).all(axis=0)
         except (CPLE_BaseError, RasterioError) as error:
             raise self._unreadable(dataset) from error
+        self._fail_if_cut_short()
         return valid
 
     def _judge(
@@ -287,7 +306,10 @@ class GeotiffRaster:
 
     def _unreadable(self, dataset: DatasetReader) -> UnreadableSource:
         uri = self._source.uri
-        lacking = missing_bytes(dataset, _size_of(Path(uri)))
+        if self._remote is not None:
+            self._tiffs[os.getpid()].raise_failure()
+        size = _size_of(Path(uri)) if self._remote is None else self._remote.size
+        lacking = missing_bytes(dataset, size)
         if lacking:
             reason = f"the last block ends {lacking} bytes past the end of the file: cut off; fetch it again"
             return UnreadableSource("TRUNCATED", reason, uri)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
-from vitpipe.config.source import is_this_machine
+from vitpipe.config.stac import is_this_machine
 from vitpipe.errors import ConfigError
 
 
@@ -33,13 +33,13 @@ def resolve(base: str, href: str) -> str:
 
     Args:
         base: address or absolute path of the document.
-        href: relative or absolute reference; ``s3://bucket/key`` becomes the address of its object.
+        href: relative or absolute reference.
 
     Returns:
         An address, or an absolute path.
     """
     if href.startswith("s3://"):
-        return s3_address(href)
+        return href
     if href.startswith("file://"):
         return unquote(urlsplit(href).path)
     if is_remote(href) or is_remote(base):
@@ -90,6 +90,7 @@ class Rules:
             return "it is no address"
         own = is_remote(self.root) and urlsplit(self.root).netloc == parts.netloc
         checks = (
+            (parts.scheme == "s3" and host and parts.path.strip("/"), ""),
             (parts.scheme not in ("http", "https") or not host, "only https, http and s3 addresses are fetched"),
             ("@" in parts.netloc, "it holds credentials"),
             # What the user named, in the pipeline file or in the environment, is theirs to name.

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urljoin, urlsplit
 
 from vitpipe.errors import ConfigError, DataError
-from vitpipe.stac.access import CA_VARIABLE, HEADERS_VARIABLE, HOSTS_VARIABLE, TOKEN_VARIABLE, Access
-from vitpipe.stac.address import Rules, is_remote, shown
-from vitpipe.web import BUSY, Backoff, BusyError, Result, retry_after_seconds, translated, with_retries
+from vitpipe.web.access import CA_VARIABLE, HEADERS_VARIABLE, HOSTS_VARIABLE, TOKEN_VARIABLE, Access
+from vitpipe.web.address import Rules, is_remote, s3_address, shown
+from vitpipe.web.retries import BUSY, Backoff, BusyError, Result, retry_after_seconds, translated, with_retries
+from vitpipe.web.signing import sign
 
 if TYPE_CHECKING:
     import requests
@@ -105,7 +106,7 @@ class Client:
     # --------------------------------------------------------------------------------------------------------- bytes
 
     def with_retries(self, action: Callable[[], Result]) -> Result:
-        """Call `action` until it succeeds; see :func:`vitpipe.web.with_retries`."""
+        """Call `action` until it succeeds; see :func:`vitpipe.web.retries.with_retries`."""
         return with_retries(action, self._backoff, self.stop)
 
     @contextmanager
@@ -133,7 +134,7 @@ class Client:
                 place = response.headers.get("Location", "")
             if not place:
                 raise Refused(f"{shown(address)} sends elsewhere, but does not say where", response.status_code)
-            address = urljoin(address, place)
+            address = urljoin(s3_address(address) if address.startswith("s3://") else address, place)
             body = None if response.status_code == 303 else body
         else:
             raise Refused(f"{shown(address)} sends elsewhere more than {_MOST_REDIRECTS} times; look at the server")
@@ -154,6 +155,12 @@ class Client:
 
     def refused(self, address: str, status: int) -> Refused:
         """Make the error of an answer that is none."""
+        if status in (401, 403) and address.startswith("s3://"):
+            return Refused(
+                f"{address} may not be read (HTTP {status}); set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
+                "AWS_REGION to an account that may, or AWS_NO_SIGN_REQUEST=YES where it is public",
+                status,
+            )
         if status in (401, 403):
             return Refused(
                 f"{shown(address)} refuses access (HTTP {status}); set {TOKEN_VARIABLE} or {HEADERS_VARIABLE} to an "
@@ -165,9 +172,22 @@ class Client:
             return Refused(f"{shown(address)} is not there (HTTP {status}); correct the address or the catalog", status)
         return Refused(f"{shown(address)} refuses the question (HTTP {status}); look at the server", status)
 
+    def validator(self, headers: Mapping[str, str]) -> str:
+        """Give what tells a file from a later one byte for byte: a weak ETag does not."""
+        etag = headers.get("ETag", "").strip()
+        return etag if etag.startswith('"') else headers.get("Last-Modified", "").strip()
+
+    def broken(self, address: str) -> BusyError:
+        """Make the error of an answer that is shorter than it says."""
+        return BusyError(f"{_server(address)} breaks off in the middle of an answer")
+
     def _ask(self, address: str, headers: Mapping[str, str], body: Document | None) -> requests.Response:
+        given = {**headers, **self._credentials(address)}
+        if address.startswith("s3://"):
+            address = s3_address(address)
+            given |= sign(address, headers)
         # Compressed in transit, a range would count other bytes than the file's.
-        given = {"Accept-Encoding": "identity", **headers, **self._credentials(address)}
+        given["Accept-Encoding"] = "identity"
         with translated(_server(address), CA_VARIABLE):
             # The CA file is stated with each request: else REQUESTS_CA_BUNDLE would win over it.
             return self._session.request(
