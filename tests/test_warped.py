@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ from rasterio.warp import reproject
 from rasterio.warp import transform as warp_points
 from scipy.ndimage import binary_erosion, map_coordinates
 
+from tests.labels.ground_cases import Run, make_config, write_tif
 from tests.tiling_cases import MemoryRaster
 from vitpipe.config import TileRecipe
 from vitpipe.cutting import cut, planned_windows
 from vitpipe.errors import UnreadableSource
+from vitpipe.pixel_targets import IGNORE
 from vitpipe.records import Grid, Window
 from vitpipe.resample import preparation, prepare, prepared_grid
 from vitpipe.tile_places import TilePlaces, tile_grid
@@ -177,3 +180,28 @@ def test_the_key_changes_no_digest_where_it_is_not_used_and_is_for_scenes() -> N
         TileRecipe(crs="utm", depth=8)
     with pytest.raises(ValidationError):
         TileRecipe(crs="mars")
+
+
+def test_labels_follow_the_tiles_onto_the_new_grid(tmp_path: Path) -> None:
+    small = np.random.default_rng(1).integers(1, 4, (12, 15))
+    drawn = np.kron(small, np.ones((6, 6), int)).astype(np.uint8)
+    write_tif(tmp_path / "scenes" / "a.tif", np.stack([drawn * 60, drawn * 60]), nodata=0)
+    write_tif(tmp_path / "labels.tif", drawn, nodata=0)
+    labels = {"kind": "raster", "path": str(tmp_path / "labels.tif"), "classes": {1: "a", 2: "b", 3: "c"}}
+    run = Run(make_config(tmp_path, labels, crs="EPSG:3857", gsd_m=9.0))
+    (folder,) = {path.parent for path in run.workspace.root.glob("tiles/*/*/tiles.npy")}
+    tiles = np.load(folder / "tiles.npy")[:, 0].astype(int)
+    table = run.store.table()
+    targets = run.targets()[1]["a"]
+    agreed = seen = 0
+    for tile, row, col in zip(tiles[table["shard_row"]], table["row"], table["col"], strict=True):
+        part = targets[row : row + 16, col : col + 16]
+        shown = tile[: part.shape[0], : part.shape[1]]
+        both = (shown > 0) & (part != IGNORE)
+        # Inside a square the pixel is a class's own; at its edge it is between two.
+        pure = both & (shown % 60 == 0)
+        seen += int(pure.sum())
+        agreed += int((shown[pure] // 60 - 1 == part[pure]).sum())
+        assert (part[shown == 0] == IGNORE).all(), "what is not valid has no target"
+    assert seen > 4000
+    assert agreed > 0.97 * seen
