@@ -9,7 +9,7 @@ from pathlib import Path
 from vitpipe.check_ground import ground_findings
 from vitpipe.config import FileWeights, ModelRecipe, PipelineConfig
 from vitpipe.cutting import planned_windows, tile_values
-from vitpipe.domains.known import machine_findings, planes_of
+from vitpipe.domains.known import machine_findings, planes_of, reading_findings
 from vitpipe.errors import ConfigError, DataError, TooManyRejected, UnreadableSource
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
 from vitpipe.labels import read_labels
@@ -48,6 +48,9 @@ def check_pipeline(config: PipelineConfig) -> Findings:
         if sources:
             lines += _sources(sources, values)
             lines += _tiles(config, sources, values)
+            reading = reading_findings(config.source.kind, sources, config.tiles.size)
+            lines += reading.lines
+            values |= reading.values
             lines += _labels(config, sources, workspace, values)
     if config.model is not None and sources:
         lines += _model(config, sources, values)

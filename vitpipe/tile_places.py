@@ -106,6 +106,9 @@ class TilePlaces:
             UnreadableSource: what tiling raises too: the recipe asks for what the grid does not have.
         """
         prepared = prepared_grid(grid, recipe, uri=uri)
+        if recipe.crs is not None and (prepared.crs, prepared.transform) != (grid.crs, grid.transform):
+            # Pixels of the warped grid lie in no rows and columns of the file: places are counted on that grid.
+            grid, recipe = prepared, recipe.model_copy(update={"crs": None, "gsd_m": None})
         turn = Turn((_COL, _ROW, _FRAME), (False, False, False))
         turned = grid
         if recipe.orientation is not None:

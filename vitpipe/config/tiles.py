@@ -18,6 +18,7 @@ from vitpipe.config.base import Recipe
 
 _SINCE_FIRST: Final = {
     "neighbours": 0, "depth": None, "stride_depth": None, "slice_spacing_mm": None, "orientation": None,
+    "crs": None,
 }  # fmt: skip
 """Keys that came later, with the value that means what was done before: left out of every dump, and so of every digest,
 so that tiles and runs from before stay valid."""
@@ -44,6 +45,13 @@ class TileRecipe(Recipe):
     min_valid_fraction: float = Field(0.5, ge=0, le=1, title="Least valid share of a tile")
     spacing_mm: float | None = Field(None, gt=0, title="Spacing (mm)", description="Resample to it first (DICOM).")
     gsd_m: float | None = Field(None, gt=0, title="Ground sampling distance (m)", description="Resample to it first.")
+    crs: str | None = Field(
+        None,
+        title="CRS of the tiles",
+        pattern=r"^(EPSG:\d{1,6}|utm)$",
+        description="Warp scenes to it first (bilinear, north up): a projected EPSG code, or utm for the zone of each "
+        "scene's centre. With gsd_m its pixels are that large.",
+    )
     neighbours: int = Field(
         0,
         ge=0,
@@ -76,7 +84,8 @@ class TileRecipe(Recipe):
     @property
     def along_stack(self) -> tuple[str, ...]:
         """The keys that are set and go along the frames, for which these must be a regular stack."""
-        return tuple(name for name, plain in _SINCE_FIRST.items() if getattr(self, name) != plain)
+        along = (name for name in _SINCE_FIRST if name != "crs")
+        return tuple(name for name in along if getattr(self, name) != _SINCE_FIRST[name])
 
     @property
     def step_depth(self) -> int:
@@ -97,6 +106,10 @@ class TileRecipe(Recipe):
     def _one_target(self) -> Self:
         if self.spacing_mm is not None and self.gsd_m is not None:
             raise ValueError("set spacing_mm (DICOM) or gsd_m (earth observation), not both")
+        if self.crs is not None and (self.spacing_mm is not None or self.along_stack):
+            raise ValueError(
+                "crs is for scenes on the ground; spacing_mm, depth and the like are for DICOM: remove one"
+            )
         if self.step > self.size:
             raise ValueError(f"stride {self.step} is larger than size {self.size}: pixels between tiles would be lost")
         return self

@@ -48,6 +48,21 @@ def machine_findings(kind: str) -> Findings:
     return _FINDINGS[kind]() if kind in _FINDINGS else Findings(())
 
 
+def reading_findings(kind: str, sources: Sequence[Source], size: int) -> Findings:
+    """Say what the layout of files costs a reader, measured on some of them, and what rewriting them would gain.
+
+    Args:
+        kind: of the configuration.
+        sources: the catalog.
+        size: edge of a tile, in pixels.
+    """
+    if kind != "geotiff":
+        return Findings(())
+    from vitpipe.domains.geotiff.advice import layout_findings
+
+    return layout_findings(sources, size)
+
+
 def domain_of(kind: str) -> Domain:
     """Give the domain of that name.
 

@@ -26,6 +26,7 @@ from vitpipe.resample.prepare import (
     with_neighbours,
 )
 from vitpipe.resample.stack import FrameCache, NeighbourRaster, SlicedRaster, Slices
+from vitpipe.resample.warped import WarpedRaster, warped_grid
 
 __all__ = [
     "Axis",
@@ -40,6 +41,7 @@ __all__ = [
     "SlicedRaster",
     "Slices",
     "Turn",
+    "WarpedRaster",
     "TurnedRaster",
     "code_of",
     "moved_grid",
@@ -50,6 +52,7 @@ __all__ = [
     "tile_channels",
     "turn_to",
     "turned_grid",
+    "warped_grid",
     "whole_axes",
     "with_neighbours",
 ]

@@ -12,6 +12,7 @@ from vitpipe.records import Grid
 from vitpipe.resample.orientation import TurnedRaster, code_of, turn_to, turned_grid
 from vitpipe.resample.plane import at_resolution, moved_grid, resolution_axes
 from vitpipe.resample.stack import NeighbourRaster, SlicedRaster, Slices
+from vitpipe.resample.warped import WarpedRaster, warped_grid
 
 NO_REGULAR_STACK: Final = "NO_REGULAR_STACK"
 """Code of a source whose frames do not lie at one step along one line, where the recipe needs that."""
@@ -38,6 +39,8 @@ def prepared_grid(grid: Grid, recipe: TileRecipe, *, uri: str) -> Grid:
     _check_stack(grid, recipe, uri=uri)
     if recipe.orientation is not None:
         grid = turned_grid(grid, turn_to(grid, recipe.orientation))
+    if recipe.crs is not None and (warped := warped_grid(grid, recipe, uri=uri)) is not None:
+        return warped
     axes = resolution_axes(grid, recipe, uri=uri)
     grid = moved_grid(grid, *axes) if axes else grid
     slices = _slices(grid, recipe)
@@ -59,6 +62,8 @@ def prepare(raster: Raster, recipe: TileRecipe, *, uri: str) -> Raster:
     if recipe.orientation is not None:
         turn = turn_to(raster.grid, recipe.orientation)
         raster = raster if turn.moves_nothing else TurnedRaster(raster, turn)
+    if recipe.crs is not None and (warped := warped_grid(raster.grid, recipe, uri=uri)) is not None:
+        return WarpedRaster(raster, warped)
     raster = at_resolution(raster, recipe, uri=uri)
     slices = _slices(raster.grid, recipe)
     return SlicedRaster(raster, slices) if slices else raster
@@ -77,6 +82,9 @@ def preparation(grid: Grid, recipe: TileRecipe, *, uri: str) -> str:
     if recipe.orientation is not None and (code := code_of(grid)) != recipe.orientation:
         done.append(f"turned from {code} to {recipe.orientation}")
         grid = turned_grid(grid, turn_to(grid, recipe.orientation))
+    if recipe.crs is not None and (warped := warped_grid(grid, recipe, uri=uri)) is not None:
+        assert warped.transform is not None
+        return f"warped from {_name(grid.crs)} to {warped.crs}, pixels of {warped.transform[0]:g}"
     if axes := resolution_axes(grid, recipe, uri=uri):
         if recipe.gsd_m is not None:
             done.append(f"pixels {axes[0].scale:g} x {axes[1].scale:g} times as large: {recipe.gsd_m:g} m")
@@ -86,6 +94,10 @@ def preparation(grid: Grid, recipe: TileRecipe, *, uri: str) -> str:
     if _slices(grid, recipe) and grid.spacing_mm is not None:
         done.append(f"slices {grid.spacing_mm[0]:g} to {recipe.slice_spacing_mm:g} mm")
     return "; ".join(done)
+
+
+def _name(crs: str | None) -> str:
+    return crs if crs is not None and crs.startswith("EPSG:") else "its own CRS"
 
 
 def _slices(grid: Grid, recipe: TileRecipe) -> Slices | None:
