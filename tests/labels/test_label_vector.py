@@ -111,6 +111,8 @@ def test_where_classes_overlap_the_one_listed_first_wins_in_one_file_and_across_
     write_vectors(tmp_path / "labels" / "1.gpkg", [box(0, 0, 30, 30), box(10, 10, 30, 30)], ["a", "b"])
     write_vectors(tmp_path / "labels" / "2.gpkg", [box(20, 20, 30, 30)], ["c"])
     run = run_of(tmp_path, tmp_path / "labels")
+    run.config = make_config(tmp_path, as_values(run) | {"priority": ["b", "typo"]})
+    assert "`labels.priority` names what no label is: typo" in run.labels().notes
     for priority in ((), ("b",), ("c", "b", "a"), ("b", "c")):
         run.config = make_config(
             tmp_path,
