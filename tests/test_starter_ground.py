@@ -44,7 +44,7 @@ def test_a_class_raster_beside_scenes_labels_their_pixels_and_a_table_comes_firs
     for number in range(4):
         write_scene(tmp_path / "data" / f"{number}.tif", 60, 90, seed=number, x=X + 2000 * number)
     write_tif(tmp_path / "labels.tif", np.random.default_rng(0).integers(0, 3, (60, 900)).astype(np.uint8), nodata=0)
-    write_tif(tmp_path / "heights.tif", np.ones((60, 900), np.float32))
+    write_tif(tmp_path / "heights.tif", np.random.default_rng(1).choice([1.5, 2.5], (60, 900)).astype(np.float32))
     write_starter(tmp_path / "data", tmp_path / "pipeline.yaml", overwrite=False)
     config = load_config(tmp_path)
     assert isinstance(config.labels, RasterLabels)

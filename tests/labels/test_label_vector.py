@@ -111,6 +111,8 @@ def test_where_classes_overlap_the_one_listed_first_wins_in_one_file_and_across_
     write_vectors(tmp_path / "labels" / "1.gpkg", [box(0, 0, 30, 30), box(10, 10, 30, 30)], ["a", "b"])
     write_vectors(tmp_path / "labels" / "2.gpkg", [box(20, 20, 30, 30)], ["c"])
     run = run_of(tmp_path, tmp_path / "labels")
+    run.config = make_config(tmp_path, as_values(run) | {"priority": ["b", "typo"]})
+    assert "`labels.priority` names what no label is: typo" in run.labels().notes
     for priority in ((), ("b",), ("c", "b", "a"), ("b", "c")):
         run.config = make_config(
             tmp_path,
@@ -365,3 +367,24 @@ def test_labels_across_the_180th_meridian_lie_on_the_scene(tmp_path: Path) -> No
     raster = write_tif(tmp_path / "world.tif", world, crs="EPSG:4326", gsd_m=0.1, x=-180, y=-15)
     run.config = make_config(tmp_path, {"kind": "raster", "path": str(raster), "classes": {1: "east", 2: "west"}})
     assert (painted(run) == expected).mean() > 0.98
+
+
+def test_an_area_of_interest_holds_for_rasters_too_and_needs_a_crs_of_the_scene(tmp_path: Path) -> None:
+    write_scene(tmp_path / "scenes" / "a.tif", H, W)
+    write_scene(tmp_path / "scenes" / "bare.tif", H, W, seed=1, crs=None)
+    drawn = np.random.default_rng(3).integers(1, 4, (H, W)).astype(np.uint8)
+    write_tif(tmp_path / "labels" / "a.tif", drawn)
+    write_tif(tmp_path / "labels" / "bare.tif", drawn, crs=None)
+    aoi = write_vectors(tmp_path / "aoi.geojson", [moved(box(10, 20, 30, 40), "EPSG:4326")], ["x"], "EPSG:4326")
+    values: dict[str, object] = {"kind": "raster", "path": str(tmp_path / "labels"), "match": "name", "aoi": str(aoi)}
+    run = Run(make_config(tmp_path, values))
+    labels, found = run.targets()
+    expected = np.full((H, W), IGNORE)
+    expected[10:40, 20:60] = drawn[10:40, 20:60] - 1
+    assert (found["a"] == expected).all()
+    assert [run.name(name) for name in labels.rows["source_id"]] == ["a"]
+    assert "1 source(s) have no CRS, so they lie in no area of interest: no label" in labels.notes
+    lines = write_vectors(tmp_path / "lines.gpkg", [shapely.LineString([(X, Y), (X + 300, Y - 300)])], ["x"])
+    run.config = make_config(tmp_path, values | {"aoi": str(lines)})
+    with pytest.raises(LabelError, match=r"1 feature\(s\) that are no polygons"):
+        run.labels()

@@ -64,7 +64,7 @@ def read_vector_labels(recipe: VectorLabels, sources: Sequence[Source]) -> Label
             *([aoi.digest] if aoi is not None else []),
         ],
         rejected=rejected,
-        notes=[*_notes(recipe, read, used), *_unplaced(len(sources) - len(placed))],
+        notes=[*_notes(recipe, read, used), *_unplaced(len(sources) - len(placed)), *rule.notes(classes)],
     )
     return ground_label_set(found, sources, per_pixel=recipe.per == "pixel", path=recipe.path)
 
