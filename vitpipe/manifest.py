@@ -123,11 +123,12 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
     attributes = _attributes(table, sources, labels.rows)
     table = pd.concat([table[[name for name in _COLUMNS if name != "split"]], attributes], axis=1)
     parted = partition(config, workspace, table, sources, grounded=grounded, multi_label=labels.multi_label)
-    table = parted.table[[*_COLUMNS, *parted.extra, *attributes.columns]].sort_values("tile_id", ignore_index=True)
-    unlabelled = int((~labelled).sum())
     gap = None
     if parted.extra and not labels.multi_label:
-        gap = gap_of_tiles(table, store, config.split.seed)
+        # Before anything is left out: the same for every fold and buffer.
+        gap = gap_of_tiles(table.sort_values("tile_id"), store, config.split.seed)
+    table = parted.table[[*_COLUMNS, *parted.extra, *attributes.columns]].sort_values("tile_id", ignore_index=True)
+    unlabelled = int((~labelled).sum())
     notes = (
         *labels.notes,
         *torn,
