@@ -67,12 +67,14 @@ def _of_many_files(
     """Take out the files that are scenes together; gives these, rejections, and the other files."""
     if recipe.scenes is not None:
         return *patterns.collect(records, recipe.scenes.pattern, root), []
-    parts, rejected, rest = sentinel2.collect(records)
+    alone = [record for record in records if record.header.get("alone")]
+    parts, rejected, rest = sentinel2.collect([record for record in records if not record.header.get("alone")])
     found, refused, rest = landsat.collect(rest)
     stray = [record for record in rest if record.header["kind"] == "metadata"]
     reason = "metadata of a product whose bands are not here"
     rejected += [*refused, *(Rejected(record.path, "PRODUCT_FILE", reason, junk=True) for record in stray)]
-    return parts + found, rejected, [record for record in rest if record.header["kind"] != "metadata"]
+    rest = [record for record in rest if record.header["kind"] != "metadata"]
+    return parts + found, rejected, sorted([*rest, *alone], key=lambda record: record.path)
 
 
 def _single_file(record: FileRecord) -> SceneParts:
