@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tests.conftest import SHARED
 from tests.labels.ground_cases import UTM, Run, X, Y, make_config, mosaic, write_scene, write_tif
 from vitpipe.config import PipelineConfig
 from vitpipe.errors import LabelError
+from vitpipe.labels import raster, vector
 from vitpipe.pixel_targets import IGNORE
 from vitpipe.records import Task
 
@@ -328,6 +331,73 @@ def test_a_point_beside_the_scene_reaches_in_by_its_buffer(tmp_path: Path) -> No
     # The first column's centres are 100 m from the point, so half the chord is 50.4 m; the second's 110 m, and 21.1 m.
     expected = {(row, 0) for row in range(25, 36)} | {(row, 1) for row in range(28, 33)}
     assert {(int(row), int(col)) for row, col in np.argwhere(found == 0)} == expected
+
+
+@pytest.mark.parametrize("crs", [UTM, "EPSG:4326"])
+def test_a_buffer_wider_than_the_scene_reaches_it_from_any_crs(tmp_path: Path, crs: str) -> None:
+    write_scene(tmp_path / "scenes" / "a.tif", H, W)
+    points = [shapely.Point(X - 1200, Y - 300), shapely.Point(X + 1100, Y - 300)]
+    path = write_vectors(tmp_path / "points.gpkg", [moved(point, crs) for point in points], ["a", "b"], crs=crs)
+    found = painted(run_of(tmp_path, path, buffer_m=1300))
+    rows, cols = np.mgrid[:H, :W] * 10 + 5
+    # The scene is 800 m wide; metres of the map are up to 0.04 % longer than those of the ground.
+    near = [np.hypot(cols + 1200, rows - 300), np.hypot(cols - 1100, rows - 300)]
+    for place, distance in enumerate(near):
+        assert (found == place)[distance < 1298].all() or place == 1
+        assert not (found == place)[distance > 1302].any()
+    assert (found != IGNORE)[near[1] < 1298].all()
+
+
+def test_a_column_of_names_of_each_feature_is_an_error_not_a_crash(tmp_path: Path) -> None:
+    write_scene(tmp_path / "scenes" / "a.tif", H, W)
+    points = [shapely.Point(X + 5 + 10 * (place % W), Y - 5 - 10 * (place // W)) for place in range(300)]
+    path = write_vectors(tmp_path / "points.gpkg", points, [f"id{place}" for place in range(300)])
+    with pytest.raises(LabelError, match=r"300 classes \(id0, id1, id10, \.\.\.\), at most 254"):
+        run_of(tmp_path, path).labels()
+
+
+def test_classes_are_those_that_lie_on_a_scene(tmp_path: Path) -> None:
+    for name, x in (("a", X), ("b", X + 5000)):
+        write_scene(tmp_path / "scenes" / f"{name}.tif", H, W, x=x, seed=int(x))
+    shapes = [box(0, 0, 20, 20), box(0, 20, 20, 20), box(0, 500, 20, 20), box(0, 250, 20, 20)]
+    path = write_vectors(tmp_path / "all.gpkg", shapes, ["field", "water", "field", "between"])
+    run = run_of(tmp_path, path, {"crs": "EPSG:32631"})
+    labels, found = run.targets()
+    assert labels.classes == ("field", "water")
+    assert set(np.unique(found["a"])) == {0, 1, IGNORE}
+    assert "3 of 4 feature(s) lie on a source" in labels.notes
+
+
+def test_tables_without_geometry_beside_the_layer_are_passed_over(tmp_path: Path) -> None:
+    write_scene(tmp_path / "scenes" / "a.tif", H, W)
+    path = write_vectors(tmp_path / "drawn.gpkg", [box(0, 0, 20, 20), box(0, 20, 20, 20)], ["a", "b"])
+    with contextlib.closing(sqlite3.connect(path)) as opened, opened:
+        opened.execute("CREATE TABLE layer_styles (id INTEGER PRIMARY KEY, styleQML TEXT)")
+        opened.execute("INSERT INTO gpkg_contents (table_name, data_type) VALUES ('layer_styles', 'attributes')")
+    assert run_of(tmp_path, path).labels().classes == ("a", "b")
+
+
+def test_a_file_a_scene_is_looked_at_once_not_once_a_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 24
+    for place in range(count):
+        x = X + 3000 * place
+        write_scene(tmp_path / "scenes" / f"{place}.tif", 16, 16, seed=place, x=x)
+        shapes = [shapely.box(x, Y - 80, x + 80, Y), shapely.box(x + 80, Y - 80, x + 160, Y)]
+        write_vectors(tmp_path / "drawn" / f"{place}.gpkg", shapes, ["a", "b"])
+        write_tif(tmp_path / "rasters" / f"{place}.tif", np.full((16, 16), 1 + place % 2, np.uint8), x=x)
+    asked: list[str] = []
+    of_vectors, of_rasters = vector._on, raster._window_on
+    monkeypatch.setattr(vector, "_on", lambda *given: asked.append("vector") or of_vectors(*given))
+    monkeypatch.setattr(raster, "_window_on", lambda *given: asked.append("raster") or of_rasters(*given))
+    run = run_of(tmp_path, tmp_path / "drawn")
+    assert run.labels().rows["label"].tolist() == ["a|b"] * count
+    values: dict[str, object] = {"kind": "raster", "path": str(tmp_path / "rasters")}
+    sources = run.sources
+    found = raster.read_raster_labels(make_config(tmp_path, values).labels, sources, None)  # type: ignore[arg-type]
+    assert dict(zip(found.rows["source_id"].map(run.name), found.rows["label"], strict=True)) == {
+        str(place): str(1 + place % 2) for place in range(count)
+    }
+    assert asked == ["vector"] * count + ["raster"] * count
 
 
 def test_a_tile_of_several_classes_has_all_that_cover_it_and_overlaps_count_for_both(tmp_path: Path) -> None:

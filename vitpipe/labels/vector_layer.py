@@ -75,9 +75,8 @@ class VectorLayer:
             transform: a, b, c, d, e, f of the grid.
             crs: of the grid.
         """
-        reach = _reach_px(height, width, transform, crs, self.style)
-        wider = Affine(*transform[:6]) @ Affine.translation(-reach, -reach)
-        parts = footprints(height + 2 * reach, width + 2 * reach, wider[:6], (crs_of(crs), crs_of(self.shapes.crs)))
+        reach = reach_px(height, width, transform, crs, self.style.buffer_m)
+        parts = footprints(height, width, transform, (crs_of(crs), crs_of(self.shapes.crs)), reach)
         found = [self.tree.query(part, predicate="intersects") for part in parts]
         return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
 
@@ -87,7 +86,8 @@ class VectorLayer:
         assert grid.transform is not None
         assert grid.crs is not None
         hits = self.on(grid.height, grid.width, grid.transform, grid.crs)
-        drawn = to_pixels(self.shapes.geometries[hits], crs_of(self.shapes.crs), grid)
+        reach = reach_px(grid.height, grid.width, grid.transform, grid.crs, self.style.buffer_m)
+        drawn = to_pixels(self.shapes.geometries[hits], crs_of(self.shapes.crs), grid, reach)
         places = self.places[hits]
         if self.style.buffer_m is not None:
             drawn = _buffered(drawn, grid, self.style.buffer_m)
@@ -135,9 +135,20 @@ class _VectorPainter:
         return painted
 
 
-def footprints(height: int, width: int, transform: Sequence[float], crs: tuple[CRS, CRS]) -> list[shapely.Polygon]:
-    """Give the ground of a grid in another CRS; across the 180th meridian it is given on both its sides."""
-    points = outline(transform, height, width, crs)
+def footprints(
+    height: int, width: int, transform: Sequence[float], crs: tuple[CRS, CRS], around_px: int = 0
+) -> list[shapely.Polygon]:
+    """Give the ground of a grid in another CRS; across the 180th meridian it is given on both its sides.
+
+    Args:
+        height: of the grid.
+        width: of the grid.
+        transform: a, b, c, d, e, f of the grid.
+        crs: of the grid, and the one to give.
+        around_px: pixels around the grid that are given too.
+    """
+    wider = Affine(*transform[:6]) @ Affine.translation(-around_px, -around_px)
+    points = outline(wider[:6], height + 2 * around_px, width + 2 * around_px, crs)
     there: Points = points[:, np.isfinite(points[0])]
     if there.shape[1] < 4:
         return []
@@ -151,17 +162,24 @@ def _polygon(x: NDArray[np.float64], y: NDArray[np.float64]) -> shapely.Geometry
     return shapely.make_valid(shapely.Polygon(np.stack([x, y], axis=1)))
 
 
-def _reach_px(height: int, width: int, transform: Sequence[float], crs: str, style: Style) -> int:
+def reach_px(height: int, width: int, transform: Sequence[float], crs: str, buffer_m: float | None) -> int:
     """Say how many pixels beside a grid a feature may lie and still be drawn on it."""
-    if style.buffer_m is None:
+    if buffer_m is None:
         return 0
     metres = _metres_a_pixel(transform, crs, np.array([width / 2]), np.array([height / 2]))[0]
     least_m = float(np.linalg.svd(metres, compute_uv=False).min()) if np.isfinite(metres).all() else 0.0
-    return math.ceil(style.buffer_m / least_m) + 1 if least_m > 0 else 0
+    return math.ceil(buffer_m / least_m) + 1 if least_m > 0 else 0
 
 
-def to_pixels(geometries: Geometries, crs: CRS, grid: TileGrid) -> Geometries:
-    """Give geometries in the pixels of a grid: x along its columns, y along its rows, from its outer corner."""
+def to_pixels(geometries: Geometries, crs: CRS, grid: TileGrid, around_px: int = 0) -> Geometries:
+    """Give geometries in the pixels of a grid: x along its columns, y along its rows, from its outer corner.
+
+    Args:
+        geometries: in their CRS.
+        crs: theirs.
+        grid: of the tiles.
+        around_px: what lies within so many pixels of the grid is given too.
+    """
     assert grid.transform is not None
     assert grid.crs is not None
     if not len(geometries):
@@ -169,7 +187,7 @@ def to_pixels(geometries: Geometries, crs: CRS, grid: TileGrid) -> Geometries:
     grid_crs, affine = crs_of(grid.crs), Affine(*grid.transform[:6])
     moved = geometries
     if crs != grid_crs:
-        grounds = footprints(grid.height, grid.width, grid.transform, (grid_crs, crs))
+        grounds = footprints(grid.height, grid.width, grid.transform, (grid_crs, crs), around_px)
         moved = _cut(geometries, grounds)
         edge = _edge(grid, affine, (grid_crs, crs))
         if edge is not None:
