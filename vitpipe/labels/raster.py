@@ -21,6 +21,7 @@ from vitpipe.digest import digest, digest_file
 from vitpipe.errors import ConfigError, LabelError, TransientError, UnreadableSource
 from vitpipe.labels.base import LabelSet
 from vitpipe.labels.boxes import SourceBoxes, lon_lat_box
+from vitpipe.labels.footprints import footprints
 from vitpipe.labels.ground import (
     NO_BAND,
     NO_CRS,
@@ -32,7 +33,7 @@ from vitpipe.labels.ground import (
     Layer,
 )
 from vitpipe.labels.ground_set import GroundFindings, ground_label_set
-from vitpipe.labels.places import Points, Rectangle, apply, crs_of, outline
+from vitpipe.labels.places import Rectangle, apply, crs_of
 from vitpipe.labels.raster_layer import Band, RasterLayer
 from vitpipe.labels.raster_look import values_under
 from vitpipe.labels.raster_names import names_beside
@@ -239,17 +240,16 @@ def _window_on(band: Band, source: Source) -> Rectangle | None:
     grid = source.grid
     if band.crs is None or grid.crs is None or grid.transform is None:
         return None
-    points = outline(grid.transform, grid.height, grid.width, (crs_of(grid.crs), crs_of(band.crs)))
-    there: Points = points[:, np.isfinite(points[0])]
-    if there.shape[1] < 4:
-        return None
-    cols, rows = apply(~Affine(*band.transform[:6]), there[0], there[1])
-    footprint = shapely.make_valid(shapely.Polygon(np.stack([cols, rows], axis=1)))
+    parts = footprints(grid.height, grid.width, grid.transform, (crs_of(grid.crs), crs_of(band.crs)))
+    to_pixels = ~Affine(*band.transform[:6])
+    ground = shapely.union_all([shapely.transform(part, lambda x, y: apply(to_pixels, x, y), interleaved=False)
+                                for part in parts])  # fmt: skip
     whole = shapely.box(0, 0, band.width, band.height)
+    shared = shapely.intersection(ground, whole)
     # Touching along an edge is no overlap.
-    if shapely.area(shapely.intersection(footprint, whole)) <= 1e-6:
+    if shapely.area(shared) <= 1e-6:
         return None
-    left, top, right, bottom = shapely.bounds(shapely.intersection(footprint, whole)).round(_DECIMALS)
+    left, top, right, bottom = shapely.bounds(shared).round(_DECIMALS)
     found = Rectangle(math.floor(top), math.ceil(bottom), math.floor(left), math.ceil(right))
     return found.within(band.height, band.width)
 

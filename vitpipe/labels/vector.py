@@ -16,12 +16,13 @@ from vitpipe.digest import digest
 from vitpipe.errors import LabelError
 from vitpipe.labels.base import LabelSet
 from vitpipe.labels.boxes import SourceBoxes, lon_lat_box, wider_by
+from vitpipe.labels.footprints import footprints
 from vitpipe.labels.ground import UNREADABLE, GroundLabels, Layer
 from vitpipe.labels.ground_set import GroundFindings, check_class_count, ground_label_set
 from vitpipe.labels.places import crs_of
 from vitpipe.labels.regions import TileRule
 from vitpipe.labels.vector_files import Shapes, UnusableVectors, VectorFile, find_vectors, look_at, read_shapes
-from vitpipe.labels.vector_layer import Style, VectorLayer, footprints, reach_px
+from vitpipe.labels.vector_layer import Style, VectorLayer, reach_px
 from vitpipe.records import Rejected, Source
 
 
