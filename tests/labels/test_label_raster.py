@@ -228,6 +228,16 @@ def test_continuous_values_are_regression_targets_in_their_units(tmp_path: Path)
     assert np.nanmin(shifted["a"]) > 0
 
 
+def test_ignored_values_are_no_targets_of_a_regression(tmp_path: Path) -> None:
+    write_scene(tmp_path / "scenes" / "a.tif", H, W)
+    heights = np.random.default_rng(3).normal(100, 20, (H, W)).astype(np.float32)
+    heights[:10] = -9999
+    path = write_tif(tmp_path / "labels.tif", heights)
+    values: dict[str, object] = {"kind": "raster", "path": str(path), "values": "continuous", "ignore": [-9999]}
+    _, found = Run(make_config(tmp_path, values)).targets()
+    np.testing.assert_array_equal(found["a"], np.where(heights == -9999, np.nan, heights))
+
+
 def read_manifest_of(manifest: Manifest, folder: Path) -> Manifest:
     write_manifest(manifest, folder / "run")
     return read_manifest(folder / "run")
