@@ -357,3 +357,12 @@ def test_requests_grow_where_a_file_is_read_on_and_on(
 def _span(asked: Asked) -> int:
     start, end = asked.headers["Range"].removeprefix("bytes=").split("-")
     return (int(end) + 1 - int(start)) >> 14
+
+
+@pytest.mark.parametrize("names", [("/q/a.tif", "/q/a.tif/b.tif"), ("/q/a.tif/b.tif", "/q/a.tif")])
+def test_a_file_and_a_folder_may_share_a_name(names: tuple[str, str], held: Ranges, tmp_path: Path) -> None:
+    for number, name in enumerate(names):
+        held.add(name, tiff(number))
+    (tmp_path / "list.txt").write_text("\n".join(f"{held.url}{name}" for name in names))
+    config, workspace = _pipeline(tmp_path, str(tmp_path / "list.txt"))
+    assert ingest(config, workspace).done == 2
