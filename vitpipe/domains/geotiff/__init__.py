@@ -47,7 +47,7 @@ class Geotiff:
         if path.name == ITEM_NAME:
             return read_item(path)
         header = read_header(path)
-        if isinstance(header, Rejected) and header.code == "NOT_GEOTIFF":
+        if isinstance(header, Rejected) and header.code in ("NOT_GEOTIFF", "BAD_METADATA"):
             remote = read_stand_in(path, context.pseudonym)
             return header if remote is None else read_remote_header(path, remote)
         if isinstance(header, Rejected) or header["kind"] == "metadata" or not _verifies(context):
