@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import struct
+import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +21,7 @@ from vitpipe.config import GeotiffSource, TileRecipe
 from vitpipe.cutting import cut
 from vitpipe.domains.base import ScanContext
 from vitpipe.domains.geotiff import Geotiff
+from vitpipe.domains.geotiff.checksums import damaged_block
 from vitpipe.domains.geotiff.layout import read_layout
 from vitpipe.domains.geotiff.raster import GeotiffRaster
 from vitpipe.errors import UnreadableSource
@@ -351,3 +354,35 @@ def test_a_changed_bit_that_gdal_does_not_see_is_seen(tmp_path: Path) -> None:
             _read(source)
         assert error.value.code == "UNDECODABLE"
     assert unseen > 0
+
+
+@pytest.mark.parametrize("level", [0, 6])
+@pytest.mark.parametrize("padding", ["rows", "bytes"])
+def test_a_block_that_holds_more_than_its_pixels_is_read(tmp_path: Path, padding: str, level: int) -> None:
+    stored = _noise("uint16", (1, 41, 30))
+    path = _write(tmp_path / "a.tif", stored, compress="deflate", blockysize=20)
+    with rasterio.open(path) as dataset:
+        layout = read_layout(path, dataset)
+    assert layout is not None
+    # The last strip has one row; some writers fill it up, as a tile is.
+    more = bytes(19 * 60) if padding == "rows" else b"x"
+    block = zlib.compress(stored[0, 40:].tobytes() + more, level)
+    content = bytearray(path.read_bytes())
+    # The tables of the file, told by their first entries: offsets are of 4 bytes, counts of 2.
+    for kind, table, new in (("I", layout.offsets, len(content)), ("H", layout.counts, len(block))):
+        first = struct.pack(f"<3{kind}", *table.ravel().tolist())
+        assert content.count(first) == 1
+        struct.pack_into(f"<{kind}", content, content.index(first) + 2 * struct.calcsize(kind), new)
+    path.write_bytes(content + block)
+    with rasterio.open(path) as dataset:
+        changed = read_layout(path, dataset)
+    assert changed is not None
+    assert (int(changed.offsets[0, 2, 0]), int(changed.counts[0, 2, 0])) == (len(content), len(block))
+    pixels, _ = _read(_source(path))
+    assert np.array_equal(pixels, stored)
+    assert damaged_block(path) is None
+    # Its checksum still counts.
+    path.write_bytes(content + block[:-1] + bytes([block[-1] ^ 1]))
+    assert damaged_block(path) is not None
+    with pytest.raises(UnreadableSource):
+        _read(_source(path))

@@ -406,6 +406,19 @@ def test_a_server_that_does_not_page_is_not_believed(held: Ranges, tmp_path: Pat
         fetch(config, workspace, QUICK)
 
 
+def test_pages_without_items_and_without_end_are_told(held: Ranges, tmp_path: Path) -> None:
+    def search(asked: Asked) -> tuple[int, Any]:
+        token = int(asked.query.get("token", 0)) + 1
+        links = [{"rel": "next", "href": f"{held.url}/v1/search?token={token}"}]
+        return (200 if token < 150 else 404), {"type": "FeatureCollection", "features": [], "links": links}
+
+    answer_with(held)
+    held.answers["/v1/search"] = search
+    config, workspace = pipeline(tmp_path, f"{held.url}/v1")
+    with pytest.raises(ConfigError, match="100 pages without an item"):
+        fetch(config, workspace, QUICK)
+
+
 def test_a_folder_of_another_fetch_is_refused(held: Ranges, tmp_path: Path) -> None:
     put_api(held, 1)
     config, workspace = pipeline(tmp_path, f"{held.url}/v1", path=str(tmp_path / "shared"))

@@ -18,7 +18,7 @@ from tests.network.stac_cases import SIGNATURE, answer_with, item, open_pixels, 
 from vitpipe.check import check_pipeline
 from vitpipe.config import StacSource
 from vitpipe.domains.geotiff import Geotiff
-from vitpipe.errors import ConfigError, TooManyRejected
+from vitpipe.errors import ConfigError, TooManyRejected, UnreadableSource
 from vitpipe.fetch import fetch
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
 from vitpipe.loading import load_config
@@ -239,6 +239,15 @@ def test_an_item_without_what_is_named_is_told(asset: str, code: str, held: Rang
         fetch(
             config.model_copy(update={"source": config.source.model_copy(update={"max_reject_share": 0.1})}), workspace
         )
+
+
+def test_one_file_by_two_names_is_told() -> None:
+    source = StacSource(url="/one.json", assets=("red", "B04"))
+    with pytest.raises(UnreadableSource, match="red is red, B04 is red"):
+        choose(Found(_many(), "/cat/one.json"), "scene-0", source)
+    for names in (("red", "red"), ("a b", "a-b")):
+        with pytest.raises(ValidationError, match="names a file twice"):
+            StacSource(url="/one.json", assets=names)
 
 
 def test_several_files_without_a_choice_are_asked_about(tmp_path: Path) -> None:

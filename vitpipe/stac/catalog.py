@@ -18,6 +18,8 @@ from vitpipe.web.client import Client, Document, Refused
 
 _DEEPEST: Final = 32
 _MOST_DOCUMENTS: Final = 200_000
+_MOST_EMPTY: Final = 100
+"""Pages in a row without an item: some servers leave what they have filtered out as gaps."""
 _NOT_UNDERSTOOD: Final = 400
 _NO_POST: Final = frozenset({404, 405, 501})
 
@@ -168,6 +170,7 @@ def _pages(client: Client, place: str, first: tuple[Document, str, Document | No
     page, address, body = first
     seen: set[tuple[str, str]] = set()
     asked: set[str] = set()
+    empty = 0
     while True:
         found = list(_items_in(page, address)) if page.get("type") == "FeatureCollection" else None
         if found is None:
@@ -181,6 +184,9 @@ def _pages(client: Client, place: str, first: tuple[Document, str, Document | No
             )
         seen |= names
         yield from found
+        empty = 0 if found else empty + 1
+        if empty == _MOST_EMPTY:
+            raise ConfigError(f"{shown(place)} gives {empty} pages without an item, and no end; look at the server")
         link = next(islice(links(page, "next"), 1), None)
         if link is None:
             return

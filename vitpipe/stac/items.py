@@ -93,6 +93,10 @@ def choose(found: Found, name: str, source: StacSource) -> WantedScene:
 def _choose(found: Found, name: str, source: StacSource) -> WantedScene:
     assets = {key: asset for key, asset in found.item["assets"].items() if isinstance(asset, dict) and "href" in asset}
     chosen = {label: _find(assets, label, name) for label in source.assets} or _only(assets, name)
+    if len(set(chosen.values())) < len(chosen):
+        shown_pairs = ", ".join(f"{label} is {key}" for label, key in chosen.items())
+        reason = f"`source.assets` names one file by two names ({shown_pairs}); name each once"
+        raise UnreadableSource("AMBIGUOUS_ASSET", reason, name)
     files = tuple(_wanted(found, name, label, key) for label, key in chosen.items())
     kept = {file.key: _cleaned(assets[file.key]) | {"href": f"./{file.name}"} for file in files}
     for asset in kept.values():

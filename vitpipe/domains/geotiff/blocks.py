@@ -8,6 +8,7 @@ lock, so blocks are decoded by as many threads as there are.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitpipe.domains.base import BlockRow, Visit
+from vitpipe.domains.geotiff.checksums import inflate
 from vitpipe.domains.geotiff.layout import BlockLayout
 
 Judge: TypeAlias = "Callable[[NDArray[Any], NDArray[np.bool_] | None], tuple[NDArray[Any], NDArray[np.bool_] | None]]"
@@ -105,19 +107,20 @@ class BlockFile:
             return len(imagecodecs.zstd_decode(raw, out=room))
         try:
             return len(imagecodecs.deflate_decode(raw, out=room))
-        except imagecodecs.DeflateError as error:
-            return _longer(raw, room.nbytes, error)
+        except imagecodecs.DeflateError:
+            return _padded(raw, room)
 
 
-def _longer(raw: bytes, size: int, error: Exception) -> int:
-    """Tell the true size of a block that does not fit; one of this size, or of none, is damaged."""
+def _padded(raw: bytes, room: memoryview) -> int:
+    """Inflate a block that holds more than its pixels, such as a last strip of full height; tells the bytes in `room`.
+
+    GDAL may leave memory as it was there, without a word.
+    """
     try:
-        found = len(imagecodecs.zlib_decode(raw, out=4 * size))
-    except imagecodecs.ZlibError:
-        found = size
-    if found == size:
+        found = inflate(raw, room)
+    except zlib.error as error:
         raise BlockDamaged from error
-    return found
+    return min(found, room.nbytes)
 
 
 @dataclass(frozen=True, slots=True)
