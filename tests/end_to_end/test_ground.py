@@ -65,8 +65,6 @@ def chain(folder: Path, changes: dict[str, dict[str, Any]], *options: str) -> tu
     guessed = yaml.safe_load(pipeline.read_text(encoding="utf-8"))
     small = {key: {**guessed.get(key, {}), **part} for key, part in changes.items()}
     pipeline.write_text(yaml.safe_dump({**guessed, **small}, sort_keys=False), encoding="utf-8")
-    said = result_of(vitpipe("check", str(pipeline), "--json", home=home))
-    assert "stops" not in said
     done = result_of(vitpipe("run", str(pipeline), "--json", home=home))
     uri = f"models:/{guessed['register']['model']}@champion"
     out = ("--out", str(folder.parent / "predictions"), "--workspace", str(folder.parent / "workspace"))
