@@ -263,7 +263,7 @@ def _epochs(labels: LabelGuess, size: int, n_labelled: int) -> int:
     """Small sets need more passes; the bounds keep a first run at minutes on a laptop."""
     if labels.values.get("per") == "pixel":
         # Each tile is many examples, and costs by its pixels.
-        return min(300, max(20, 30_000 * 64**2 // (n_labelled * size**2)))
+        return min(200, max(20, 30_000 * 64**2 // (n_labelled * size**2)))
     return min(60, max(10, 30_000 // n_labelled))
 
 
