@@ -194,6 +194,23 @@ def test_the_lattice_measures_projected_pixels(tmp_path: Path, crs: str, x: floa
     assert edge == pytest.approx(np.sqrt(expected), rel=0.02)
 
 
+@pytest.mark.parametrize(("edge_m", "size"), [(25_000.0, 180), (1_000.0, 130), (10.0, 130)])
+def test_the_ground_about_a_pole_and_of_coarse_pixels_is_measured(tmp_path: Path, edge_m: float, size: int) -> None:
+    # Lambert's equal-area projection of the pole: each pixel is edge_m squared, on this side of the equator.
+    path = tmp_path / "map.tif"
+    half = edge_m * size / 2
+    place = rasterio.transform.from_origin(-half, half, edge_m, edge_m)
+    shape = {"height": size, "width": size, "count": 1, "dtype": "uint8"}
+    with rasterio.open(path, "w", driver="GTiff", crs="EPSG:3571", transform=place, **shape) as dataset:
+        dataset.write(np.ones((size, size), np.uint8), 1)
+    with open_classes(path) as raster:
+        found = pixel_areas(raster, 0, size)
+        total = count_classes(raster)["area_m2"].sum()
+    assert found is not None
+    assert found[0] == pytest.approx(np.full(found[0].shape, edge_m**2), rel=1e-4)
+    assert total == pytest.approx((edge_m * size) ** 2, rel=5e-6)
+
+
 def test_the_class_of_int16_and_a_map_without_crs(tmp_path: Path) -> None:
     values = np.array([[1, 1, 2], [2, -9999, 1]], np.int16)
     path = write(tmp_path / "m.tif", values, crs=None, nodata=-9999)
