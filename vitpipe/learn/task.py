@@ -40,7 +40,7 @@ class LearnTask(Recipe):
     weights_digest: str = ""
     """Of the model in `weights_folder`."""
     label_units: str = ""
-    """Of values, where the configuration of the labels gives them."""
+    """Of values, where the labels say them."""
 
     def identity(self) -> str:
         """Digest of what decides the bits of the result; paths do not count. A checkpoint belongs to one identity."""
