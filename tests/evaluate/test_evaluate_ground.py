@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from evaluate_cases import Case, make_case
+from rasterio.warp import transform as warp
 
 from vitpipe.config import EvaluateRecipe
 from vitpipe.evaluate import evaluation
 from vitpipe.evaluate.evaluation import evaluate
-from vitpipe.evaluate.regions import _blocks, _by_distance
+from vitpipe.evaluate.regions import Ground, _blocks, _by_distance, write_layer
+from vitpipe.loading import parse_config
 
 
 def judge(case: Case) -> dict:
@@ -113,3 +115,31 @@ def test_a_bin_holds_its_lower_edge_and_an_rmse_is_one() -> None:
     assert [(low, high) for low, high, _ in found] == [(0, 200), (200, 300), (300, 300)]
     assert [each.estimate for _, _, each in found] == pytest.approx([2.0, 3.0, 4.0])
     assert [each.n for _, _, each in found] == [100, 100, 100]
+
+
+def test_the_cell_of_a_block_is_of_the_size_that_the_workspace_chose(tmp_path: Path) -> None:
+    case = on_ground(make_case(tmp_path, groups=80))
+    codes = case.manifest.table["group_id"].astype("category").cat.codes
+    table = case.manifest.table.assign(group_id=[f"ground-{code % 20}-{code // 20}" for code in codes])
+    case.workspace.ground_block.write_text(json.dumps({"block_m": 5000.0}))
+    source = parse_config(
+        {**case.config.model_dump(mode="json"), "source": {"kind": "geotiff", "path": "/nowhere", "block_m": "auto"}},
+        origin="test",
+    ).source
+    config = case.config.model_copy(update={"source": source})
+    judge(replace(case, config=config, manifest=replace(case.manifest, table=table)))
+    layer = json.loads((case.run_folder / "error_blocks.geojson").read_text())
+    for each in layer["features"]:
+        lon, lat = np.array(each["geometry"]["coordinates"][0]).T
+        x, y = warp("EPSG:4326", "EPSG:6933", lon[[0, 2]], lat[[0, 2]])
+        column, row = (int(part) for part in each["properties"]["group_id"].split("-")[1:])
+        assert [x[0] / 5000, y[0] / 5000] == pytest.approx([column, row], abs=1e-4)
+        assert [x[1] / 5000, y[1] / 5000] == pytest.approx([column + 1, row + 1], abs=1e-4)
+
+
+def test_a_block_at_the_antimeridian_does_not_go_around_the_world(tmp_path: Path) -> None:
+    table = placed(["ground-1736-0", "ground--1737-0"], [0, 1])
+    blocks = _blocks(table, 10_000.0, 0.95, squared=False)
+    write_layer(Ground(blocks, (), "error"), tmp_path)
+    for each in json.loads((tmp_path / "error_blocks.geojson").read_text())["features"]:
+        assert np.ptp(np.array(each["geometry"]["coordinates"][0])[:, 0]) < 0.2

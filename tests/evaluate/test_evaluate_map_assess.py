@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from vitpipe.errors import ConfigError, DataError
 from vitpipe.evaluate.map_accuracy import Design, map_accuracy
-from vitpipe.evaluate.map_assess import AccuracyRequest, assess_map, judge_map
+from vitpipe.evaluate.map_assess import AccuracyRequest, MapFindings, assess_map, judge_map
 from vitpipe.evaluate.map_ground import count_classes, open_classes, pixel_areas, pixel_edge_m
 
 UTM = from_origin(500_000, 5_500_000, 10, 10)
@@ -124,6 +124,35 @@ def test_the_pixels_of_polygons_are_counted_and_each_is_a_cluster(
     assert "polygons" in found.design
 
 
+def test_a_pixel_of_two_polygons_counts_once_and_a_contradicted_one_not_at_all(tmp_path: Path) -> None:
+    path = write(tmp_path / "map.tif", np.ones((40, 40), np.uint8))
+
+    def box(row: int, col: int, label: str) -> dict[str, object]:
+        corners = [(col, row), (col + 10, row), (col + 10, row + 10), (col, row + 10), (col, row)]
+        ring = [[500_000 + 10 * x, 5_500_000 - 10 * y] for x, y in corners]
+        return {
+            "type": "Feature",
+            "properties": {"label": label},
+            "geometry": {"type": "Polygon", "coordinates": [ring]},
+        }
+
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32632"}}
+
+    def judged(*features: dict[str, object]) -> MapFindings:
+        text = json.dumps({"type": "FeatureCollection", "crs": crs, "features": features})
+        (tmp_path / "p.geojson").write_text(text)
+        return judge_map(AccuracyRequest(path, tmp_path / "p.geojson"))
+
+    # Two side by side share an edge alone; the third repeats the first, the fourth lies half on it.
+    alike = judged(box(0, 0, "1"), box(0, 10, "1"), box(0, 0, "1"), box(5, 0, "1"), box(20, 20, "1"))
+    assert alike.accuracy.n == 350
+    assert alike.accuracy.n_clusters == 4
+    assert alike.reference.dropped == {"wholly covered by other polygons": 1}
+    other = judged(box(0, 0, "1"), box(5, 0, "2"), box(0, 20, "1"), box(20, 20, "2"))
+    assert other.accuracy.counts.tolist() == [[150, 150], [0, 0]]
+    assert other.reference.dropped == {"in the part of a polygon that one of another class covers, too": 2}
+
+
 def test_a_reference_raster_needs_blocks_and_gives_the_whole_matrix(
     scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
@@ -192,6 +221,23 @@ def test_the_lattice_measures_projected_pixels(tmp_path: Path, crs: str, x: floa
     expected = 1e4 * np.cos(lat) ** 2 if crs == "EPSG:3857" else 1e4
     assert areas == pytest.approx(np.full((2, 3), expected), rel=0.02)
     assert edge == pytest.approx(np.sqrt(expected), rel=0.02)
+
+
+@pytest.mark.parametrize(("edge_m", "size"), [(25_000.0, 180), (1_000.0, 130), (10.0, 130)])
+def test_the_ground_about_a_pole_and_of_coarse_pixels_is_measured(tmp_path: Path, edge_m: float, size: int) -> None:
+    # Lambert's equal-area projection of the pole: each pixel is edge_m squared, on this side of the equator.
+    path = tmp_path / "map.tif"
+    half = edge_m * size / 2
+    place = rasterio.transform.from_origin(-half, half, edge_m, edge_m)
+    shape = {"height": size, "width": size, "count": 1, "dtype": "uint8"}
+    with rasterio.open(path, "w", driver="GTiff", crs="EPSG:3571", transform=place, **shape) as dataset:
+        dataset.write(np.ones((size, size), np.uint8), 1)
+    with open_classes(path) as raster:
+        found = pixel_areas(raster, 0, size)
+        total = count_classes(raster)["area_m2"].sum()
+    assert found is not None
+    assert found[0] == pytest.approx(np.full(found[0].shape, edge_m**2), rel=1e-4)
+    assert total == pytest.approx((edge_m * size) ** 2, rel=5e-6)
 
 
 def test_the_class_of_int16_and_a_map_without_crs(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -284,3 +285,23 @@ def test_a_ridge_finds_a_line_wherever_the_channels_lie() -> None:
     targets = features @ [2.0, -1.0] + 40.0
     weight, bias = _ridge((features[:300], targets[:300]), (features[300:], targets[300:]))
     assert np.abs(features @ weight[0] + bias[0] - targets).max() < 0.01
+
+
+def test_a_first_block_without_a_label_leaves_tables_as_any_other(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = manifest.table[manifest.table["split"] == "val"].iloc[0]
+    none = IGNORE if manifest.task is Task.SEGMENTATION else NAN
+    for shard in sorted(manifest.table["shard_id"].unique()):
+        targets = np.load(manifest.targets_folder / f"{shard}.npy")
+        if shard == first["shard_id"]:
+            targets[first["shard_row"]] = none
+        write_targets(tmp_path / "targets", shard, targets)
+    monkeypatch.setattr("vitpipe.learn.pixel_tables._BLOCK_BYTES", 1)
+    predict = say if manifest.task is Task.SEGMENTATION else say_value
+    write_pixel_tables(
+        tmp_path, replace(manifest, targets_folder=tmp_path / "targets"), TileStore(manifest.tiles_folder), predict
+    )
+    sums, sample = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("pixels", "pixel_sample"))
+    assert sums.set_index("tile_id").loc[first["tile_id"], "n"] == 0
+    assert set(sample["tile_id"]) == set(sums["tile_id"]) - {first["tile_id"]}

@@ -6,6 +6,7 @@ import json
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,8 @@ def test_a_label_of_what_is_not_valid_changes_no_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("loss", ["huber", "mse"])
 def test_values_are_learnt_in_their_units_beside_a_unet_and_a_ridge(tmp_path: Path, loss: str) -> None:
     manifest = make_pixel_manifest(tmp_path / "m", PixelCase(labelled=0.3, task=Task.REGRESSION))
+    # Those of the label rasters' band: the configuration says none.
+    manifest = replace(manifest, target_units="t/ha")
     config = pixel_config(tmp_path, loss=loss, epochs=8, baseline="unet" if loss == "huber" else "none")
     folder = run_here(make_run(tmp_path / "run", config, manifest))
     rows, tiles, valid, targets = judged(manifest)
@@ -134,6 +137,7 @@ def test_values_are_learnt_in_their_units_beside_a_unet_and_a_ridge(tmp_path: Pa
     assert (values.dtype, values.shape) == (np.float32, (len(rows), 1, 20, 20))
     known = np.isfinite(targets)
     assert np.square(values[:, 0][known] - targets[known]).mean() < 0.25 * targets[known].var()
+    assert model.record.target["units"] == "t/ha"
     assert model.record.target["mean"] == pytest.approx(1025, abs=3)
 
     def r2(name: str) -> float:

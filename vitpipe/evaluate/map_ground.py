@@ -29,8 +29,12 @@ VALUES: Final = 256
 _LATTICE: Final = 64
 """Pixels between the points at which the ground is measured."""
 _STRIP_BYTES: Final = 64 << 20
-_WORLD_M: Final = 2 * 17_367_530.445
-"""Width of EPSG:6933."""
+_LATTICE_M: Final = 10_000.0
+"""At most so far apart: a coarse map of a pole would else be measured over cells of a thousand kilometres."""
+_DEGREE_M: Final = 111_320.0
+_HALF_WORLD_M: Final = 17_367_530.445161
+_POLE_M: Final = 7_342_230.13649868
+"""Where the antimeridian and the pole lie in EPSG:6933."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,7 @@ def pixel_areas(raster: ClassRaster, row: int, height: int) -> tuple[NDArray[np.
     Args:
         raster: has a CRS, or None comes back.
         row: first row.
-        height: rows; the ground is taken as even over 64 x 64 pixels, in degrees over whole rows.
+        height: rows; the ground is taken as even over 64 x 64 pixels or 10 km, in degrees over whole rows.
 
     Returns:
         Areas in m2 of one pixel, (rows of the lattice, columns of the lattice), and how many rows a lattice row holds.
@@ -154,22 +158,39 @@ def pixel_areas(raster: ClassRaster, row: int, height: int) -> tuple[NDArray[np.
         _, y = to_equal_area(crs, np.zeros(height + 1), np.clip(edges, -90, 90))
         x, _ = to_equal_area(crs, np.array([0.0, transform.a]), np.zeros(2))
         return np.abs(np.diff(y))[:, None] * abs(float(x[1] - x[0])), 1
-    rows = np.unique(np.append(np.arange(row, row + height, _LATTICE), row + height))
-    cols = np.unique(np.append(np.arange(0, raster.width, _LATTICE), raster.width))
+    step = _lattice_step(raster)
+    rows = np.unique(np.append(np.arange(row, row + height, step), row + height))
+    cols = np.unique(np.append(np.arange(0, raster.width, step), raster.width))
     at_col, at_row = np.meshgrid(cols, rows)
     flat = at_col.ravel().astype(np.float64), at_row.ravel().astype(np.float64)
     xs = transform.a * flat[0] + transform.b * flat[1] + transform.c
     ys = transform.d * flat[0] + transform.e * flat[1] + transform.f
-    x, y = to_equal_area(crs, xs, ys).reshape(2, *at_col.shape)
-    corners_x = np.stack([x[:-1, :-1], x[:-1, 1:], x[1:, 1:], x[1:, :-1]])
-    corners_y = np.stack([y[:-1, :-1], y[:-1, 1:], y[1:, 1:], y[1:, :-1]])
-    # A cell over the antimeridian has corners at both ends of the world.
-    corners_x = corners_x - corners_x[:1]
-    corners_x -= _WORLD_M * np.round(corners_x / _WORLD_M)
-    twice = np.sum(corners_x * np.roll(corners_y, -1, 0) - np.roll(corners_x, -1, 0) * corners_y, axis=0)
+    points = _on_sphere(to_equal_area(crs, xs, ys)).reshape(*at_col.shape, 3)
+    one, other = points[1:, 1:] - points[:-1, :-1], points[1:, :-1] - points[:-1, 1:]
     pixels = np.diff(rows)[:, None] * np.diff(cols)[None, :]
+    areas = np.linalg.norm(np.cross(one, other), axis=-1) / 2
     # What lies on no ground (the corners of a geostationary disk) has no area.
-    return np.nan_to_num(np.abs(twice) / 2) / pixels, _LATTICE
+    return np.nan_to_num(areas) / pixels, step
+
+
+def _lattice_step(raster: ClassRaster) -> int:
+    """Give the pixels between the points at which the ground is measured: 10 km at most, over which it is even."""
+    crs, transform = raster.dataset.crs, raster.dataset.transform
+    metres = _DEGREE_M if crs.is_geographic else float(crs.linear_units_factor[1])
+    edge = max(math.hypot(transform.a, transform.d), math.hypot(transform.b, transform.e)) * metres
+    return max(1, min(_LATTICE, int(_LATTICE_M / edge)))
+
+
+def _on_sphere(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Place points (2, N) of EPSG:6933 on the sphere of equal area, (N, 3) metres.
+
+    There a cell over a pole or over the antimeridian is one as any other.
+    """
+    longitude = points[0] / _HALF_WORLD_M * np.pi
+    up = points[1] / _POLE_M
+    out = np.sqrt(np.maximum(0.0, 1.0 - up**2))
+    radius = math.sqrt(_HALF_WORLD_M * _POLE_M / math.pi)
+    return radius * np.column_stack([out * np.cos(longitude), out * np.sin(longitude), up])
 
 
 def pixel_edge_m(raster: ClassRaster) -> float | None:
@@ -231,7 +252,7 @@ def _counted(
         return counts, np.zeros(size)
     ground, step = measured
     total, areas = np.zeros(size, dtype=np.int64), np.zeros(size)
-    columns = np.arange(codes.shape[1], dtype=np.int64) // _LATTICE if ground.shape[1] > 1 else None
+    columns = np.arange(codes.shape[1], dtype=np.int64) // step if ground.shape[1] > 1 else None
     for number, of_cells in enumerate(ground):
         part, here = codes[number * step : (number + 1) * step], valid[number * step : (number + 1) * step]
         if columns is None:

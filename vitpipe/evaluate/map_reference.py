@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +28,8 @@ REFERENCE_NO_COLUMN: Final = "REFERENCE_NO_COLUMN"
 _MAGIC: Final = {".geojson": b"{", ".json": b"{", ".gpkg": b"SQLite format 3\0", ".shp": b"\x00\x00\x27\x0a"}
 _DRIVERS: Final = ("GeoJSON", "GPKG", "ESRI Shapefile")
 TIFF_SUFFIXES: Final = (".tif", ".tiff", ".gtif")
+_CONTRADICTED: Final = "in the part of a polygon that one of another class covers, too"
+_COVERED: Final = "wholly covered by other polygons"
 _WINDOW_PX: Final = 4_000_000
 _PLACES: Final = (("x", "y"), ("lon", "lat"), ("longitude", "latitude"))
 
@@ -274,25 +276,61 @@ def _of_polygons(path: Path, placed: tuple[CRS, Any], rows: pd.DataFrame, look: 
     def onto(xy: NDArray[np.float64]) -> NDArray[np.float64]:
         return _onto(look, crs, xy[:, 0], xy[:, 1], path).T
 
-    dropped = {"without a label": 0, "outside the map": 0, "smaller than a pixel": 0}
+    labelled = (rows["reference"] != "").to_numpy() & ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
+    dropped = {"without a label": int((~labelled).sum()), "outside the map": 0, "smaller than a pixel": 0}
+    numbers = np.flatnonzero(labelled)
+    labels = rows["reference"].to_numpy()[numbers]
+    there = [_on_map(shape, onto) for shape in shapes[numbers]]
+    apart, dropped[_CONTRADICTED] = _apart(np.array(there, dtype=object), labels)
+    dropped[_COVERED] = 0
     parts = []
-    for number, (shape, label) in enumerate(zip(shapes, rows["reference"], strict=True)):
-        if label == "" or shape is None or shape.is_empty:
-            dropped["without a label"] += 1
+    for number, label, whole, shape in zip(numbers, labels, there, apart, strict=True):
+        if shape.is_empty:
+            dropped["outside the map" if whole.is_empty else _COVERED] += 1
             continue
-        # Long edges are bent by a change of CRS, so they get points between.
-        left, bottom, right, top = shape.bounds
-        dense = shapely.segmentize(shape, max(right - left, top - bottom, 1e-12) / 20)
-        there = shapely.make_valid(shapely.transform(dense, onto))
-        counts = pd.concat([pd.DataFrame(columns=["value", "stratum", "cluster", "count"]), *_pixels_in(there, look)])
+        counts = pd.concat([pd.DataFrame(columns=["value", "stratum", "cluster", "count"]), *_pixels_in(shape, look)])
         if counts.empty:
-            dropped["outside the map" if _misses(there, look) else "smaller than a pixel"] += 1
+            dropped["outside the map" if _misses(shape, look) else "smaller than a pixel"] += 1
             continue
         if look.block_px is None:
             counts["cluster"] = rows["cluster"].iloc[number] if look.cluster else number
         parts.append(counts.assign(reference=label))
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     return Reference(table, "polygons", _counted(dropped))
+
+
+def _on_map(shape: Any, onto: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Any:  # noqa: ANN401 - shapely
+    """Bring a polygon into the map's CRS; an empty one where that CRS has no place for it."""
+    import shapely
+
+    # Long edges are bent by a change of CRS, so they get points between.
+    left, bottom, right, top = shape.bounds
+    moved = shapely.transform(shapely.segmentize(shape, max(right - left, top - bottom, 1e-12) / 20), onto)
+    return shapely.make_valid(moved) if np.isfinite(shapely.get_coordinates(moved)).all() else shapely.Polygon()
+
+
+def _apart(shapes: NDArray[np.object_], labels: NDArray[np.object_]) -> tuple[NDArray[np.object_], int]:
+    """Cut polygons so that no ground is counted twice: a pixel in two of them would be two units, of two clusters.
+
+    What two of one class share stays with the first; what two classes claim is no reference, and leaves both.
+
+    Returns:
+        The shapes, some of them empty, and how many of them another class contradicts.
+    """
+    import shapely
+
+    first, second = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+    pairs = np.column_stack([first, second])[first < second]
+    shared = shapely.intersection(shapes[pairs[:, 0]], shapes[pairs[:, 1]])
+    real = shapely.area(shared) > 0
+    apart, contradicted = shapes.copy(), set[int]()
+    order = np.lexsort(pairs[real].T[::-1])
+    for (one, other), part in zip(pairs[real][order].tolist(), shared[real][order], strict=True):
+        apart[other] = shapely.difference(apart[other], part)
+        if labels[one] != labels[other]:
+            apart[one] = shapely.difference(apart[one], part)
+            contradicted |= {one, other}
+    return apart, len(contradicted)
 
 
 def _window_of(shape: Any, raster: ClassRaster) -> tuple[int, int, int, int]:  # noqa: ANN401 - shapely is lazy

@@ -27,6 +27,7 @@ from vitpipe.evaluate.judged import Judged
 from vitpipe.evaluate.pixels.evaluation import LABELLED
 from vitpipe.evaluate.pixels.sums import PixelUnits
 from vitpipe.evaluate.statistics import Counts, Estimate, Floats, Sampling, Statistic, Values, interval
+from vitpipe.ground.blocks import read_block_m
 from vitpipe.records import Json, Split, Task
 
 LAYER_FILE: Final = "error_blocks.geojson"
@@ -35,6 +36,9 @@ _PLACE: Final = ("x", "y")
 _MOST_BINS: Final = 6
 _LEAST_TILES: Final = 20
 """Of a bin of distances."""
+_EDGE_M: Final = 17_367_530.44
+_POLE_M: Final = 7_342_230.13
+"""Where EPSG:6933 ends, a little inside."""
 _CELL: Final = re.compile(r"ground-(-?\d+)-(-?\d+)")
 
 
@@ -76,8 +80,9 @@ def ground_of(judged: Judged) -> Ground | None:
     if placed.empty:
         return None
     recipe, squared = judged.config.evaluate, judged.manifest.task is Task.REGRESSION
-    block_m = getattr(judged.config.source, "block_m", None)
-    known = float(block_m) if isinstance(block_m, int | float) else None
+    stated = getattr(judged.config.source, "block_m", None)
+    # With `auto` the workspace alone knows the size that was chosen.
+    known = float(stated) if isinstance(stated, int | float) else read_block_m(judged.workspace.ground_block)
     return Ground(
         blocks=_blocks(placed, known, recipe.confidence, squared=squared),
         by_distance=_by_distance(placed, recipe, squared=squared) if DISTANCE in placed else (),
@@ -217,7 +222,8 @@ def write_layer(ground: Ground, folder: Path) -> None:
         ],
         axis=1,
     )
-    flat = corners.reshape(-1, 2)
+    # The last cell of a row reaches past the antimeridian, where the grid ends: its far side would wrap around.
+    flat = np.clip(corners.reshape(-1, 2), (-_EDGE_M, -_POLE_M), (_EDGE_M, _POLE_M))
     lon, lat = warp_points(CRS.from_epsg(6933), CRS.from_epsg(4326), flat[:, 0], flat[:, 1])
     rings = np.round(np.column_stack([lon, lat]), 7).reshape(len(blocks), 5, 2).tolist()
     properties = blocks[["group_id", "tiles", "weight", "error", "low", "high"]].to_dict("records")

@@ -167,11 +167,14 @@ def _check_comparable(champion: Predictor, manifest: Manifest) -> None:
         ("units", contract.units, manifest.units),
         ("classes", tuple(sorted(contract.classes)), tuple(sorted(manifest.classes))),
         ("task", str(contract.task), str(manifest.task)),
+        ("units of its values", contract.target_units, manifest.target_units),
         ("tile size", contract.tile_shape[1:], manifest.tile_shape[1:]),
     )
     for what, theirs, ours in pairs:
         if theirs != ours:
-            raise _CannotCompare(f"which has other {what}: {_text(theirs)} there, {_text(ours)} here")
+            raise _CannotCompare(
+                f"which has other {what}: {_text(theirs) or 'none'} there, {_text(ours) or 'none'} here"
+            )
 
 
 def _run(champion: Predictor, rows: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:

@@ -177,7 +177,10 @@ class _Table:
 
     def write(self, columns: dict[str, object]) -> None:
         """Append rows."""
-        table = pa.table({name: pa.array(values) for name, values in columns.items()})
+        # A block may hold no row, which says nothing of what its columns are.
+        texts = ("tile_id", "split")
+        arrays = {name: pa.array(values, pa.string() if name in texts else None) for name, values in columns.items()}
+        table = pa.table(arrays)
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._partial, table.schema, compression="zstd")
         self._writer.write_table(table.cast(self._writer.schema))

@@ -40,7 +40,7 @@ class LearnTask(Recipe):
     weights_digest: str = ""
     """Of the model in `weights_folder`."""
     label_units: str = ""
-    """Of values, where the configuration of the labels gives them."""
+    """Of values, where the labels say them."""
     label_background: str | None = None
     """The class of pixels on which nothing is drawn, where the configuration of the labels names one."""
 
