@@ -304,3 +304,14 @@ def test_intervals_of_pixels_hold_as_often_as_they_say() -> None:
         assert each.high is not None
         held += each.low <= 0.75 <= each.high
     assert 0.9 <= held / 200 <= 0.985
+
+
+def test_overlapping_tiles_are_said(tmp_path: Path) -> None:
+    made = make_pixel_case(tmp_path, groups=40)
+    judge(made)
+    assert not any("overlap" in note for note in numbers_of(made)["notes"])
+    table = made.case.manifest.table
+    more = table.assign(labelled_px=table["labelled_px"] + (table["split"] == "test") * 5)
+    judge(replace(made, case=replace(made.case, manifest=replace(made.case.manifest, table=more, digest="other"))))
+    count = 5 * int((table["split"] == "test").sum())
+    assert f"Tiles overlap, in {count} labelled pixels more than once" in " ".join(numbers_of(made)["notes"])

@@ -222,6 +222,8 @@ class GeotiffSource(Recipe):
             raise ValueError(f"`path`: {problem}")
         if self.verify and names_addresses(self.path):
             raise ValueError("`verify` reads files of this machine; download the scenes, or leave it out")
+        if self.bands and len(set(self.bands)) < len(self.bands):
+            raise ValueError(f"`bands` names a band twice: {', '.join(self.bands)}")
         return self
 
     @model_serializer(mode="wrap")

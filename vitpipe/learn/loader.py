@@ -99,6 +99,8 @@ class SplitTiles:
         self._rows = table[["shard_id", "shard_row", "valid_fraction"]].reset_index(drop=True)
         self.tile_shape = manifest.tile_shape
         self.tile_ids: list[str] = table["tile_id"].tolist()
+        self.places = table[["source_id", "frame", "row", "col"]].reset_index(drop=True)
+        """Where the tiles lie in their sources."""
         self._pixels = pixel_targets(manifest)
         self.targets = (
             encode_targets(table["label"], manifest.classes, multi_label=manifest.multi_label)

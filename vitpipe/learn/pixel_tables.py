@@ -1,5 +1,7 @@
 """What a model says of the judged pixels, in two tables: sums of every tile, and a sample of its labelled pixels.
 
+A pixel that lies in several tiles counts in one of them, see `vitpipe.learn.counted`.
+
 ``pixels.parquet``: `tile_id, split, n`; of classes `counts` (K * K int64, row-major, reference x predicted), of values
 `sum_y, sum_y2, sum_p, sum_p2, sum_yp, sum_abs_error, sum_sq_error` (float64, the label's units).
 ``pixel_sample.parquet``: `tile_id, split`, of volumes `frame`, then `row, col, weight, truth`, and `logit_<i>` or
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 
 from vitpipe.atomic import write_file
 from vitpipe.digest import digest
+from vitpipe.learn.counted import CountedPixels
 from vitpipe.learn.loader import SplitTiles
 from vitpipe.manifest import Manifest
 from vitpipe.pixel_targets import IGNORE
@@ -66,7 +69,11 @@ def write_pixel_tables(
 def judged_blocks(
     tiles: SplitTiles, predict: PixelLogits, classes: int, batch_size: int
 ) -> Iterator[tuple[list[str], NDArray[np.generic], NDArray[np.float32]]]:
-    """Give tile_ids, targets and logits; tiles and logits of a block stay within some 64 MiB."""
+    """Give tile_ids, targets and logits; tiles and logits of a block stay within some 64 MiB.
+
+    A pixel of several tiles of the split has a target in one of them alone.
+    """
+    counted = CountedPixels(tiles.places, tiles.tile_shape[1:])
     pixels = math.prod(tiles.tile_shape[1:])
     tile_bytes = 4 * pixels * max(tiles.tile_shape[0], 2 * classes)
     block = batch_size * max(1, _BLOCK_BYTES // (tile_bytes * batch_size))
@@ -74,6 +81,8 @@ def judged_blocks(
         places = np.arange(start, min(len(tiles), start + block))
         values, valid = tiles.read(places)
         truth = tiles.targets_at(places, valid).numpy()
+        if (elsewhere := counted.drop(places)) is not None:
+            truth[elsewhere] = IGNORE if truth.dtype == np.uint8 else np.nan
         yield tiles.tile_ids[start : start + block], truth, predict(values, valid)
 
 

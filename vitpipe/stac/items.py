@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,9 +81,13 @@ def choose(found: Found, name: str, source: StacSource) -> WantedScene:
             the item lacks what is named, or cannot be used.
     """
     try:
-        return _choose(found, name, source)
+        wanted = _choose(found, name, source)
+        json.dumps(wanted.item, ensure_ascii=False).encode()
     except RecursionError:
         raise UnreadableSource("BAD_ITEM", "the item nests values too deep to be read", name) from None
+    except UnicodeError:
+        raise UnreadableSource("BAD_ITEM", "the item holds text that is no Unicode", name) from None
+    return wanted
 
 
 def _choose(found: Found, name: str, source: StacSource) -> WantedScene:

@@ -201,6 +201,11 @@ def _notes(
         f"{int(test['n'].sum()):,} labelled pixels of {len(test)} test tiles are judged; pixels without a label or "
         "without valid data count nowhere."
     )
+    if LABELLED in test and (again := int(test[LABELLED].sum()) - int(test["n"].sum())) > 0:
+        yield (
+            f"Tiles overlap, in {again:,} labelled pixels more than once: each pixel counts once, in the tile whose "
+            "centre is nearest."
+        )
     n_groups = int(test["group_id"].nunique())
     if n_groups < MIN_BOOTSTRAP_GROUPS:
         yield (
