@@ -11,7 +11,7 @@ import shapely.affinity
 
 from tests.conftest import SHARED
 from tests.labels.ground_cases import Run, X, Y, write_scene, write_tif
-from tests.labels.test_label_vector import write_vectors
+from tests.labels.vector_cases import write_vectors
 from vitpipe.check import check_pipeline
 from vitpipe.config import GeotiffSource, RasterLabels, VectorLabels
 from vitpipe.loading import load_config, parse_config
@@ -87,6 +87,25 @@ def test_a_class_raster_beside_scenes_labels_their_pixels_and_a_table_comes_firs
     (tmp_path / "labels.csv").write_text("path,label\n" + rows)
     write_starter(tmp_path / "data", tmp_path / "pipeline.yaml", overwrite=True)
     assert load_config(tmp_path).labels.kind == "table"  # type: ignore[union-attr]
+
+
+def test_class_rasters_that_are_one_a_scene_are_taken_together(tmp_path: Path) -> None:
+    for number in range(3):
+        x = X + 2000 * number
+        write_scene(tmp_path / "data" / f"{number}.tif", 60, 90, seed=number, x=x)
+        classes = np.random.default_rng(number).integers(0, 3, (60, 90)).astype(np.uint8)
+        write_tif(tmp_path / f"{number}_mask.tif", classes, x=x)
+    write_starter(tmp_path / "data", tmp_path / "pipeline.yaml", overwrite=False)
+    labels = load_config(tmp_path).labels
+    assert isinstance(labels, RasterLabels)
+    assert Path(labels.path) == tmp_path
+    # Heights beside them are no classes: then it is one file, and it is said how many scenes have labels.
+    write_tif(tmp_path / "heights.tif", np.random.default_rng(1).normal(5, 1, (60, 900)).astype(np.float32))
+    said = write_starter(tmp_path / "data", tmp_path / "pipeline.yaml", overwrite=True).lines
+    labels = load_config(tmp_path).labels
+    assert isinstance(labels, RasterLabels)
+    assert Path(labels.path).name == "0_mask.tif"
+    assert any("on 1 source(s)" in line for line in said)
 
 
 @pytest.mark.shared

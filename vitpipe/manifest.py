@@ -30,7 +30,7 @@ from vitpipe.records import BOX_COLUMN, WHOLE_SOURCE, Json, Source, Task, Window
 from vitpipe.resample import prepared_grid
 from vitpipe.store import TileStore
 from vitpipe.tile_labels import label_tiles
-from vitpipe.tile_targets import make_targets
+from vitpipe.tile_targets import make_targets, values_of
 from vitpipe.tiling import tile_digest
 from vitpipe.workspace import Workspace
 
@@ -126,7 +126,8 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
             f"none of the {len(tiles)} tile(s) has a label: the labelled sources gave no tile; lower "
             "`tiles.min_valid_fraction`, or label other sources"
         )
-    grounded = place_on_ground(config, workspace, table, sources, multi_label=labels.multi_label)
+    values = None if of_pixels is None else values_of(of_pixels.loc[table["tile_id"]])
+    grounded = place_on_ground(config, workspace, table, sources, multi_label=labels.multi_label, values=values)
     table["group_id"] = grounded.groups(table["group_id"])
     torn = _groups_torn_by_labels(table)
     table["group_id"] = table["label_group"].where(table["label_group"] != "", table["group_id"])

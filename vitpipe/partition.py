@@ -71,7 +71,13 @@ class Grounded:
 
 
 def place_on_ground(
-    config: PipelineConfig, workspace: Workspace, table: pd.DataFrame, sources: Sequence[Source], *, multi_label: bool
+    config: PipelineConfig,
+    workspace: Workspace,
+    table: pd.DataFrame,
+    sources: Sequence[Source],
+    *,
+    multi_label: bool,
+    values: NDArray[np.float64] | None = None,
 ) -> Grounded:
     """Find the ground of labelled tiles, and the size of its blocks.
 
@@ -81,6 +87,8 @@ def place_on_ground(
         table: a row a labelled tile: `source_id, label` and its window.
         sources: the catalog.
         multi_label: whether a label holds several classes.
+        values: (N, K) what resembles each other, where labels are per pixel: shares of classes, or a mean value; None:
+            the labels.
 
     Raises:
         ConfigError: the workspace has blocks of another size.
@@ -93,7 +101,9 @@ def place_on_ground(
     check_kept(workspace.ground_block, asked, kept_m)
     order = np.argsort(table["tile_id"].to_numpy(dtype=object))
     order = order[ground.known[order]]
-    indicators = class_indicators(table["label"].iloc[order], multi_label=multi_label)
+    if values is None:
+        values = class_indicators(table["label"], multi_label=multi_label)
+    indicators = values[order]
     return Grounded(ground, choose_blocks(asked, ground.centres[order], indicators, kept_m, config.split.seed))
 
 
@@ -129,6 +139,9 @@ def partition(
         LeakageError: a group, the same pixels, or the same ground, stand in two splits.
     """
     kept, table, spheres, ruled_notes = _with_splits(config, workspace, table, sources, multi_label=multi_label)
+    if grounded.blocks is not None:
+        # What fails below leaves the groups assigned, and their names are those of blocks of this size.
+        keep_blocks(workspace.ground_block, grounded.blocks)
     audit: dict[str, Json] = {"torn_groups": 0, "equal_pixels": 0}
     if grounded.ground is None or not grounded.ground.where(kept).known.any():
         check_leaks(table)
@@ -140,7 +153,8 @@ def partition(
     if not (splits == str(Split.TRAIN)).any():
         raise SplitError(
             "no tile is left in the train split: all share ground with another split or are nearer than "
-            f"{config.split.buffer_m:g} m to one; set a smaller `split.buffer_m`, or a larger `source.block_m`"
+            f"{config.split.buffer_m:g} m to one; set a smaller `split.buffer_m`, or start over in another "
+            "`workspace` with a larger `source.block_m`"
         )
     check_leaks(table)
     pairs = ground_audit(splits, ground)
@@ -158,7 +172,6 @@ def partition(
     if grounded.blocks is not None:
         audit["blocks"] = grounded.blocks.to_json()
         said += grounded.blocks.sentences()
-        keep_blocks(workspace.ground_block, grounded.blocks)
     said += [text for _, text in notes.values() if text]
     if without:
         said.append(f"{without} tile(s) lie on no known ground: only their pixels and groups are compared")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,18 +55,23 @@ def guess_ground_labels(
         if guess := _guess_vectors(place, sources, size_px, lines):
             return guess
     scenes = {file for source in sources for file in source.files}
-    for path in files:
-        if path.suffix.lower() not in _TIFFS or str(path) in scenes:
-            continue
-        if guess := _guess_raster(path, sources, lines):
+    rasters = [path for path in files if _may_be_labels(path, scenes)]
+    for place in _together(rasters):
+        # A folder is read as a whole: with another raster in it, its files are tried one by one.
+        inside = [place] if place.is_file() else (path for path in place.rglob("*") if _may_be_labels(path, scenes))
+        if guess := _guess_rasters(place, inside, sources, lines):
             return guess
     return None
 
 
-def _together(vectors: Sequence[Path]) -> Iterator[Path]:
-    """Give the folders of several vector files, which may be one a scene, and then the files."""
-    for folder in dict.fromkeys(path.parent for path in vectors):
-        inside = [path for path in vectors if path.parent == folder]
+def _may_be_labels(path: Path, scenes: set[str]) -> bool:
+    return path.suffix.lower() in _TIFFS and str(path) not in scenes
+
+
+def _together(files: Sequence[Path]) -> Iterator[Path]:
+    """Give the folders of several files, which may be one a scene, and then the files."""
+    for folder in dict.fromkeys(path.parent for path in files):
+        inside = [path for path in files if path.parent == folder]
         if len(inside) > 1:
             yield folder
         yield from inside
@@ -153,17 +158,19 @@ def _pixel_tile_px(sources: Sequence[Source]) -> int:
     return _PIXEL_TILES_PX[-1]
 
 
-def _guess_raster(path: Path, sources: Sequence[Source], lines: list[str]) -> LabelGuess | None:
+def _guess_rasters(
+    place: Path, files: Iterable[Path], sources: Sequence[Source], lines: list[str]
+) -> LabelGuess | None:
     from vitpipe.labels.raster import is_class_raster, read_raster_labels
 
-    if not is_class_raster(path):
+    if not all(is_class_raster(path) for path in files):
         return None
-    values: dict[str, Json] = {"kind": "raster", "path": str(path), "per": "pixel"}
+    values: dict[str, Json] = {"kind": "raster", "path": str(place), "per": "pixel"}
     try:
         labels = read_raster_labels(RasterLabels.model_validate(values), sources, None)
         if len(labels.classes) > _MOST_CLASSES:
             return None
-        line = f"labels: {path.name} ({_shown(labels)}), each pixel"
+        line = f"labels: {place.name} ({_shown(labels)}), each pixel"
         if all(name.isdigit() for name in labels.classes):
             line += "; the raster does not name its values: name them in `labels.classes`"
             if len(labels.classes) <= _MOST_UNNAMED:

@@ -1,9 +1,9 @@
 """The targets of every pixel of the tiles, where labels lie on the image: an array a shard, made once.
 
 ``labels/<digest>/<shard_id>.npy`` holds the targets (`vitpipe.pixel_targets`), ``<shard_id>.parquet`` beside it a row
-a tile that was asked: `tile_id, drawn, labelled_px, counts` (labelled pixels a class). The table is written last: a
-shard with it is not made again, unless what lies on one of its sources has changed. Shards do not know each other, so
-several processes may make them at once.
+a tile that was asked: `tile_id, drawn, labelled_px, counts, mean` (labelled pixels a class; mean of continuous values).
+The table is written last: a shard with it is not made again, unless what lies on one of its sources has changed. Shards
+do not know each other, so several processes may make them at once.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def make_targets(
 
     Returns:
         The folder of the arrays, and a row a tile of a source with labels: `tile_id, label` (None where no pixel is
-        labelled), `labelled_px, counts`.
+        labelled), `labelled_px, counts, mean`.
     """
     workspace, tiles_digest = store
     folder = workspace.targets(digest([labels.digest, tiles_digest]))
@@ -56,7 +56,7 @@ def make_targets(
     drawn = tiles.assign(drawn=said)[said.notna()]
     known = {source.source_id: source for source in sources}
     tile_store = TileStore(workspace.tiles(tiles_digest))
-    columns = {"tile_id": "str", "drawn": "str", "labelled_px": "int64", "counts": "object"}
+    columns = {"tile_id": "str", "drawn": "str", "labelled_px": "int64", "counts": "object", "mean": "float64"}
     parts = [pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in columns.items()})]
     for shard_id, part in drawn.groupby("shard_id", sort=True):
         parts.append(_shard(folder, str(shard_id), part, (known, labels, recipe, tile_store)))
@@ -73,6 +73,22 @@ def _labels(table: pd.DataFrame, labels: LabelSet) -> pd.Series:
     return pd.Series(np.array(labels.classes, object)[most], table.index, dtype="object").where(there, None)
 
 
+def values_of(table: pd.DataFrame) -> NDArray[np.float64]:
+    """Give what tiles resemble each other in: the shares of the classes (N, K), or their mean values (N, 1).
+
+    Args:
+        table: rows of :func:`make_targets` of labelled tiles. Mean values come in their standard deviations.
+    """
+    counts = np.stack([np.asarray(found, np.float64) for found in table["counts"]])
+    if counts.shape[1]:
+        shares: NDArray[np.float64] = counts / counts.sum(axis=1, keepdims=True)
+        return shares
+    mean = table["mean"].to_numpy(np.float64)
+    spread = float(mean.std())
+    deviations: NDArray[np.float64] = (mean - mean.mean()) / (spread if spread > 0 else 1.0)
+    return deviations[:, None]
+
+
 _Given = tuple[dict[str, Source], LabelSet, TileRecipe, TileStore]
 
 
@@ -82,7 +98,7 @@ def _shard(folder: Path, shard_id: str, part: pd.DataFrame, given: _Given) -> pd
     wanted = pd.MultiIndex.from_frame(part[["tile_id", "drawn"]])
     if path.exists() and targets_path(folder, shard_id).exists():
         kept = pd.read_parquet(path)
-        if wanted.isin(pd.MultiIndex.from_frame(kept[["tile_id", "drawn"]])).all():
+        if "mean" in kept and wanted.isin(pd.MultiIndex.from_frame(kept[["tile_id", "drawn"]])).all():
             return kept[kept["tile_id"].isin(part["tile_id"])]
     known, labels, recipe, store = given
     contract = read_contract(store.folder / shard_id)
@@ -99,7 +115,9 @@ def _shard(folder: Path, shard_id: str, part: pd.DataFrame, given: _Given) -> pd
     px = [int(np.count_nonzero(~np.isnan(targets[row]))) if continuous else int(found.sum())
           for row, found in zip(rows, counts, strict=True)]  # fmt: skip
     table = pd.DataFrame({"tile_id": part["tile_id"].to_numpy(), "drawn": part["drawn"].to_numpy()})
-    table = table.assign(labelled_px=np.array(px, np.int64), counts=pd.Series(counts, dtype="object"))
+    mean = [float(np.nanmean(targets[row], dtype=np.float64)) if continuous and labelled else np.nan
+            for row, labelled in zip(rows, px, strict=True)]  # fmt: skip
+    table = table.assign(labelled_px=np.array(px, np.int64), counts=pd.Series(counts, dtype="object"), mean=mean)
     write_parquet(path, table)
     return table
 

@@ -11,6 +11,7 @@ import pytest
 from tests.ground.ground_cases import config_of, corner_at, parted, scene, tiles_of
 from vitpipe.config import TileRecipe
 from vitpipe.errors import LeakageError, SplitError
+from vitpipe.ground.blocks import read_block_m
 from vitpipe.partition import GROUND_COLUMNS, Partition
 from vitpipe.records import Source
 from vitpipe.splits import read_splits
@@ -102,6 +103,15 @@ def test_a_buffer_that_leaves_no_training_tile_says_so(tmp_path: Path) -> None:
     source = scene("a", 32633, (500_000.0, 5_000_000.0))
     with pytest.raises(SplitError, match=r"no tile is left in the train split.*smaller `split.buffer_m`"):
         build(tmp_path, [source], TileRecipe(size=64), buffer_m=50_000.0)
+
+
+def test_a_run_that_fails_after_the_split_keeps_the_size_of_its_blocks(tmp_path: Path) -> None:
+    source = scene("a", 32633, (500_000.0, 5_000_000.0))
+    with pytest.raises(SplitError, match=r"another `workspace` with a larger `source.block_m`"):
+        build(tmp_path, [source], TileRecipe(size=64), buffer_m=50_000.0)
+    # Groups are named by their block: another size would give their splits to other ground.
+    assert len(read_splits(Workspace(tmp_path))) > 0
+    assert read_block_m(Workspace(tmp_path).ground_block) == 10_000.0
 
 
 def test_growth_moves_no_group_and_clears_new_borders(tmp_path: Path) -> None:

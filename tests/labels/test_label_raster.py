@@ -230,12 +230,29 @@ def test_continuous_values_are_regression_targets_in_their_units(tmp_path: Path)
 
 def test_ignored_values_are_no_targets_of_a_regression(tmp_path: Path) -> None:
     write_scene(tmp_path / "scenes" / "a.tif", H, W)
-    heights = np.random.default_rng(3).normal(100, 20, (H, W)).astype(np.float32)
+    heights = np.random.default_rng(3).normal(100, 20, (H, W)).astype(np.float32).astype(np.float64)
     heights[:10] = -9999
+    heights[20], heights[21] = 1e300, -1e39
     path = write_tif(tmp_path / "labels.tif", heights)
     values: dict[str, object] = {"kind": "raster", "path": str(path), "values": "continuous", "ignore": [-9999]}
     _, found = Run(make_config(tmp_path, values)).targets()
-    np.testing.assert_array_equal(found["a"], np.where(heights == -9999, np.nan, heights))
+    # No float32 holds the largest ones.
+    np.testing.assert_array_equal(found["a"], np.where(np.abs(heights) > 9000, np.nan, heights))
+
+
+@pytest.mark.parametrize("values", ["continuous", "classes"])
+def test_the_range_of_labels_is_that_of_their_values_and_shares(tmp_path: Path, values: str) -> None:
+    size, rng = 448, np.random.default_rng(5)
+    write_scene(tmp_path / "scenes" / "a.tif", size, size)
+    # Squares of 640 m, tiles of 160 m: beyond 640 m nothing is alike, whatever most of a tile is.
+    low = np.kron(rng.uniform(0, 0.45, (7, 7)), np.ones((64, 64)))
+    drawn = low.astype(np.float32) if values == "continuous" else (rng.uniform(size=low.shape) < low).astype(np.uint8)
+    write_tif(tmp_path / "labels.tif", drawn)
+    config = make_config(tmp_path, {"kind": "raster", "path": str(tmp_path / "labels.tif"), "values": values})
+    blocks = Run(config).manifest().audit["blocks"]
+    assert isinstance(blocks, dict)
+    assert isinstance(blocks["range_m"], float)
+    assert 400 < blocks["range_m"] < 1100
 
 
 def read_manifest_of(manifest: Manifest, folder: Path) -> Manifest:

@@ -203,8 +203,12 @@ class _RasterPainter:
         values, said = read_values(self._dataset, self._band.number, window)
         if self._band.places is None:
             said &= ~np.isin(values, self._band.ignored)
-            found = np.where(said, values, np.nan).astype(np.float32)
-            return found * np.float32(self._scale) + np.float32(self._offset)
+            with np.errstate(over="ignore"):
+                found = np.where(said, values, np.nan).astype(np.float32)
+                found = found * np.float32(self._scale) + np.float32(self._offset)
+            # One value that float32 cannot hold would make every loss infinite.
+            found[~np.isfinite(found)] = np.nan
+            return found
         return to_places(values, said, self._band.places)
 
     def _window(self, part: Rectangle) -> tuple[Rectangle, bool]:
