@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(known)}; all if empty")
     parser.add_argument("--large", action="store_true", help="inputs as large as in the goals: minutes, and gigabytes")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each case (default 3)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only tables whose title holds this text")
     parser.add_argument("--json", type=Path, help="also write every measured number to this file")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.names) - set(known))
@@ -39,6 +40,8 @@ def main() -> int:
         module = importlib.import_module(f"benchmarks.bench_{name}")
         with tempfile.TemporaryDirectory(prefix=f"vitpipe-bench-{name}-") as folder:
             for table in module.tables(Path(folder), large=arguments.large):
+                if arguments.only not in table.title:
+                    continue
                 rows = run_table(table, rounds=arguments.rounds)
                 print(format_table(table, rows), flush=True)
                 measured.append(to_json(table, rows))

@@ -7,6 +7,7 @@ within 10 % of the order of the file, and memory of two rows of blocks and 128 M
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def tables(folder: Path, *, large: bool) -> list[Table]:
     return made
 
 
+_TORCHGEO = ("torchgeo", "geopandas", "torchvision")
 _NOTES = ("Two threads are meant to halve the wall time, not the CPU time.",)
 
 
@@ -92,7 +94,8 @@ def _cases(path: str, size: int) -> tuple[Case, ...]:
         Case("limit: decode only", decode_only, (path,), ("imagecodecs",), result_may_differ=True),
         Case("rasterio, a read a tile, raster order", rasterio_windows, at),
         Case("rasterio, opened for every tile", rasterio_reopened, at),
-        Case("TorchGeo, RasterDataset and GridGeoSampler", torchgeo_grid, at, ("torchgeo", "geopandas", "torchvision")),
+        Case("TorchGeo, RasterDataset and GridGeoSampler, a thread", torchgeo_grid, (*at, 1), _TORCHGEO),
+        Case("TorchGeo, the same, a thread a processor", torchgeo_grid, (*at, os.cpu_count() or 1), _TORCHGEO),
     )
 
 
@@ -206,12 +209,18 @@ def decode_only(path: str) -> float:
     return float(size)
 
 
-def torchgeo_grid(path: str, size: int) -> float:
-    """Sample the scene by TorchGeo: a dataset of one file, its grid sampler, a loader in this process."""
+def torchgeo_grid(path: str, size: int, threads: int) -> float:
+    """Sample the scene by TorchGeo: a dataset of one file, its grid sampler, a loader in this process.
+
+    With its default settings, so the tiles are float32. In a worker of a loader torch has one thread; in the process
+    itself, where nothing is set, one a processor, and those that wait for work take CPU time.
+    """
+    import torch
     from torch.utils.data import DataLoader
     from torchgeo.datasets import RasterDataset, stack_samples
     from torchgeo.samplers import GridGeoSampler
 
+    torch.set_num_threads(threads)
     dataset = RasterDataset(paths=[path])
     sampler = GridGeoSampler(dataset, size=size, stride=size)
     loader = DataLoader(dataset, batch_size=1, sampler=sampler, collate_fn=stack_samples, num_workers=0)

@@ -93,7 +93,8 @@ def cut_windows(
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[Any], NDArray[np.bool_]]]:
     """Cut windows that are asked for in any order: they are answered from top to bottom, so no block is decoded twice.
 
-    What is held are the rows of blocks that one row of blocks of windows reaches into, and 32 MiB of tiles.
+    What is held are the windows that are open while a row of blocks is decoded, see `can_be_open`; where they are too
+    small or too many, the rows of blocks that one row of blocks of windows reaches into, and 32 MiB of tiles.
 
     Args:
         raster: an opened source.
