@@ -159,11 +159,12 @@ def predict(  # noqa: PLR0913 - a parameter an option
         typer.Option("--dicom", help="Write a DICOM structured report or segmentation of each source too."),
     ] = None,
     overlap: Annotated[
-        float, typer.Option("--overlap", min=0, max=0.9, help="Maps: share of a tile that the next one covers too.")
+        float,
+        typer.Option("--overlap", min=0, max=0.9, help="Maps and masks: share of a tile that the next one covers too."),
     ] = 0.25,
     tta: Annotated[
         Literal["none", "d4"],
-        typer.Option("--tta", help="Maps: average over all eight turns and flips of each tile (d4)."),
+        typer.Option("--tta", help="Maps and masks: average over all eight turns and flips of each tile (d4)."),
     ] = "none",
     grid: Annotated[
         bool, typer.Option("--map", help="Models of tiles: write a raster of one pixel a tile for each scene.")

@@ -38,9 +38,10 @@ def itself(tiles: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.f
 
 
 def positional(tiles: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Give what depends on the place in the tile, as models do near a tile's rim."""
+    """Give what depends on the place in the tile, and on what lies around, as models do near a tile's rim."""
     places = [np.linspace(0, 1, size, dtype=np.float32) for size in tiles.shape[2:]]
-    return tiles * (1 + np.multiply.outer(np.multiply.outer(places[0], places[1] ** 2), 1 - places[2]))
+    around = (tiles * places[0][:, None, None]).mean(axis=(2, 3, 4), keepdims=True)
+    return around + tiles * (1 + np.multiply.outer(np.multiply.outer(places[0], places[1] ** 2), 1 - places[2]))
 
 
 def whole(raster: Raster, model: PixelModel, plan: MapPlan) -> NDArray[np.float32]:
@@ -122,6 +123,13 @@ def test_layer_by_layer_is_as_in_memory(raster: MemoryRaster, depth: int, overla
     expected = in_memory(raster, positional, plan)
     scale = np.abs(raster.pixels).max() + 1
     np.testing.assert_allclose(whole(raster, positional, plan), expected, rtol=0, atol=4e-6 * scale)
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 9), (9, 3, 9), (9, 9, 5), (2, 20, 4), (1, 9, 9)])
+def test_an_axis_that_is_shorter_than_a_tile_is_mirrored(shape: tuple[int, int, int]) -> None:
+    raster = MemoryRaster(np.random.default_rng(1).normal(0, 1, (shape[0], 1, *shape[1:])).astype(np.float32))
+    plan = MapPlan(8, 1, 0.3, depth=8)
+    np.testing.assert_allclose(whole(raster, positional, plan), in_memory(raster, positional, plan), rtol=0, atol=4e-6)
 
 
 CODES = ["LPS", "RAS", "SLA", "ILP", "PSR"]

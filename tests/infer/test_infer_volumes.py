@@ -218,6 +218,19 @@ def test_a_series_that_no_object_can_refer_to_keeps_its_volumes(
     assert quarantine["code"].tolist() == ["NO_DICOM_RESULT"]
 
 
+def test_a_series_without_anything_in_it_has_a_mask_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    highdicom = pytest.importorskip("highdicom", reason="needs the extra dicom-results")
+    hold(monkeypatch, predictor_of(tmp_path / "model"))
+    data = write_series(tmp_path / "series", RescaleSlope=0.001, RescaleIntercept=-800)
+    run(data, tmp_path / "out", "seg")
+    (file,) = (tmp_path / "out" / "dicom_seg").iterdir()
+    assert errors_of(file) == []
+    written = highdicom.seg.segread(file)
+    assert [item.SegmentLabel for item in written.SegmentSequence] == ["bright", "dark"]
+    assert not written.pixel_array.any()
+    assert pd.read_parquet(tmp_path / "out" / "sources.parquet").iloc[0]["volume_ml_bright"] == 0
+
+
 def test_a_single_frame_has_no_volume_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("highdicom", reason="needs the extra dicom-results")
     hold(monkeypatch, predictor_of(tmp_path / "model"))

@@ -1,4 +1,4 @@
-"""How maps are made of whole scenes."""
+"""How maps are made of whole scenes, and masks of whole stacks."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ class Predictor:
                 pixels.
             DataError: nothing there can be read; names the codes.
         """
-        self._require_tiles("`vitpipe predict` writes them as maps")
+        self._require_tiles("`vitpipe predict` writes maps of scenes and masks of series")
         path = local_path(place)
         domain = self.domain
         rejected: list[Rejected] = []
