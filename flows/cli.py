@@ -152,7 +152,12 @@ def register(config: ConfigPath = Path("pipeline.yaml"), as_json: AsJson = False
 def predict(  # noqa: PLR0913 - a parameter an option
     *,
     model_uri: Annotated[str, typer.Argument(help="Such as models:/ct-contrast@champion.")],
-    source: Annotated[Path, typer.Argument(help="File or folder of DICOM files, GeoTIFF scenes or photographs.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="File or folder of DICOM files, GeoTIFF scenes or photographs; https:// or s3:// address of a scene."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the predictions.")] = Path("predictions"),
     dicom: Annotated[
         Literal["sr", "seg"] | None,
@@ -185,7 +190,7 @@ def predict(  # noqa: PLR0913 - a parameter an option
         workspace = _find_registry(workspace)
         place = str(workspace) if workspace else None
         maps = MapRecipe(overlap=overlap, tta=tta, vectors=vectors, min_area_px=min_area, grid=grid)
-        summary = results.predict(model_uri, str(source), str(out), place, dicom=dicom, maps=maps)
+        summary = results.predict(model_uri, source, str(out), place, dicom=dicom, maps=maps)
         print_stage(summary, as_json=as_json)
 
 

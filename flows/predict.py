@@ -27,7 +27,7 @@ def predict(
 
     Args:
         model_uri: Such as models:/ct-contrast@champion.
-        source: File or folder of DICOM files, GeoTIFF scenes or photographs.
+        source: File or folder of DICOM files, GeoTIFF scenes or photographs; or an address of a scene.
         out: Folder for predictions.parquet and predictions.json, and for maps.
         workspace: Where the registry lies when there is no MLflow server.
         dicom: Write a DICOM structured report (sr) or segmentation (seg) of each source too.

@@ -58,7 +58,47 @@ def fetch_addresses(
     started = time.perf_counter()
     root = Path(config.on_disk().source.path)
     make_folder(root)
-    pseudonym = load_pseudonymiser(workspace.root)
+    places, failed, changed = stand_for(source, root, load_pseudonymiser(workspace.root), backoff)
+    _sweep(root, set(places.values()))
+    write_json(workspace.root / FAILURES, {"root": str(root), "rejected": failed})
+    count = len(places) + len(failed)
+    if len(failed) / count > source.max_reject_share:
+        address, (code, reason) = min(failed.items())
+        raise TooManyRejected(
+            f"{len(failed)} of {count} files cannot be read, more than `source.max_reject_share:"
+            f" {source.max_reject_share:g}` allows; first {code} {address}: {reason}"
+        )
+    codes = [code for code, _ in failed.values()]
+    return StageSummary(
+        "fetch",
+        done=changed,
+        skipped=len(places) - changed,
+        rejected={code: codes.count(code) for code in sorted(set(codes))},
+        seconds=time.perf_counter() - started,
+        notes=(f"{count} files are read where they lie",),
+    )
+
+
+def stand_for(
+    source: GeotiffSource, root: Path, pseudonym: Pseudonymiser, backoff: Backoff | None = None
+) -> tuple[dict[str, Path], dict[str, tuple[str, str]], int]:
+    """Look at every address of a source, and write what stands for it below a folder.
+
+    Args:
+        source: names an address, or a list of them.
+        root: the folder.
+        pseudonym: its key marks what is written.
+        backoff: of the retries; a minute or so by default.
+
+    Returns:
+        Address to what stands for it; address to code and reason, of those that cannot be read; how many are new or
+        changed.
+
+    Raises:
+        ConfigError: the list cannot be read, or an address is none.
+        DataError: the list is empty.
+        TransientError: a server does not answer.
+    """
     addresses = list(dict.fromkeys(_addresses(source)))
     places = dict(zip(addresses, _places(root, addresses), strict=True))
     by_server: dict[str, list[str]] = defaultdict(list)
@@ -66,30 +106,15 @@ def fetch_addresses(
         parts = urlsplit(address)
         by_server[f"{parts.scheme}://{parts.netloc}"].append(address)
     changed = 0
-    failed: dict[str, list[str]] = {}
+    failed: dict[str, tuple[str, str]] = {}
     for listed in by_server.values():
         for address, found in _look_at(listed, plain_http=source.plain_http, backoff=backoff):
             if isinstance(found, UnreadableSource):
-                failed[address] = [found.code, found.reason]
+                failed[address] = found.code, found.reason
+                del places[address]
             else:
                 changed += _write(places[address], found, pseudonym)
-    _sweep(root, {place for address, place in places.items() if address not in failed})
-    write_json(workspace.root / FAILURES, {"root": str(root), "rejected": failed})
-    if len(failed) / len(addresses) > source.max_reject_share:
-        address, (code, reason) = min(failed.items())
-        raise TooManyRejected(
-            f"{len(failed)} of {len(addresses)} files cannot be read, more than `source.max_reject_share:"
-            f" {source.max_reject_share:g}` allows; first {code} {address}: {reason}"
-        )
-    codes = [code for code, _ in failed.values()]
-    return StageSummary(
-        "fetch",
-        done=changed,
-        skipped=len(addresses) - len(failed) - changed,
-        rejected={code: codes.count(code) for code in sorted(set(codes))},
-        seconds=time.perf_counter() - started,
-        notes=(f"{len(addresses)} files are read where they lie",),
-    )
+    return places, failed, changed
 
 
 def _look_at(

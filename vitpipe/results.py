@@ -67,12 +67,12 @@ def plan_job(
         ContractError: the model is not whole.
     """
     from vitpipe.infer.dicom_results import require_dicom_results
-    from vitpipe.infer.reading import local_path
+    from vitpipe.infer.reading import place_of
     from vitpipe.registry import open_registry
 
     require_registry(workspace)
     # What is missing is said before the model is loaded, and before hours of work that could not be written.
-    local_path(source)
+    place_of(source)
     make_folder(Path(out))
     registry = open_registry(Path(workspace) if workspace else None)
     # An alias may move between two looks: the version that predicts is the one that signs.
@@ -104,7 +104,7 @@ def predict(
 
     Args:
         model_uri: ``models:/name@champion`` or ``models:/name/3``.
-        source: file or folder.
+        source: file, folder, or the address of a scene.
         out: folder.
         workspace: where the registry lies when there is no MLflow server.
         dicom: write a structured report or a segmentation of each source too. Of a model of pixels the segmentation is
@@ -191,11 +191,11 @@ def plan_maps(job: PredictJob) -> list[list[str]]:
     """
     from vitpipe.infer.maps import batches_of
     from vitpipe.infer.predictor import nothing_usable
-    from vitpipe.infer.reading import local_path
+    from vitpipe.infer.reading import place_of
     from vitpipe.registry import open_registry
 
     predictor = open_registry(Path(job.workspace) if job.workspace else None).load_predictor(job.model_uri)
-    path = local_path(job.source)
+    path = place_of(job.source)
     found = list(predictor.sources(path))
     sources = [item for item in found if isinstance(item, Source)]
     rejected = [item for item in found if isinstance(item, Rejected)]
@@ -285,6 +285,7 @@ def finish_maps(job: PredictJob, mapped: StageSummary) -> StageSummary:
     from vitpipe.infer.mapping.stac import write_catalog_of_maps
     from vitpipe.infer.output import write_map_summary
     from vitpipe.infer.predictor import nothing_usable
+    from vitpipe.infer.reading import place_of
     from vitpipe.infer.volumes import write_volumes
 
     room = job.map_room
@@ -297,7 +298,7 @@ def finish_maps(job: PredictJob, mapped: StageSummary) -> StageSummary:
         path.unlink()
     count = mapped.done + mapped.skipped
     if not count:
-        raise nothing_usable(Path(job.source), rejected)
+        raise nothing_usable(place_of(job.source), rejected)
     written = f"written: {room.root}"
     if job.stacks:
         written = f"written: {write_volumes(room, job.source, Path(job.out), rejected, mapped.notes)}"

@@ -16,7 +16,7 @@ TRANSFORM = (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_000_000.0)
 
 
 class MemoryRaster:
-    """A scene in memory; counts the rows that are read."""
+    """A scene in memory; counts the reads and their rows."""
 
     def __init__(
         self, pixels: NDArray, valid: NDArray | None = None, *, block_rows: int = 1, crs: str | None = "EPSG:32633"
@@ -29,6 +29,7 @@ class MemoryRaster:
         self.dtype = pixels.dtype
         self.block_rows = block_rows
         self.rows_read = 0
+        self.reads = 0
 
     def read(self, window: Window) -> tuple[NDArray, NDArray]:
         """Read a window inside the scene, whole blocks alone."""
@@ -36,6 +37,7 @@ class MemoryRaster:
         rows = slice(window.row, window.row + window.height)
         cols = slice(window.col, window.col + window.width)
         self.rows_read += window.height
+        self.reads += 1
         valid = self.valid[rows, cols]
         return np.where(valid, self.pixels[:, rows, cols], 0).astype(self.dtype), valid
 

@@ -161,8 +161,10 @@ def test_nothing_readable_is_an_error_with_codes(predictor: Predictor, tmp_path:
         predictor.predict_path(tmp_path)
     with pytest.raises(ConfigError, match="no file or folder"):
         predictor.predict_path(tmp_path / "missing")
-    with pytest.raises(ConfigError, match="s3:// cannot be read"):
-        predictor.predict_path("s3://bucket/scene.tif")
+    with pytest.raises(ConfigError, match="ftp:// cannot be read"):
+        predictor.predict_path("ftp://host/scene.tif")
+    with pytest.raises(ConfigError, match="it holds credentials"):
+        predictor.predict_path("https://me:secret@host/scene.tif")
 
 
 def test_a_package_that_is_not_whole_is_refused(tmp_path: Path) -> None:

@@ -120,6 +120,14 @@ def test_rows_are_read_once() -> None:
     assert raster.rows_read == 300
 
 
+def test_low_blocks_are_read_together() -> None:
+    # A scene that is warped costs a warp a read; its blocks are rows.
+    raster = MemoryRaster(np.zeros((1, 300, 40), np.float32))
+    whole(raster, identity, MapPlan(32, 1, 0.5))
+    assert raster.rows_read == 300
+    assert raster.reads == 18
+
+
 def test_an_output_that_is_none_of_pixels_is_refused() -> None:
     raster = MemoryRaster(np.zeros((1, 40, 40), np.float32))
     with pytest.raises(ContractError, match="a value of each pixel"):

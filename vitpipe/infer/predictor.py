@@ -22,7 +22,7 @@ from vitpipe.evaluate.units import probability_columns
 from vitpipe.infer.batches import SharedBatches
 from vitpipe.infer.contract import MISFITS, ModelContract, RangeWatch
 from vitpipe.infer.package import open_package
-from vitpipe.infer.reading import local_path, read_sources
+from vitpipe.infer.reading import place_of, read_sources
 from vitpipe.learn.model import LoadedModel, load_model
 from vitpipe.records import BOX_COLUMN, Rejected, Source, Task, Window, count_codes
 from vitpipe.tiling import Block, cut
@@ -135,7 +135,7 @@ class Predictor:
         The tiles are cut as those of training were: same resampling, same grid, same pixels.
 
         Args:
-            place: a path or a ``file://`` URI.
+            place: a path, a ``file://`` URI, or the address of a scene (``https://``, ``s3://``).
             with_paths: add the column ``path`` (relative to `place`). File names may hold the names of patients.
 
         Raises:
@@ -145,7 +145,7 @@ class Predictor:
             DataError: nothing there can be read; names the codes.
         """
         self._require_tiles("`vitpipe predict` writes maps of scenes and masks of series")
-        path = local_path(place)
+        path = place_of(place)
         domain = self.domain
         rejected: list[Rejected] = []
         tables: list[pd.DataFrame] = []
@@ -171,8 +171,8 @@ class Predictor:
         """The kind of data that the model reads."""
         return domain_of(str(self.contract.source["kind"]))
 
-    def sources(self, path: Path) -> Iterator[Source | Rejected]:
-        """Give the sources of a file or folder that fit the model, each content once, and what does not, and why."""
+    def sources(self, path: Path | str) -> Iterator[Source | Rejected]:
+        """Give the sources of a place that fit the model, each content once, and what does not, and why."""
         seen: set[str] = set()
         for item in read_sources(path, self.domain, self.contract.source_recipe(str(path))):
             refusal = item if isinstance(item, Rejected) else self._refuse(item, seen)
@@ -251,9 +251,11 @@ def _places(source: Source, block: Block) -> pd.DataFrame:
     return places
 
 
-def relative_name(source: Source, path: Path) -> str:
-    """Name a source by its place below what was predicted on."""
+def relative_name(source: Source, path: Path | str) -> str:
+    """Name a source by its place below what was predicted on; one that lies at an address by that."""
     file = Path(source.uri)
+    if isinstance(path, str) or "://" in source.uri:
+        return source.uri
     return file.relative_to(path).as_posix() if path.is_dir() and file != path else file.name
 
 
@@ -266,7 +268,7 @@ def pixel_probabilities(calibration: Calibration, logits: NDArray[np.float32]) -
     return np.asarray(torch.softmax(scaled, dim=1).numpy())
 
 
-def nothing_usable(path: Path, rejected: list[Rejected]) -> ContractError | DataError:
+def nothing_usable(path: Path | str, rejected: list[Rejected]) -> ContractError | DataError:
     """Say why nothing of a path could be used."""
     told = [item for item in rejected if not item.junk] or rejected
     if not told:

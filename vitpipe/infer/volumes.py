@@ -25,7 +25,7 @@ from vitpipe.infer.mapping import MapPlan, StackFrame, stitch_stack
 from vitpipe.infer.maps import as_cut
 from vitpipe.infer.output import SOURCES_FILE, write_volume_summary
 from vitpipe.infer.predictor import Predictor, relative_name
-from vitpipe.infer.reading import local_path
+from vitpipe.infer.reading import place_of
 from vitpipe.infer.versions import ModelIdentity
 from vitpipe.ingest import read_catalog
 from vitpipe.records import Grid, Json, Rejected, Source
@@ -240,7 +240,7 @@ def write_volumes(
             stale.unlink()
     said = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(room.root.glob("*.json"))]
     table = pd.DataFrame([item["row"] for item in said])
-    root = local_path(place)
+    root = place_of(place)
     table["path"] = [relative_name(known[source_id], root) for source_id in table["source_id"]]
     # A volume that is not known is NaN in all rows alike.
     table = table.astype({name: "float64" for name in table if str(name).startswith("volume_ml_")})

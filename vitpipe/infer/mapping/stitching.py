@@ -24,6 +24,8 @@ from vitpipe.records import Window
 
 _WAITING_BYTES: Final = 32 << 20
 """Masks of rows that may wait for a batch to be full."""
+_ROWS_A_READ: Final = 64
+"""Rows that are read at once, where blocks are lower: a read may cost the same however few rows it is of."""
 _BATCHES_ALIVE: Final = 4
 """Batches that are used in turn, since fresh memory costs more than the copy into it: one that is filled, one that the
 model has, one that is blended, and one to spare."""
@@ -199,7 +201,7 @@ class _SourceRows:
         if stop > self._stop:
             self._drop(start)
             while self._stop < stop:
-                self._read()
+                self._read(stop)
         span = slice(start - self._start, stop - self._start)
         return self._pixels[:, span], self._valid[span]
 
@@ -214,9 +216,11 @@ class _SourceRows:
             self._stop = start // self._block * self._block
         self._start = start
 
-    def _read(self) -> None:
+    def _read(self, stop: int) -> None:
+        """Read some blocks at once, as far as they are needed: a scene that is warped has rows for blocks."""
         grid = self._raster.grid
-        count = min(self._block, grid.height - self._stop)
+        blocks = min(max(1, _ROWS_A_READ // self._block), -(-(stop - self._stop) // self._block))
+        count = min(blocks * self._block, grid.height - self._stop)
         pixels, valid = self._raster.read(Window(0, self._stop, 0, count, grid.width))
         skipped = max(0, self._start - self._stop)
         self._stop += count
