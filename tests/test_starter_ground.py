@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
+import shapely.affinity
 
 from tests.conftest import SHARED
 from tests.labels.ground_cases import Run, X, Y, write_scene, write_tif
 from tests.labels.test_label_vector import write_vectors
 from vitpipe.check import check_pipeline
-from vitpipe.config import RasterLabels, VectorLabels
-from vitpipe.loading import load_config
+from vitpipe.config import GeotiffSource, RasterLabels, VectorLabels
+from vitpipe.loading import load_config, parse_config
 from vitpipe.records import Task
 from vitpipe.starter import write_starter
 
@@ -26,33 +27,74 @@ def cells(size: int, step: int) -> tuple[list[shapely.Polygon], list[str]]:
     return shapes, [("wood", "water")[number % 2] for number in range(len(places))]
 
 
-@pytest.mark.parametrize(("size", "per"), [(60, "tile"), (6, "pixel")])
-def test_polygons_beside_scenes_are_their_labels(tmp_path: Path, size: int, per: str) -> None:
+@pytest.mark.parametrize(("size", "step", "tiles", "per"), [(24, 24, (24, 12), "tile"), (6, 15, (32, None), "pixel")])
+def test_polygons_beside_scenes_are_their_labels(
+    tmp_path: Path, size: int, step: int, tiles: tuple[int, int | None], per: str
+) -> None:
     write_scene(tmp_path / "data" / "a.tif", 60, 90)
-    write_vectors(tmp_path / "data" / "a.gpkg", *cells(size, 15))
+    shapes, names = cells(size, step)
+    # Half a metre off the grid of the scene, as cells are that were drawn by hand.
+    write_vectors(tmp_path / "data" / "a.gpkg", [shapely.affinity.translate(shape, 0.5) for shape in shapes], names)
     (tmp_path / "data" / "notes.geojson").write_text("{}")
     write_starter(tmp_path / "data", tmp_path / "pipeline.yaml", overwrite=False)
     config = load_config(tmp_path)
     assert isinstance(config.labels, VectorLabels)
     assert (config.labels.column, config.labels.per) == ("kind", per)
+    assert (config.tiles.size, config.tiles.stride) == tiles
+    assert isinstance(config.source, GeotiffSource)
+    assert config.source.block_m == "auto"
     findings = check_pipeline(config)
     assert any(f"2 classes of each {per}: water, wood" in line for line in findings.lines)
     assert findings.values["classes"] == {"water": 1, "wood": 1}
+
+
+def test_the_check_counts_the_labelled_tiles_and_their_blocks(tmp_path: Path) -> None:
+    write_scene(tmp_path / "data" / "a.tif", 60, 90)
+    shapes, names = cells(30, 30)
+    # The last of six cells is left out: its tile has no label.
+    write_vectors(tmp_path / "data" / "a.gpkg", shapes[:-1], names[:-1])
+    source = {"kind": "geotiff", "path": str(tmp_path / "data"), "block_m": "auto"}
+    labels = {"kind": "vector", "path": str(tmp_path / "data"), "column": "kind"}
+    values = {
+        "name": "cells",
+        "source": source,
+        "labels": labels,
+        "tiles": {"size": 30},
+        "model": {"weights": {"source": "random"}, "patch_size": 5},
+    }
+    config = parse_config(values | {"workspace": str(tmp_path / "workspace")}, origin="test")
+    for per in ("tile", "pixel"):
+        assert isinstance(config.labels, VectorLabels)
+        asked = config.model_copy(update={"labels": config.labels.model_copy(update={"per": per})})
+        findings = check_pipeline(asked)
+        assert findings.values["labelled_tiles"] == 5
+        assert findings.values["labelled_groups"] == 5
+        assert any("at most 5 tiles have a label" in line and "water 2, wood 3" in line for line in findings.lines)
+        assert not any("labelled group(s) for" in line for line in findings.lines)
 
 
 def test_a_class_raster_beside_scenes_labels_their_pixels_and_a_table_comes_first(tmp_path: Path) -> None:
     for number in range(4):
         write_scene(tmp_path / "data" / f"{number}.tif", 60, 90, seed=number, x=X + 2000 * number)
     write_tif(tmp_path / "labels.tif", np.random.default_rng(0).integers(0, 3, (60, 900)).astype(np.uint8), nodata=0)
-    write_tif(tmp_path / "heights.tif", np.ones((60, 900), np.float32))
+    write_tif(tmp_path / "heights.tif", np.random.default_rng(1).choice([1.5, 2.5], (60, 900)).astype(np.float32))
     write_starter(tmp_path / "data", tmp_path / "pipeline.yaml", overwrite=False)
     config = load_config(tmp_path)
     assert isinstance(config.labels, RasterLabels)
     assert Path(config.labels.path).name == "labels.tif"
+    assert config.labels.classes == {1: "1", 2: "2"}, "listed, to be named"
     rows = "".join(f"{number}.tif,{'ab'[number % 2]}\n" for number in range(4) for _ in range(2))
     (tmp_path / "labels.csv").write_text("path,label\n" + rows)
     write_starter(tmp_path / "data", tmp_path / "pipeline.yaml", overwrite=True)
     assert load_config(tmp_path).labels.kind == "table"  # type: ignore[union-attr]
+
+
+@pytest.mark.shared
+def test_the_cells_of_real_scenes_give_the_size_of_tiles(tmp_path: Path) -> None:
+    write_starter(SHARED / "eurosat_geo/scenes", tmp_path / "pipeline.yaml", overwrite=False)
+    config = load_config(tmp_path)
+    assert isinstance(config.labels, VectorLabels)
+    assert (config.labels.per, config.tiles.size, config.tiles.stride) == ("tile", 64, 32)
 
 
 @pytest.mark.shared
@@ -63,7 +105,7 @@ def test_the_labels_of_real_scenes_are_found_and_their_pixels_prepared(
     write_starter(SHARED / folder, tmp_path / "pipeline.yaml", overwrite=False)
     config = load_config(tmp_path)
     assert isinstance(config.labels, VectorLabels)
-    assert config.labels.per == "pixel"
+    config = config.model_copy(update={"labels": config.labels.model_copy(update={"per": "pixel"})})
     values = {"source": config.source.model_copy(update={"block_m": 1000.0})}
     run = Run(config.model_copy(update=values))
     labels, found = run.targets()

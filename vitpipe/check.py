@@ -168,6 +168,10 @@ def _few_groups(
     group_of = {source.source_id: source.group_id for source in sources}
     rows = zip(labels.rows["source_id"], labels.rows["group_id"], strict=True)
     groups = len({str(given) or group_of[str(source_id)] for source_id, given in rows})
+    ground = values.get("ground")
+    if "labelled_tiles" in values and isinstance(ground, dict) and isinstance(ground["blocks"], int):
+        # Tiles of one scene may lie on several blocks, which were counted.
+        groups = ground["blocks"]
     splits = config.split.folds or 1 + config.split.held_out
     values["labelled_groups"] = groups
     if groups >= splits:
@@ -190,7 +194,7 @@ def _model(config: PipelineConfig, sources: Sequence[Source], values: dict[str, 
     parameters, tokens, width, depth = _measure(config.model, config, channels)
     # Multiply-adds of a transformer block on N tokens of width D: 12 N D^2 in its matrices, 2 N^2 D in attention.
     dense, attention = 12 * tokens * width**2, 2 * tokens**2 * width
-    tiles = values["tiles"]
+    tiles = values.get("labelled_tiles", values["tiles"])
     assert isinstance(tiles, int)
     epochs = config.train.epochs if config.train.recipe == "full" else 1
     # Forward and backward take about three times the forward's multiply-adds, of two operations each.
@@ -215,7 +219,7 @@ def _pixel_model(config: PipelineConfig, channels: int, values: dict[str, Json])
     from vitpipe.learn.outlook import pixel_outlook
 
     assert config.model is not None
-    size, tiles = config.tiles.size, values["tiles"]
+    size, tiles = config.tiles.size, values.get("labelled_tiles", values["tiles"])
     assert isinstance(tiles, int)
     tile_px = (size, size) if config.tiles.depth is None else (config.tiles.depth, size, size)
     found = pixel_outlook(config.model, config.train, channels, tile_px)

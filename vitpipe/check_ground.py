@@ -1,6 +1,7 @@
 """What `vitpipe check` says of the ground: how far labels resemble each other, and what a random split would claim.
 
-Nothing is cut for it: each labelled scene counts with its label and with the tile in its middle.
+Nothing is cut for it: labels on the ground are asked for each tile that would be cut; else each labelled scene counts
+with its label and with the tile in its middle.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from vitpipe.errors import UnreadableSource
 from vitpipe.ground import tile_footprints
 from vitpipe.ground.blocks import check_kept, choose_blocks, read_block_m
 from vitpipe.ground.gap import colour_features, measure_gap, sample_of_groups
-from vitpipe.labels.base import LabelSet
+from vitpipe.labels.base import CLASS_SEPARATOR, LabelSet
+from vitpipe.labels.ground import GroundLabels
 from vitpipe.partition import class_indicators
-from vitpipe.records import WHOLE_SOURCE, Findings, Source, Window
+from vitpipe.records import WHOLE_SOURCE, Findings, Json, Source, Task, Window
+from vitpipe.tile_survey import survey_tiles
 from vitpipe.workspace import Workspace
 
 _AFTER_A_RUN = "the range of the labels and what a random split would claim stand in the notes and the report of a run"
@@ -42,8 +45,15 @@ def ground_findings(
         return Findings(())
     kept_m = read_block_m(workspace.ground_block)
     check_kept(workspace.ground_block, config.source.block_m, kept_m)
-    if labels.regions is not None:
-        return Findings((_AFTER_A_RUN,))
+    if isinstance(labels.regions, GroundLabels):
+        return _tiles_on_ground(config, sources, labels, kept_m)
+    return _whole_scenes(config, sources, labels, kept_m)
+
+
+def _whole_scenes(
+    config: PipelineConfig, sources: Sequence[Source], labels: LabelSet, kept_m: float | None
+) -> Findings:
+    assert isinstance(config.source, GeotiffSource)
     table = _scenes(sources, labels)
     ground = tile_footprints(table, sources, TileRecipe())
     if ground is None or not ground.known.any():
@@ -70,6 +80,32 @@ def ground_findings(
         lines.append(_AFTER_A_RUN)
         return Findings(tuple(lines), values)
     return Findings((*lines, gap.sentence()), values | {"gap": gap.to_json()})
+
+
+def _tiles_on_ground(
+    config: PipelineConfig, sources: Sequence[Source], labels: LabelSet, kept_m: float | None
+) -> Findings:
+    """Say how many tiles have a label, and in how many blocks of ground they lie."""
+    assert isinstance(config.source, GeotiffSource)
+    table = survey_tiles(sources, labels, config.tiles)
+    if table is None:
+        return Findings((_AFTER_A_RUN,))
+    values: dict[str, Json] = {"labelled_tiles": len(table)}
+    if table.empty:
+        return Findings(("WARNING: no tile would have a label; set a smaller `tiles.size`",), values)
+    lines = [f"at most {len(table)} tiles have a label"]
+    if labels.task is not Task.REGRESSION:
+        named = table["label"].str.split(CLASS_SEPARATOR).explode().value_counts()
+        counts = [f"{name} {named.get(name, 0)}" for name in labels.classes]
+        kind = ", by their commonest class" if labels.task is Task.SEGMENTATION else ""
+        lines[0] += f"{kind}: {', '.join(counts[:12])}{', ...' if len(counts) > 12 else ''}"
+    ground = tile_footprints(table, sources, config.tiles)
+    if ground is None or not ground.known.any():
+        return Findings((*lines, "no labelled tile lies on known ground"), values)
+    table, ground = table[ground.known].reset_index(drop=True), ground.where(ground.known)
+    indicators = class_indicators(table["label"], multi_label=labels.multi_label)
+    blocks = choose_blocks(config.source.block_m, ground.centres, indicators, kept_m, config.split.seed)
+    return Findings((*lines, *blocks.sentences()), values | {"ground": blocks.to_json()})
 
 
 def _scenes(sources: Sequence[Source], labels: LabelSet) -> pd.DataFrame:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from vitpipe.config import TileRecipe
 from vitpipe.domains.base import BlockRow, BlockRowRaster, Raster
 from vitpipe.errors import UnreadableSource
 from vitpipe.held_rows import PIECE_BYTES, HeldRows, copy_columns, thread_count, valid_rows
+from vitpipe.open_tiles import OpenTiles, Wanted, can_be_open, filled
 from vitpipe.records import Grid, Window, box_mm
 from vitpipe.resample import (
     FrameCache,
@@ -193,7 +195,7 @@ def _pieces(shown: Raster, recipe: TileRecipe, threads: int) -> Iterator[tuple[i
             cutter = _Cutter(shown, recipe)
             if isinstance(shown, BlockRowRaster) and recipe.cut == "grid":
                 pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
-                cutter = _BlockRowCutter(shown, recipe, pool)
+                cutter = _block_cutter(shown, recipe, pool)
             for frame in range(shown.grid.frames):
                 for row in cutter.row_origins:
                     for cols in cutter.pieces():
@@ -287,6 +289,37 @@ class _Cutter:
             tiles[-1, :, :height, : last.shape[2]] = last
             tiles[-1, :, :height, last.shape[2] :] = 0
         return tiles
+
+
+def _block_cutter(raster: BlockRowRaster, recipe: TileRecipe, pool: Executor | None) -> _Cutter:
+    """Give a cutter that fills tiles block by block; one that holds rows of blocks where too many would be open."""
+    cols = np.array(origins(raster.grid.width, recipe))
+    rows = [
+        Wanted(np.full(len(cols), row), cols, (recipe.size, recipe.size)) for row in origins(raster.grid.height, recipe)
+    ]
+    if can_be_open(rows, raster):
+        return _OpenCutter(raster, recipe, filled(raster, rows, pool))
+    return _BlockRowCutter(raster, recipe, pool)
+
+
+class _OpenCutter(_Cutter):
+    """Gives rows of tiles that are filled block by block; asked for in the order of rows, then columns."""
+
+    def __init__(self, raster: BlockRowRaster, recipe: TileRecipe, rows: Iterator[OpenTiles]) -> None:
+        super().__init__(raster, recipe)
+        self._open = rows
+        self._tiles: OpenTiles | None = None
+
+    def cut(self, frame: int, row: int, cols: list[int]) -> _Cut:  # noqa: ARG002 - a scene has one frame
+        """Give tiles (N, C, size, size), masks (N, size, size) and the share of valid pixels (N,)."""
+        if self._tiles is None or self._tiles.top != row:
+            # Let go of the last row before the next one is filled.
+            self._tiles = None
+            self._tiles = next(self._open)
+        first = bisect_left(self._cols, cols[0])
+        piece = slice(first, first + len(cols))
+        masks = self._tiles.masks[piece]
+        return self._tiles.tiles[piece], masks, np.ones(len(cols)) if self._tiles.whole else _fractions(masks)
 
 
 class _BlockRowCutter(_Cutter):

@@ -163,13 +163,18 @@ def _cells(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, str]]:
 def _places(root: Path, addresses: Sequence[str]) -> Iterator[Path]:
     """Name what stands for each address: ``<host>/<path>/<file>``, so that patterns and label tables find it."""
     taken: set[Path] = set()
+    folders: set[Path] = set()
     for address in addresses:
         parts = urlsplit(address)
         names = [_ODD.sub("-", part).lstrip(".") for part in (parts.netloc, *unquote(parts.path).split("/"))]
         place = root.joinpath(*(name[:200] for name in names if name))
-        if place in taken:
+        if place in taken or place in folders:
             place = place.with_name(f"{digest(address)[:8]}-{place.name}")
+        elif not taken.isdisjoint(place.parents):
+            # On a server a file and a folder may share a name.
+            place = root.joinpath(digest(address)[:16], place.name)
         taken.add(place)
+        folders.update(place.parents)
         yield place
 
 

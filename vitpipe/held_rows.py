@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitpipe.domains.base import BlockRow, BlockRowRaster, Raster
+from vitpipe.open_tiles import Wanted, can_be_open, filled
 from vitpipe.records import Window
 from vitpipe.resample import RowBuffer
 
@@ -122,9 +123,18 @@ def cut_windows(
     most = max(1, PIECE_BYTES // (len(raster.channels) * height * width * raster.dtype.itemsize))
     count = thread_count(threads)
     pool = ThreadPoolExecutor(count) if count > 1 and isinstance(raster, BlockRowRaster) else None
-    held = HeldRows(raster, pool) if isinstance(raster, BlockRowRaster) else _ReadRows(raster)
+    groups = np.split(order, np.flatnonzero(np.diff(row_of)) + 1)
     try:
-        for group in np.split(order, np.flatnonzero(np.diff(row_of)) + 1):
+        if isinstance(raster, BlockRowRaster):
+            wanted = [Wanted(asked[group, 1], asked[group, 2], (height, width)) for group in groups]
+            if can_be_open(wanted, raster):
+                for group, done in zip(groups, filled(raster, wanted, pool), strict=True):
+                    for start in range(0, len(group), most):
+                        piece = slice(start, start + most)
+                        yield group[piece], done.tiles[piece], done.masks[piece]
+                return
+        held = HeldRows(raster, pool) if isinstance(raster, BlockRowRaster) else _ReadRows(raster)
+        for group in groups:
             for start in range(0, len(group), most):
                 places = group[start : start + most]
                 batch = asked[places]

@@ -137,13 +137,14 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
         columns.append(LABELLED_COLUMN)
     table = pd.concat([table[columns], attributes], axis=1)
     parted = partition(config, workspace, table, sources, grounded=grounded, multi_label=labels.multi_label)
+    gap = None
+    if parted.extra and not labels.multi_label and labels.task is Task.CLASSIFICATION:
+        # Before anything is left out: the same for every fold and buffer.
+        gap = gap_of_tiles(table.sort_values("tile_id"), store, config.split.seed)
     columns = [*_COLUMNS, *columns[len(_COLUMNS) - 1 :], *parted.extra, *attributes.columns]
     table = parted.table[columns].sort_values("tile_id", ignore_index=True)
     unlabelled = int((~labelled).sum())
     pixels = None if of_pixels is None else of_pixels["counts"].reindex(table["tile_id"])
-    gap = None
-    if parted.extra and not labels.multi_label and labels.task is Task.CLASSIFICATION:
-        gap = gap_of_tiles(table, store, config.split.seed)
     said = [gap.sentence()] if gap else []
     notes = (*labels.notes, *torn, *parted.notes, *said, *describe(table, labels, unlabelled, pixels))
     check_train(table, labels, pixels)

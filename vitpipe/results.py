@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ResultKind = Literal["sr", "seg"]
 
 MAPS_FOLDER: Final = "maps"
+VOLUMES_FOLDER: Final = "volumes"
 _REFUSED: Final = ".refused.json"
 
 
@@ -40,11 +41,20 @@ class PredictJob:
     dicom: ResultKind | None
     maps: MapRecipe
     per_pixel: bool
+    stacks: bool = False
+    """Of pixels of DICOM: sources get a mask and volumes, and no map."""
 
     @property
     def map_room(self) -> Workspace:
-        """Where maps go: a folder each, a catalog of the scenes, and a quarantine of those that gave none."""
-        return Workspace(Path(self.out) / MAPS_FOLDER)
+        """Where maps go: a folder each, a catalog of the scenes, and a quarantine of those that gave none.
+
+        Of stacks there is a record each.
+        """
+        return Workspace(Path(self.out) / (VOLUMES_FOLDER if self.stacks else MAPS_FOLDER))
+
+    def record(self, source_id: str) -> Path:
+        """Name the file that says what was made of a stack."""
+        return self.map_room.root / f"{source_id}.json"
 
 
 def plan_job(
@@ -53,7 +63,7 @@ def plan_job(
     """Check what can be checked before any work, and settle which version predicts.
 
     Raises:
-        ConfigError: no such model or path; `dicom` is asked of a model that reads no DICOM, or of one of pixels.
+        ConfigError: no such model or path; `dicom` is asked of a model that reads no DICOM, or gives values of pixels.
         ContractError: the model is not whole.
     """
     from vitpipe.infer.dicom_results import require_dicom_results
@@ -76,7 +86,9 @@ def plan_job(
         raise ConfigError(
             "vectors are of maps, and this model is one of tiles: ask for the grid of tiles too (`--map`)"
         )
-    return PredictJob(uri, source, out, workspace, dicom, maps, contract.per_pixel)
+    if maps.vectors and contract.masks_stacks:
+        raise ConfigError("vectors are of maps of the ground, and this model reads DICOM: leave them away")
+    return PredictJob(uri, source, out, workspace, dicom, maps, contract.per_pixel, contract.masks_stacks)
 
 
 def predict(
@@ -95,8 +107,9 @@ def predict(
         source: file or folder.
         out: folder.
         workspace: where the registry lies when there is no MLflow server.
-        dicom: write a structured report or a segmentation of each source too.
-        maps: how maps are made; the default recipe if None.
+        dicom: write a structured report or a segmentation of each source too. Of a model of pixels the segmentation is
+            the mask of the whole source, and the report holds the volumes of the classes.
+        maps: how maps and masks are made; the default recipe if None.
 
     Raises:
         ConfigError: no such model or path, or `dicom` is asked of a model that reads no DICOM.
@@ -204,7 +217,6 @@ def map_scenes(job: PredictJob, source_ids: Sequence[str]) -> StageSummary:
         TransientError: the store does not answer: what is finished is found when the task runs again.
         WorkspaceError: the disk is full or read-only.
     """
-    from vitpipe.infer.maps import map_source
     from vitpipe.registry import open_registry
 
     started = time.perf_counter()
@@ -213,25 +225,51 @@ def map_scenes(job: PredictJob, source_ids: Sequence[str]) -> StageSummary:
     room = job.map_room
     rejected: list[Rejected] = []
     notes: list[str] = []
-    fresh = 0
+    fresh = made = 0
     for source in read_catalog(room, source_ids):
+        refused: Rejected | None = None
         try:
-            found = map_source(predictor, source, room.root / source.source_id, job.maps, identity)
+            found = (_mask if job.stacks else _map)(job, predictor, source, identity)
         except UnreadableSource as error:
-            rejected.append(Rejected(source.uri, error.code, error.reason))
+            refused = Rejected(source.uri, error.code, error.reason)
+        else:
+            made, fresh, refused = made + 1, fresh + found.fresh, found.refused
+            notes += found.notes
+        if refused is not None:
+            rejected.append(refused)
             # Tasks run side by side: each leaves a file of its own, which the end gathers.
-            write_json(room.root / f"{source.source_id}{_REFUSED}", dataclasses.asdict(rejected[-1]))
-            continue
-        fresh += found.made.fresh
-        notes += found.notes
+            write_json(room.root / f"{source.source_id}{_REFUSED}", dataclasses.asdict(refused))
     return StageSummary(
         "predict",
         done=fresh,
-        skipped=len(source_ids) - fresh - len(rejected),
+        skipped=made - fresh,
         rejected=count_codes(rejected),
         seconds=time.perf_counter() - started,
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    fresh: bool
+    notes: tuple[str, ...]
+    refused: Rejected | None = None
+    """Something of it could not be made."""
+
+
+def _map(job: PredictJob, predictor: Predictor, source: Source, identity: ModelIdentity) -> _Made:
+    from vitpipe.infer.maps import map_source
+
+    found = map_source(predictor, source, job.map_room.root / source.source_id, job.maps, identity)
+    return _Made(found.made.fresh, found.notes)
+
+
+def _mask(job: PredictJob, predictor: Predictor, source: Source, identity: ModelIdentity) -> _Made:
+    from vitpipe.infer.volumes import make_stack
+
+    options = job.maps, job.dicom, Path(job.out)
+    found = make_stack(predictor, source, job.record(source.source_id), options, identity)
+    return _Made(found.fresh, found.notes, found.refused)
 
 
 def finish_maps(job: PredictJob, mapped: StageSummary) -> StageSummary:
@@ -247,6 +285,7 @@ def finish_maps(job: PredictJob, mapped: StageSummary) -> StageSummary:
     from vitpipe.infer.mapping.stac import write_catalog_of_maps
     from vitpipe.infer.output import write_map_summary
     from vitpipe.infer.predictor import nothing_usable
+    from vitpipe.infer.volumes import write_volumes
 
     room = job.map_room
     table = read_quarantine(room)
@@ -259,10 +298,14 @@ def finish_maps(job: PredictJob, mapped: StageSummary) -> StageSummary:
     count = mapped.done + mapped.skipped
     if not count:
         raise nothing_usable(Path(job.source), rejected)
-    write_catalog_of_maps(room.root)
-    write_map_summary(Path(job.out), count, rejected, mapped.notes)
+    written = f"written: {room.root}"
+    if job.stacks:
+        written = f"written: {write_volumes(room, job.source, Path(job.out), rejected, mapped.notes)}"
+    else:
+        write_catalog_of_maps(room.root)
+        write_map_summary(Path(job.out), count, rejected, mapped.notes)
     refused = count_codes(item for item in rejected if not item.junk)
-    return dataclasses.replace(mapped, rejected=refused, notes=(*mapped.notes, f"written: {room.root}"))
+    return dataclasses.replace(mapped, rejected=refused, notes=(*mapped.notes, written))
 
 
 def whence(file: str, workspace: str | None) -> Findings:

@@ -219,17 +219,26 @@ def _configuration(
 ) -> dict[str, Json]:
     base = out.resolve().parent
     size, cut = _tile_shape(kind, sources)
+    tiles: dict[str, Json] = {"cut": cut, "size": size}
+    if labels is not None and labels.tile_px is not None:
+        size = labels.tile_px
+        tiles["size"] = size
+        if labels.stride_px is not None:
+            tiles["stride"] = labels.stride_px
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", (root if root.is_dir() else root.parent).name).strip("-.") or "pipeline"
     values: dict[str, Json] = {
         "name": name,
         "source": {"kind": kind, "path": _relative(root, base)},
-        "tiles": {"cut": cut, "size": size},
+        "tiles": tiles,
     }
     if any(source.units == "HU" for source in sources):
         values["preprocess"] = {"clip": [-200, 400]}
     if labels is None:
         return values
     values["labels"] = _label_values(labels, base)
+    if kind == "geotiff" and any(source.grid.crs for source in sources):
+        # What suits a country leaves one scene in one block, and what suits a scene tears a forest apart.
+        values["source"] = {"kind": kind, "path": _relative(root, base), "block_m": "auto"}
     patch = next(edge for edge in (16, 8, 4, 2, 1) if size % edge == 0 and size // edge >= min(8, size))
     values["model"] = {
         "name": "vit_tiny_patch16_224",
@@ -240,8 +249,7 @@ def _configuration(
     n_labelled = max(labels.n_labelled, 1)
     values["train"] = {
         "recipe": "full",
-        # Small sets need more passes; the bounds keep a first run at minutes on a laptop.
-        "epochs": int(min(60, max(10, 30_000 // n_labelled))),
+        "epochs": _epochs(labels, size, n_labelled),
         "batch_size": 64 if n_labelled >= 512 else 16,
         "augment": {"flip_horizontal": True, "flip_vertical": True, "quarter_turns": True}
         if kind == "geotiff"
@@ -249,6 +257,14 @@ def _configuration(
     }
     values["register"] = {"model": name}
     return values
+
+
+def _epochs(labels: LabelGuess, size: int, n_labelled: int) -> int:
+    """Small sets need more passes; the bounds keep a first run at minutes on a laptop."""
+    if labels.values.get("per") == "pixel":
+        # Each tile is many examples, and costs by its pixels.
+        return min(200, max(20, 30_000 * 64**2 // (n_labelled * size**2)))
+    return min(60, max(10, 30_000 // n_labelled))
 
 
 def _label_values(labels: LabelGuess, base: Path) -> dict[str, Json]:
@@ -284,8 +300,13 @@ def _has_cuda() -> bool:
 
 
 def _explain(values: Mapping[str, Json]) -> list[str]:
-    tiles, model = values["tiles"], values.get("model")
+    tiles, model, source = values["tiles"], values.get("model"), values["source"]
     lines = [f"tiles: {tiles}"]
+    if isinstance(source, dict) and source.get("block_m") == "auto":
+        lines.append(
+            "splits: by blocks of ground, as large as labels resemble each other and as leaves twenty (`source.block_m:"
+            " auto`); the first run chooses the size, and it stays"
+        )
     if model is not None:
         lines.append(f"model: {model} - from scratch; with weights from timm or a file a small set does better")
         lines.append(f"training: {values['train']}")

@@ -46,6 +46,11 @@ class LabelGuess:
     """The `labels` of the configuration; `path` is absolute."""
     lines: tuple[str, ...]
     n_labelled: int
+    """Things with a label: sources, or tiles of scenes."""
+    tile_px: int | None = None
+    """Edge of the tiles that suit the labels; None: they say nothing of it."""
+    stride_px: int | None = None
+    """Step between them; None: their edge."""
 
 
 def guess_table_labels(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +76,12 @@ class _Line:
         centres = self.first + np.arange(start, stop) * self.step
         places: Indices = np.floor(np.round(centres + 0.5, _DECIMALS)).astype(np.intp)
         return places.clip(0, self.size - 1)
+
+    def back(self, count: int) -> Indices:
+        """Give for each pixel of the axis the nearest of the first `count` output pixels."""
+        places = (np.arange(self.size) - self.first) / self.step
+        nearest: Indices = np.floor(np.round(places + 0.5, _DECIMALS)).astype(np.intp)
+        return nearest.clip(0, count - 1)
 
     def edges(self, start: int, stop: int) -> tuple[float, float]:
         """Give the outer edges of output pixels `start` to `stop`, cut off at the ends of the axis."""
@@ -156,6 +162,17 @@ class TilePlaces:
         axes = self.turn.axes
         # From columns, rows, frames to frames, rows, columns.
         return Voxels((found[_FRAME], found[_ROW], found[_COL]), (2 - axes[_FRAME], 2 - axes[_ROW], 2 - axes[_COL]))
+
+    def back(self) -> tuple[Indices, Indices, Indices]:
+        """Give for each frame, row and column of the source as it is turned the nearest one of the grid of tiles."""
+        cols, rows, frames = (line.back(count) for line, count in zip(self.lines, self.shape, strict=True))
+        return frames, rows, cols
+
+    def turned(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Give a view of the source's (frames, height, width), along frames, rows and columns as they are turned."""
+        axes, flips = self.turn.axes, self.turn.flips
+        steps = tuple(slice(None, None, -1 if flips[axis] else 1) for axis in (_FRAME, _ROW, _COL))
+        return values.transpose(2 - axes[_FRAME], 2 - axes[_ROW], 2 - axes[_COL])[steps]
 
     def spans(self, window: Window) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         """Give the columns, rows and frames of a window that lie inside, as pairs of first and behind the last."""

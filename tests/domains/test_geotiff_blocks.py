@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import struct
+import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +21,7 @@ from vitpipe.config import GeotiffSource, TileRecipe
 from vitpipe.cutting import cut
 from vitpipe.domains.base import ScanContext
 from vitpipe.domains.geotiff import Geotiff
+from vitpipe.domains.geotiff.checksums import damaged_block
 from vitpipe.domains.geotiff.layout import read_layout
 from vitpipe.domains.geotiff.raster import GeotiffRaster
 from vitpipe.errors import UnreadableSource
@@ -80,6 +83,28 @@ def _read(source: Source, threads: int = 1) -> tuple[np.ndarray[Any, Any], np.nd
                 pixels[:, start:stop, col : col + part.shape[2]] = part
             if row.valid is not None:
                 valid[start:stop] = row.valid
+    shown, shown_valid = _visited(source, threads)
+    assert np.array_equal(shown, pixels)
+    assert np.array_equal(shown_valid, valid)
+    return pixels, valid
+
+
+def _visited(source: Source, threads: int = 1) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Read a scene block by block."""
+    grid = source.grid
+    pixels = np.zeros((len(source.channels), grid.height, grid.width), source.dtype)
+    valid = np.zeros((grid.height, grid.width), bool)
+
+    def visit(row: int, col: int, part: np.ndarray[Any, Any], mask: np.ndarray[Any, Any] | None) -> None:
+        assert part.dtype == source.dtype
+        place = slice(row, row + part.shape[1]), slice(col, col + part.shape[2])
+        pixels[:, *place] = part
+        valid[place] = True if mask is None else mask
+
+    with Geotiff().open(source) as raster, ThreadPoolExecutor(threads) as pool:
+        for start in range(0, grid.height, raster.block_rows):
+            stop = min(start + raster.block_rows, grid.height)
+            raster.visit_blocks(start, stop, visit, pool=pool if threads > 1 else None)
     return pixels, valid
 
 
@@ -190,16 +215,23 @@ def test_a_damaged_block_gets_the_word_of_gdal(tmp_path: Path, compress: str, da
     else:
         content = content[: int(layout.offsets[0, -1, -1]) + 1]
     path.write_bytes(content)
-    with pytest.raises(UnreadableSource) as error:
-        _read(source)
-    assert error.value.code == ("UNDECODABLE" if damage == "bytes" else "TRUNCATED")
+    for read in (_read, _visited):
+        with pytest.raises(UnreadableSource) as error:
+            read(source, threads=2)
+        assert error.value.code == ("UNDECODABLE" if damage == "bytes" else "TRUNCATED")
 
 
+@pytest.mark.parametrize("block_by_block", [True, False])
 @pytest.mark.parametrize("edge", ["pad", "shift", "drop"])
 @pytest.mark.parametrize(("size", "stride"), [(16, None), (24, 24), (40, 13), (9, 5), (110, 50), (128, None)])
-def test_tiles_out_of_rows_of_blocks_are_cut_from_the_scene(tmp_path: Path, edge: str, size: int, stride: Any) -> None:
+def test_tiles_out_of_rows_of_blocks_are_cut_from_the_scene(
+    tmp_path: Path, edge: str, size: int, stride: Any, block_by_block: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if edge == "drop" and size > 101:
         pytest.skip("no tile fits")
+    monkeypatch.setattr("vitpipe.open_tiles.LEAST_TILE_BYTES", 1 if block_by_block else 1 << 30)
+    # Several pieces a row of tiles.
+    monkeypatch.setattr("vitpipe.cutting.PIECE_BYTES", 3 * 2 * 2 * size**2)
     stored = _noise("uint16", (2, 203, 101))
     stored[:, 40:90, 20:60] = 0
     path = _write(tmp_path / "a.tif", stored, nodata=0, compress="deflate", **_LAYOUTS["tiled"])
@@ -223,26 +255,35 @@ def test_tiles_out_of_rows_of_blocks_are_cut_from_the_scene(tmp_path: Path, edge
     assert [block.windows for block in found[1]] == [block.windows for block in found[3]]
 
 
-def test_no_block_is_decoded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _note_rows(monkeypatch: pytest.MonkeyPatch, method: str) -> list[int]:
+    """Note which rows are decoded by `method`."""
+    rows: list[int] = []
+    read = getattr(GeotiffRaster, method)
+
+    def noted(self: GeotiffRaster, start: int, stop: int, *rest: Any, **options: Any) -> Any:
+        rows.extend(range(start, stop))
+        return read(self, start, stop, *rest, **options)
+
+    monkeypatch.setattr(GeotiffRaster, method, noted)
+    return rows
+
+
+@pytest.mark.parametrize(("least", "method"), [(1, "visit_blocks"), (1 << 30, "read_block_row")])
+def test_no_block_is_decoded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int, method: str) -> None:
     path = _write(tmp_path / "a.tif", _noise("uint16"), compress="deflate", **_LAYOUTS["tiled"])
-    reads: list[int] = []
-    read = GeotiffRaster.read_block_row
-
-    def noted(self: GeotiffRaster, start: int, stop: int, **options: Any) -> Any:
-        reads.extend(range(start, stop))
-        return read(self, start, stop, **options)
-
-    monkeypatch.setattr(GeotiffRaster, "read_block_row", noted)
+    reads = _note_rows(monkeypatch, method)
+    monkeypatch.setattr("vitpipe.open_tiles.LEAST_TILE_BYTES", least)
     monkeypatch.setattr("vitpipe.domains.geotiff.raster._WANTED_ROWS", 16)
     with Geotiff().open(_source(path)) as raster:
         assert sum(len(block.windows) for block in cut(raster, TileRecipe(size=24, stride=10), source_id="x")) > 100
     assert reads == list(range(203))
 
 
+@pytest.mark.parametrize(("least", "method"), [(1, "visit_blocks"), (1 << 30, "read_block_row")])
 @pytest.mark.parametrize("layout", ["tiled", "low strips"])
 @pytest.mark.parametrize("piece_bytes", [1, 1 << 13, 1 << 25])
 def test_windows_in_any_order_are_those_of_the_scene(
-    tmp_path: Path, layout: str, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, layout: str, piece_bytes: int, monkeypatch: pytest.MonkeyPatch, least: int, method: str
 ) -> None:
     stored = _noise("uint16", (2, 203, 101))
     stored[:, 40:90, 20:60] = 0
@@ -252,14 +293,8 @@ def test_windows_in_any_order_are_those_of_the_scene(
     windows.append(windows[3])
     monkeypatch.setattr("vitpipe.held_rows.PIECE_BYTES", piece_bytes)
     monkeypatch.setattr("vitpipe.domains.geotiff.raster._WANTED_ROWS", 16)
-    reads: list[int] = []
-    read = GeotiffRaster.read_block_row
-
-    def noted(self: GeotiffRaster, start: int, stop: int, **options: Any) -> Any:
-        reads.append(start)
-        return read(self, start, stop, **options)
-
-    monkeypatch.setattr(GeotiffRaster, "read_block_row", noted)
+    monkeypatch.setattr("vitpipe.open_tiles.LEAST_TILE_BYTES", least)
+    reads = _note_rows(monkeypatch, method)
     seen: list[int] = []
     with Geotiff().open(_source(path)) as raster:
         for places, tiles, masks in cut_windows(raster, windows, threads=1 + piece_bytes % 2):
@@ -272,7 +307,7 @@ def test_windows_in_any_order_are_those_of_the_scene(
                 assert np.array_equal(mask, (wanted != 0).all(axis=0)), window
                 assert np.array_equal(tile, wanted * mask), window
     assert sorted(seen) == list(range(151))
-    assert len(reads) == len(set(reads)), "a row of blocks was decoded twice"
+    assert 0 < len(reads) == len(set(reads)), "a row of blocks was decoded twice"
 
 
 def test_windows_in_any_order_of_a_raster_of_frames() -> None:
@@ -319,3 +354,35 @@ def test_a_changed_bit_that_gdal_does_not_see_is_seen(tmp_path: Path) -> None:
             _read(source)
         assert error.value.code == "UNDECODABLE"
     assert unseen > 0
+
+
+@pytest.mark.parametrize("level", [0, 6])
+@pytest.mark.parametrize("padding", ["rows", "bytes"])
+def test_a_block_that_holds_more_than_its_pixels_is_read(tmp_path: Path, padding: str, level: int) -> None:
+    stored = _noise("uint16", (1, 41, 30))
+    path = _write(tmp_path / "a.tif", stored, compress="deflate", blockysize=20)
+    with rasterio.open(path) as dataset:
+        layout = read_layout(path, dataset)
+    assert layout is not None
+    # The last strip has one row; some writers fill it up, as a tile is.
+    more = bytes(19 * 60) if padding == "rows" else b"x"
+    block = zlib.compress(stored[0, 40:].tobytes() + more, level)
+    content = bytearray(path.read_bytes())
+    # The tables of the file, told by their first entries: offsets are of 4 bytes, counts of 2.
+    for kind, table, new in (("I", layout.offsets, len(content)), ("H", layout.counts, len(block))):
+        first = struct.pack(f"<3{kind}", *table.ravel().tolist())
+        assert content.count(first) == 1
+        struct.pack_into(f"<{kind}", content, content.index(first) + 2 * struct.calcsize(kind), new)
+    path.write_bytes(content + block)
+    with rasterio.open(path) as dataset:
+        changed = read_layout(path, dataset)
+    assert changed is not None
+    assert (int(changed.offsets[0, 2, 0]), int(changed.counts[0, 2, 0])) == (len(content), len(block))
+    pixels, _ = _read(_source(path))
+    assert np.array_equal(pixels, stored)
+    assert damaged_block(path) is None
+    # Its checksum still counts.
+    path.write_bytes(content + block[:-1] + bytes([block[-1] ^ 1]))
+    assert damaged_block(path) is not None
+    with pytest.raises(UnreadableSource):
+        _read(_source(path))

@@ -124,6 +124,32 @@ def test_files_that_make_no_scene_have_a_code(tmp_path: Path) -> None:
     assert refused(bad, scenes={"pattern": "{date}_{scene}_{band}.tif"}).code == "BAD_DATE"
 
 
+def test_scenes_that_are_scaled_in_other_bands_mean_something_else(tmp_path: Path) -> None:
+    for name in ("x_B1", "x_B2", "y_B1", "y_B2", "z_B1", "z_B2"):
+        path = write_band(tmp_path / f"{name}.tif", np.ones((8, 8), np.uint16), 10)
+        if name in ("x_B1", "y_B1", "y_B2"):
+            with rasterio.open(path, "r+") as dataset:
+                dataset.scales = (0.0001,)
+    sources, _ = look(tmp_path, scenes={"pattern": "{scene}_{band}.tif"})
+    assert [source.units for source in sources] == ["dn, but scaled in B1", "scaled", "dn"]
+
+
+def test_a_unit_that_is_stated_for_all_does_not_hide_numbers_as_stored(tmp_path: Path) -> None:
+    for name in ("a.tif", "b.tif"):
+        write_band(tmp_path / name, np.full((8, 8), 5000, np.uint16), 10)
+    write_band(tmp_path / "c.tif", np.full((8, 8), 0.5, np.float32), 10)
+    assert len(look(tmp_path, units="reflectance")[0]) == 3
+    with rasterio.open(tmp_path / "b.tif", "r+") as dataset:
+        dataset.scales = (0.0001,)
+    sources, rejected = look(tmp_path, units="reflectance")
+    assert [Path(source.uri).name for source in sources] == ["b.tif", "c.tif"]
+    assert [(Path(item.uri).name, item.code) for item in rejected] == [("a.tif", "UNITS_DIFFER")]
+    # Of a product, too, whose scale its metadata states.
+    (tmp_path / "b.tif").unlink()
+    write_safe(tmp_path, {("B04", 10): np.full((8, 8), 5000, np.uint16)})
+    assert refused_codes(tmp_path, units="reflectance") == {"UNITS_DIFFER"}
+
+
 def test_masks_and_nodata_of_band_files_are_kept(tmp_path: Path) -> None:
     scenes = {"pattern": "{scene}_{band}.tif"}
     first, second = _dn(), _dn()
@@ -257,6 +283,11 @@ def test_scenes_that_cannot_be_in_a_series_have_a_code(tmp_path: Path) -> None:
 def test_dates_out_of_order_are_refused(series: Any) -> None:
     with pytest.raises(ValidationError, match=r"dates|pick"):
         GeotiffSource(path="x", series=series)
+
+
+def test_a_band_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(ValidationError, match="names a band twice: B04, B08, B04"):
+        GeotiffSource(path="/x", bands=("B04", "B08", "B04"))
 
 
 def test_keys_that_came_later_do_not_change_old_recipes() -> None:

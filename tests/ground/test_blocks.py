@@ -137,6 +137,15 @@ def test_without_a_range_auto_takes_the_default_and_says_so() -> None:
     assert "no range of the labels was found" in blocks.sentences()[1]
 
 
+@pytest.mark.parametrize(("count", "blocks"), [(60, 20), (12, 12)])
+def test_auto_divides_one_small_scene_where_no_range_is_found(count: int, blocks: int) -> None:
+    centres = places(count, 7_000.0)
+    found = choose_blocks("auto", centres, np.eye(2)[np.random.default_rng(0).integers(0, 2, count)], None, 0)
+    assert found.fitted is None
+    assert found.count == count_blocks(centres, found.block_m) >= blocks
+    assert f"the largest that leaves {blocks} blocks with labels" in found.sentences()[0]
+
+
 def test_a_given_size_is_kept_and_warned_of() -> None:
     fitted = FittedRange(12_000.0, "spherical", 0.1, 0.7, reached=True)
     small = Blocks(5_000.0, 5_000.0, 12, fitted).sentences()

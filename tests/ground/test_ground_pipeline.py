@@ -87,6 +87,11 @@ def test_scenes_on_the_disk_are_audited_and_said(tmp_path: Path) -> None:
     assert any("a random split would claim" in note for note in prepared.summary.notes)
     shown = leakage_audit(audit)
     assert shown.count("<tr><td>") == 6
+    # A buffer takes tiles away, and says nothing else of what a random split would claim.
+    near = config.model_copy(update={"split": config.split.model_copy(update={"buffer_m": 10.0})})
+    buffered = read_manifest(Workspace(tmp_path / "ws").run(stages.prepare_run(near).run_id))
+    assert len(buffered.table) < len(manifest.table)
+    assert buffered.audit["gap"] == audit["gap"]
     assert "A random split would claim a balanced accuracy of" in shown
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tests.infer.infer_cases import BANDS, CLASSES, MEAN, SIZE, make_package, wr
 from vitpipe.config import TileRecipe
 from vitpipe.cutting import Block
 from vitpipe.errors import ConfigError, ContractError, DataError, UnreadableSource
+from vitpipe.infer.contract import RangeWatch
 from vitpipe.infer.output import write_predictions
 from vitpipe.infer.predictor import Predictor
 
@@ -110,6 +112,22 @@ def test_values_far_from_training_are_said(predictor: Predictor) -> None:
     assert len(notes) == len(BANDS)
     assert "B03" in notes[0]
     assert "`dn`" in notes[0]
+
+
+def test_a_channel_of_one_value_is_not_said_to_be_far_where_it_has_that_value(predictor: Predictor) -> None:
+    tiles = _tiles()
+    known = predictor.contract.preprocessing
+    # What training writes for a channel of nothing but 7: no deviation, and 1 in its place.
+    one = dataclasses.replace(known, mean=(7.0, *known.mean[1:]), std=(1.0, *known.std[1:]))
+    watch = RangeWatch(dataclasses.replace(predictor.contract, preprocessing=one))
+    tiles[:, 0] = 7
+    valid = np.ones((len(tiles), *tiles.shape[2:]), bool)
+    watch.add(tiles.astype(np.float32), valid)
+    assert watch.notes() == []
+    other = RangeWatch(dataclasses.replace(predictor.contract, preprocessing=one))
+    tiles[:, 0] = 9
+    other.add(tiles.astype(np.float32), valid)
+    assert "in training they had 7 and 1" in other.notes()[0]
 
 
 def test_other_bands_are_refused_with_both_lists(predictor: Predictor, tmp_path: Path) -> None:

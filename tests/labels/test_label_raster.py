@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from rasterio.transform import from_origin
 from rasterio.warp import transform as warp_points
 
 from tests.labels.ground_cases import UTM, Run, X, Y, make_config, mosaic, targets_of, write_scene, write_tif
+from vitpipe import tile_asking
 from vitpipe.errors import LabelError
 from vitpipe.labels import raster_layer
 from vitpipe.labels.places import Rectangle
@@ -226,6 +228,16 @@ def test_continuous_values_are_regression_targets_in_their_units(tmp_path: Path)
     assert np.nanmin(shifted["a"]) > 0
 
 
+def test_ignored_values_are_no_targets_of_a_regression(tmp_path: Path) -> None:
+    write_scene(tmp_path / "scenes" / "a.tif", H, W)
+    heights = np.random.default_rng(3).normal(100, 20, (H, W)).astype(np.float32)
+    heights[:10] = -9999
+    path = write_tif(tmp_path / "labels.tif", heights)
+    values: dict[str, object] = {"kind": "raster", "path": str(path), "values": "continuous", "ignore": [-9999]}
+    _, found = Run(make_config(tmp_path, values)).targets()
+    np.testing.assert_array_equal(found["a"], np.where(heights == -9999, np.nan, heights))
+
+
 def read_manifest_of(manifest: Manifest, folder: Path) -> Manifest:
     write_manifest(manifest, folder / "run")
     return read_manifest(folder / "run")
@@ -334,3 +346,29 @@ def test_values_of_every_dtype_have_their_place(tmp_path: Path, dtype: str) -> N
     beside = np.array([values[0], 8, values[2]], dtype)
     there = np.array([True, True, False])
     assert to_places(beside, there, {values[0]: 1, values[2]: 0}).tolist() == [1, IGNORE, IGNORE]
+
+
+def test_rows_are_painted_once_in_blocks_of_bounded_height(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_scene(tmp_path / "scenes" / "a.tif", H, W)
+    path = write_tif(tmp_path / "labels.tif", classes(14), nodata=0)
+    values: dict[str, object] = {"kind": "raster", "path": str(path)}
+    expected = np.choose(classes(14), [IGNORE, 0, 1, 2])
+    asked: list[tuple[int, int]] = []
+    plain = raster_layer._RasterPainter.rows
+
+    def noted(self: raster_layer._RasterPainter, start: int, stop: int) -> np.ndarray:
+        asked.append((start, stop))
+        return plain(self, start, stop)
+
+    monkeypatch.setattr(raster_layer._RasterPainter, "rows", noted)
+    for painted_px, stride in ((W * 20, 5), (W, 5), (W * 7, 16)):
+        monkeypatch.setattr(tile_asking, "_PAINTED_PX", painted_px)
+        asked.clear()
+        config = make_config(tmp_path, values, stride=stride)
+        run = Run(config.model_copy(update={"workspace": str(tmp_path / f"w{painted_px}")}))
+        _, found = run.targets()
+        assert (found["a"] == expected).all()
+        assert asked[0][0] == 0
+        assert asked[-1][1] == H
+        assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(asked))
+        assert max(stop - start for start, stop in asked) <= max(20, 16)

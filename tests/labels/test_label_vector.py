@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyogrio
 import pytest
 import shapely
 from numpy.typing import NDArray
@@ -16,50 +17,10 @@ from rasterio.warp import transform as warp_points
 
 from tests.conftest import SHARED
 from tests.labels.ground_cases import UTM, Run, X, Y, make_config, mosaic, write_scene, write_tif
+from tests.labels.vector_cases import H, W, as_values, box, moved, painted, run_of, write_vectors
 from vitpipe.config import PipelineConfig
 from vitpipe.errors import LabelError
 from vitpipe.pixel_targets import IGNORE
-from vitpipe.records import Task
-
-H, W = 60, 80
-
-
-def box(row: float, col: float, height: float, width: float) -> shapely.Polygon:
-    """A rectangle of pixels of 10 m of the scene at X, Y."""
-    return shapely.box(X + 10 * col, Y - 10 * (row + height), X + 10 * (col + width), Y - 10 * row)
-
-
-def write_vectors(path: Path, shapes: list[Any], names: list[Any], crs: str | None = UTM, **more: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = more.pop("geometry_type", None) or shapes[0].geom_type
-    geometries = np.array([shapely.to_wkb(shape) for shape in shapes], object)
-    pyogrio.raw.write(
-        path, geometries, [np.array(names, object)], ["kind"], crs=crs, geometry_type=kind, **more,
-    )  # fmt: skip
-    return path
-
-
-def run_of(tmp_path: Path, path: Path, tiles: dict[str, object] | None = None, **labels: object) -> Run:
-    values: dict[str, object] = {"kind": "vector", "path": str(path), "column": "kind", "per": "pixel", **labels}
-    return Run(make_config(tmp_path, values, **(tiles or {})))
-
-
-def as_values(run: Run) -> dict[str, object]:
-    assert run.config.labels is not None
-    return run.config.labels.model_dump(mode="json")
-
-
-def painted(run: Run, name: str = "a") -> NDArray[Any]:
-    labels, found = run.targets()
-    assert labels.task is Task.SEGMENTATION
-    return found[name]
-
-
-def moved(shape: shapely.Geometry, crs: str) -> shapely.Geometry:
-    def move(points: NDArray[Any]) -> NDArray[Any]:
-        return np.array(warp_points(CRS.from_string(UTM), CRS.from_string(crs), *points.T)).T
-
-    return shapely.transform(shape, move)
 
 
 def spread() -> tuple[list[shapely.Geometry], list[str], NDArray[np.uint8]]:
@@ -111,6 +72,8 @@ def test_where_classes_overlap_the_one_listed_first_wins_in_one_file_and_across_
     write_vectors(tmp_path / "labels" / "1.gpkg", [box(0, 0, 30, 30), box(10, 10, 30, 30)], ["a", "b"])
     write_vectors(tmp_path / "labels" / "2.gpkg", [box(20, 20, 30, 30)], ["c"])
     run = run_of(tmp_path, tmp_path / "labels")
+    run.config = make_config(tmp_path, as_values(run) | {"priority": ["b", "typo"]})
+    assert "`labels.priority` names what no label is: typo" in run.labels().notes
     for priority in ((), ("b",), ("c", "b", "a"), ("b", "c")):
         run.config = make_config(
             tmp_path,
@@ -318,14 +281,21 @@ def test_lines_and_touched_pixels_are_drawn_as_asked(tmp_path: Path) -> None:
     assert (wide[23:40] == IGNORE).all()
 
 
-def test_a_point_beside_the_scene_reaches_in_by_its_buffer(tmp_path: Path) -> None:
+def test_a_column_of_names_of_each_feature_is_an_error_not_a_crash(tmp_path: Path) -> None:
     write_scene(tmp_path / "scenes" / "a.tif", H, W)
-    points = [shapely.Point(X - 95, Y - 305), shapely.Point(X + 405, Y - 305)]
-    path = write_vectors(tmp_path / "points.gpkg", points, ["a", "b"])
-    found = painted(run_of(tmp_path, path, buffer_m=112))
-    # The first column's centres are 100 m from the point, so half the chord is 50.4 m; the second's 110 m, and 21.1 m.
-    expected = {(row, 0) for row in range(25, 36)} | {(row, 1) for row in range(28, 33)}
-    assert {(int(row), int(col)) for row, col in np.argwhere(found == 0)} == expected
+    points = [shapely.Point(X + 5 + 10 * (place % W), Y - 5 - 10 * (place // W)) for place in range(300)]
+    path = write_vectors(tmp_path / "points.gpkg", points, [f"id{place}" for place in range(300)])
+    with pytest.raises(LabelError, match=r"300 classes \(id0, id1, id10, \.\.\.\), at most 254"):
+        run_of(tmp_path, path).labels()
+
+
+def test_tables_without_geometry_beside_the_layer_are_passed_over(tmp_path: Path) -> None:
+    write_scene(tmp_path / "scenes" / "a.tif", H, W)
+    path = write_vectors(tmp_path / "drawn.gpkg", [box(0, 0, 20, 20), box(0, 20, 20, 20)], ["a", "b"])
+    with contextlib.closing(sqlite3.connect(path)) as opened, opened:
+        opened.execute("CREATE TABLE layer_styles (id INTEGER PRIMARY KEY, styleQML TEXT)")
+        opened.execute("INSERT INTO gpkg_contents (table_name, data_type) VALUES ('layer_styles', 'attributes')")
+    assert run_of(tmp_path, path).labels().classes == ("a", "b")
 
 
 def test_a_tile_of_several_classes_has_all_that_cover_it_and_overlaps_count_for_both(tmp_path: Path) -> None:
@@ -340,28 +310,22 @@ def test_a_tile_of_several_classes_has_all_that_cover_it_and_overlaps_count_for_
     assert run.tile_labels() == {("a", 0, 0): "a|b", ("a", 0, 16): "b"}
 
 
-def test_labels_across_the_180th_meridian_lie_on_the_scene(tmp_path: Path) -> None:
-    """A scene of zone 1 that begins in the east of the meridian's west: its degrees jump from 180 to -180."""
-    x, y = (float(at[0]) for at in warp_points(CRS.from_epsg(4326), CRS.from_epsg(32601), [179.996], [-16.5]))
-    write_scene(tmp_path / "scenes" / "a.tif", H, 90, crs="EPSG:32701", x=x, y=y + 10_000_000)
-    shapes = [shapely.box(179.9, -16.52, 180, -16.4), shapely.box(-180, -16.52, -179.9, -16.4)]
-    # Half-way round the world lies nothing of the scene, and 180 to 360 degrees are -180 to 0.
-    shapes += [shapely.box(-5, -16.52, 5, -16.4), shapely.box(180.0002, -16.503, 180.0004, -16.502)]
-    path = write_vectors(tmp_path / "labels.geojson", shapes, ["west", "east", "far", "beyond"], "EPSG:4326")
-    run = run_of(tmp_path, path)
-    assert run.labels().rows["label"].tolist() == ["beyond|east|west"]
-    run.config = make_config(tmp_path, as_values(run) | {"classes": {"west": "west", "east": "east"}})
-    found = painted(run)
-    cols, rows = np.meshgrid(np.arange(90) + 0.5, np.arange(H) + 0.5)
-    longitude, _ = warp_points(
-        CRS.from_epsg(32701), CRS.from_epsg(4326), x + 10 * cols.ravel(), y + 10_000_000 - 10 * rows.ravel()
-    )
-    expected = (np.array(longitude) > 0).reshape(H, 90)
-    assert 0.2 < expected.mean() < 0.8
-    assert (found == expected).all()
-    # A raster of the whole circle has both sides at its two ends.
-    world = np.zeros((40, 3600), np.uint8)
-    world[:, :1800], world[:, 1800:] = 1, 2
-    raster = write_tif(tmp_path / "world.tif", world, crs="EPSG:4326", gsd_m=0.1, x=-180, y=-15)
-    run.config = make_config(tmp_path, {"kind": "raster", "path": str(raster), "classes": {1: "east", 2: "west"}})
-    assert (painted(run) == expected).mean() > 0.98
+def test_an_area_of_interest_holds_for_rasters_too_and_needs_a_crs_of_the_scene(tmp_path: Path) -> None:
+    write_scene(tmp_path / "scenes" / "a.tif", H, W)
+    write_scene(tmp_path / "scenes" / "bare.tif", H, W, seed=1, crs=None)
+    drawn = np.random.default_rng(3).integers(1, 4, (H, W)).astype(np.uint8)
+    write_tif(tmp_path / "labels" / "a.tif", drawn)
+    write_tif(tmp_path / "labels" / "bare.tif", drawn, crs=None)
+    aoi = write_vectors(tmp_path / "aoi.geojson", [moved(box(10, 20, 30, 40), "EPSG:4326")], ["x"], "EPSG:4326")
+    values: dict[str, object] = {"kind": "raster", "path": str(tmp_path / "labels"), "match": "name", "aoi": str(aoi)}
+    run = Run(make_config(tmp_path, values))
+    labels, found = run.targets()
+    expected = np.full((H, W), IGNORE)
+    expected[10:40, 20:60] = drawn[10:40, 20:60] - 1
+    assert (found["a"] == expected).all()
+    assert [run.name(name) for name in labels.rows["source_id"]] == ["a"]
+    assert "1 source(s) have no CRS, so they lie in no area of interest: no label" in labels.notes
+    lines = write_vectors(tmp_path / "lines.gpkg", [shapely.LineString([(X, Y), (X + 300, Y - 300)])], ["x"])
+    run.config = make_config(tmp_path, values | {"aoi": str(lines)})
+    with pytest.raises(LabelError, match=r"1 feature\(s\) that are no polygons"):
+        run.labels()

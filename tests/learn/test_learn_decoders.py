@@ -11,7 +11,7 @@ from torch import nn
 from vitpipe.config import ModelRecipe, TrainRecipe
 from vitpipe.errors import ConfigError, ContractError
 from vitpipe.learn.architecture import rebuild
-from vitpipe.learn.decoders import doublings
+from vitpipe.learn.decoders import ConvDecoder, doublings
 from vitpipe.learn.fit import make_optimiser
 from vitpipe.learn.outlook import pixel_outlook
 from vitpipe.learn.pixel_model import DecoderPlan, PixelModel, build_pixel_model, rebuild_pixel_model
@@ -128,6 +128,19 @@ def test_a_token_lies_in_the_map_where_its_patch_lies_in_the_image(
         )
     changed = (one != two).any(1)[0].nonzero().tolist()
     assert changed == [list(place)]
+
+
+@pytest.mark.parametrize("patch", [(8, 8), (2, 4, 4)])
+def test_tokens_that_are_alike_draw_no_grid_into_the_map(patch: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    decoder = ConvDecoder(48, 3, 2, patch).eval()
+    grid = (9,) * len(patch)
+    size = [count * step for count, step in zip(grid, patch, strict=True)]
+    with torch.inference_mode():
+        found = decoder([torch.rand(1, 48, *(1,) * len(patch)).expand(1, 48, *grid)], torch.ones(1, 2, *size))
+    # Past what zeros beyond the edge reach.
+    inner = found[(..., *(slice(3 * step, -3 * step) for step in patch))].flatten(2)
+    assert torch.allclose(inner, inner[..., :1].expand_as(inner), atol=1e-5)
 
 
 def test_steps_double_the_axes_that_have_room() -> None:

@@ -25,9 +25,10 @@ def tiff(number: int, bands: int = 1, size: int = 64, gsd_m: float = 10, **tags:
         with memory.open(
             driver="GTiff", count=bands, height=size, width=size, dtype="uint16", crs="EPSG:32633",
             transform=from_origin(500_000 + 20_000 * number, 5_000_000, gsd_m, gsd_m),
+            alpha=tags.get("alpha", "no"),
         ) as dataset:  # fmt: skip
             dataset.write(pixels)
-            if tags:
+            if "scales" in tags:
                 dataset.scales, dataset.offsets = tags["scales"], tags["offsets"]
         return bytes(memory.read())
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.domains.scene_cases import LANDSAT_NAME, write_landsat
 from tests.network.network_cases import QUICK
 from tests.network.range_server import Asked, Ranges, serving
 from tests.network.stac_cases import open_pixels, tiff
@@ -357,3 +358,34 @@ def test_requests_grow_where_a_file_is_read_on_and_on(
 def _span(asked: Asked) -> int:
     start, end = asked.headers["Range"].removeprefix("bytes=").split("-")
     return (int(end) + 1 - int(start)) >> 14
+
+
+@pytest.mark.parametrize("names", [("/q/a.tif", "/q/a.tif/b.tif"), ("/q/a.tif/b.tif", "/q/a.tif")])
+def test_a_file_and_a_folder_may_share_a_name(names: tuple[str, str], held: Ranges, tmp_path: Path) -> None:
+    for number, name in enumerate(names):
+        held.add(name, tiff(number))
+    (tmp_path / "list.txt").write_text("\n".join(f"{held.url}{name}" for name in names))
+    config, workspace = _pipeline(tmp_path, str(tmp_path / "list.txt"))
+    assert ingest(config, workspace).done == 2
+
+
+def test_a_landsat_scene_is_one_scene_from_afar_too(held: Ranges, tmp_path: Path) -> None:
+    name = LANDSAT_NAME.replace("L2SP", "L1TP")
+    bands = {band: np.full((40, 40), 9000 + int(band[1:]), np.uint16) for band in ("B4", "B5")}
+    found = []
+    for place in ("local", "afar"):
+        root = write_landsat(tmp_path / "scene", bands, name=name, mtl=("json",))
+        for path in root.iterdir():
+            held.add(f"/landsat/{path.name}", path.read_bytes())
+        (tmp_path / "list.txt").write_text("\n".join(f"{held.url}{path}" for path in held.files))
+        where = str(root if place == "local" else tmp_path / "list.txt")
+        config, workspace = _pipeline(tmp_path / place, where)
+        assert ingest(config, workspace).rejected == {}
+        (source,) = read_catalog(workspace)
+        assert (source.units, source.channels, source.notes) == ("toa_reflectance", ("B4", "B5"), ())
+        found.append(_read(source, 40)[0])
+    np.testing.assert_array_equal(found[0], found[1])
+    # A level-1 scene is nothing without its metadata.
+    held.add(f"/landsat/{name}_MTL.json", {"x": 1})
+    with pytest.raises(TooManyRejected, match="NO_METADATA"):
+        ingest(config, workspace)

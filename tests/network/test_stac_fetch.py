@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.network.network_cases import QUICK
-from tests.network.range_server import Ranges, serving
+from tests.network.range_server import Asked, Ranges, serving
 from tests.network.stac_cases import SIGNATURE, answer_with, item, multihash, pipeline, put_api, put_catalog, tiff
 from vitpipe.errors import ConfigError, DataError, TooManyRejected, TransientError
 from vitpipe.fetch import fetch
@@ -77,6 +77,26 @@ def test_an_api_is_searched_page_by_page(post: bool, held: Ranges, tmp_path: Pat
         assert [asked.method for asked in searches] == ["POST", "GET", "GET", "GET"]
         assert searches[1].query["collections"] == "small"
     assert sorted(files_below(workspace.root / "scenes")) == [f"scene-{number}_red.tif" for number in range(5)]
+
+
+def test_the_collection_of_an_api_is_gone_through_page_by_page(held: Ranges, tmp_path: Path) -> None:
+    put_api(held, 5)
+    place = "/v1/collections/small"
+    items = [held.answers["/v1/search"](Asked("POST", "", {}, {}, {"token": token}))[1] for token in (0, 2, 4)]
+
+    def listed(asked: Asked) -> tuple[int, Any]:
+        at = int(asked.query.get("page", 0))
+        following = [{"rel": "next", "href": f"{held.url}{place}/items?page={at + 1}"}] if at < 2 else []
+        return 200, {"type": "FeatureCollection", "features": items[at]["features"], "links": following}
+
+    held.answers[f"{place}/items"] = listed
+    links = [{"rel": "items", "href": f"{held.url}{place}/items"}, {"rel": "root", "href": f"{held.url}/v1"}]
+    held.add(place, {"type": "Collection", "stac_version": "1.0.0", "id": "small", "links": links})
+    box = {"bbox": [10.9, 44.0, 14.1, 46.0]}
+    config, workspace = pipeline(tmp_path, f"{held.url}{place}", query=box)
+    assert fetch(config, workspace, QUICK).done == 4
+    first = next(asked for asked in held.asked if asked.path == f"{place}/items")
+    assert first.query == {"bbox": "10.9,44.0,14.1,46.0", "limit": "100"}
 
 
 def test_a_server_without_the_query_extension_is_asked_without_it(held: Ranges, tmp_path: Path) -> None:
@@ -383,6 +403,19 @@ def test_a_server_that_does_not_page_is_not_believed(held: Ranges, tmp_path: Pat
         fetch(config, workspace, QUICK)
     page["features"] = []
     with pytest.raises(ConfigError, match="without end"):
+        fetch(config, workspace, QUICK)
+
+
+def test_pages_without_items_and_without_end_are_told(held: Ranges, tmp_path: Path) -> None:
+    def search(asked: Asked) -> tuple[int, Any]:
+        token = int(asked.query.get("token", 0)) + 1
+        links = [{"rel": "next", "href": f"{held.url}/v1/search?token={token}"}]
+        return (200 if token < 150 else 404), {"type": "FeatureCollection", "features": [], "links": links}
+
+    answer_with(held)
+    held.answers["/v1/search"] = search
+    config, workspace = pipeline(tmp_path, f"{held.url}/v1")
+    with pytest.raises(ConfigError, match="100 pages without an item"):
         fetch(config, workspace, QUICK)
 
 

@@ -18,7 +18,7 @@ from tests.network.stac_cases import SIGNATURE, answer_with, item, open_pixels, 
 from vitpipe.check import check_pipeline
 from vitpipe.config import StacSource
 from vitpipe.domains.geotiff import Geotiff
-from vitpipe.errors import ConfigError, TooManyRejected
+from vitpipe.errors import ConfigError, TooManyRejected, UnreadableSource
 from vitpipe.fetch import fetch
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
 from vitpipe.loading import load_config
@@ -61,7 +61,13 @@ _NEW_STYLE = {
 }
 
 
-@pytest.mark.parametrize("asset", [_STATED, _NEW_STYLE])
+# STAC 1.1: what holds for all bands needs no list of them.
+_WITHOUT_BANDS = {
+    "eo:bands": None, "nodata": 1200, "unit": "reflectance", "raster:scale": 0.0001, "raster:offset": -0.1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("asset", [_STATED, _NEW_STYLE, _WITHOUT_BANDS])
 def test_what_an_item_states_of_pixels_holds(asset: dict[str, Any], tmp_path: Path) -> None:
     content = tiff(0, size=128)
     workspace = _local(tmp_path / "stated", content, item(0, "red.tif", **asset))
@@ -71,7 +77,9 @@ def test_what_an_item_states_of_pixels_holds(asset: dict[str, Any], tmp_path: Pa
     np.testing.assert_array_equal(valid, stored[0] != 1200)
     np.testing.assert_allclose(pixels[0][valid], (stored[0] * 0.0001 - 0.1)[valid], atol=1e-6)
     (source,) = read_catalog(workspace)
-    assert (source.units, source.dtype, source.channels) == ("reflectance", "float32", ("B04",))
+    assert (source.units, source.dtype, source.channels) == (
+        "reflectance", "float32", ("b1",) if asset is _WITHOUT_BANDS else ("B04",),
+    )  # fmt: skip
     assert "SCALED" in source.notes
     # Other values are another source; with `scaling: none` they are those of the file.
     plain = _local(tmp_path / "plain", content, item(0, "red.tif", **asset), scaling="none")
@@ -91,7 +99,14 @@ def test_an_offset_that_the_pixels_hold_already_is_not_taken_away_twice(tmp_path
 
 @pytest.mark.parametrize(
     ("stated", "fits"),
-    [({"scale": 0.0001, "offset": -0.1}, True), ({"scale": 0.0001}, False), ({}, True), ({"scale": 0}, False)],
+    [
+        ({"scale": 0.0001, "offset": -0.1}, True),
+        ({"scale": 0.0001}, False),
+        ({}, True),
+        ({"scale": 0}, False),
+        ({"scale": "0.0001"}, False),
+        ({"scale": 10**400}, False),
+    ],
 )
 def test_a_file_and_an_item_that_state_different_scales_are_told(
     stated: dict[str, float], fits: bool, tmp_path: Path
@@ -111,6 +126,52 @@ def test_an_item_of_other_bands_than_the_file_has_says_nothing_of_them(tmp_path:
     workspace = _local(tmp_path, tiff(0, bands=3), item(0, "red.tif", **{"eo:bands": bands, "raster:bands": bands}))
     assert read_catalog(workspace)[0].channels == ("b1", "b2", "b3")
     assert read_catalog(workspace)[0].dtype == "uint16"
+    assert "ITEM_BANDS_DIFFER" in read_catalog(workspace)[0].notes
+
+
+def test_an_item_need_not_count_the_alpha_band(tmp_path: Path) -> None:
+    content = tiff(0, bands=2, alpha="yes")
+    bands = [{"name": "B04", "scale": 0.5, "offset": 3, "nodata": 1200}]
+    workspace = _local(tmp_path, content, item(0, "red.tif", **{"eo:bands": bands, "raster:bands": bands}))
+    (source,) = read_catalog(workspace)
+    assert (source.channels, source.notes) == (("B04",), ("ALPHA", "SCALED"))
+    pixels, valid = _read(workspace)
+    stored = open_pixels(tmp_path / "red.tif")
+    np.testing.assert_array_equal(valid, stored[0] != 1200)
+    np.testing.assert_allclose(pixels[0][valid], (stored[0] * 0.5 + 3)[valid])
+
+
+@pytest.mark.parametrize("name", ["LC08_L2SP_190028_20210708_20210713_02_T1", "S2A_MSIL2A_20210708T101031_T33TXM.SAFE"])
+@pytest.mark.parametrize("key", ["red", "SR_B4", "B04"])
+def test_one_file_of_a_known_product_is_what_its_item_says(key: str, name: str, tmp_path: Path) -> None:
+    document = item(0, "red.tif", **_STATED)
+    document |= {"id": name, "assets": {key: document["assets"]["red"]}}
+    workspace = _local(tmp_path, tiff(0, size=128), document, assets=[key])
+    (source,) = read_catalog(workspace)
+    assert (source.units, source.channels) == ("reflectance", ("B04",))
+
+
+@pytest.mark.parametrize(
+    "properties", [{"eo:cloud_cover": float("nan")}, {"eo:cloud_cover": 10**400}, {"view:sun_elevation": float("-inf")}]
+)
+def test_what_is_no_number_states_nothing(properties: dict[str, Any], tmp_path: Path) -> None:
+    document = item(0, "red.tif")
+    document["properties"] |= {"eo:cloud_cover": None, **properties}
+    (source,) = read_catalog(_local(tmp_path, tiff(0), document))
+    assert not {"cloud_cover", "sun_elevation"} & set(source.attributes)
+
+
+def test_text_that_is_no_unicode_and_long_names_are_borne(held: Ranges, tmp_path: Path) -> None:
+    held.add("/0.tif", tiff(0))
+    odd = item(0, "/0.tif")
+    odd["properties"]["title"] = "\ud800"
+    long = item(1, "/0.tif")
+    long["assets"] = {"k" * 300: long["assets"]["red"]}
+    answer_with(held, odd, long)
+    config, workspace = pipeline(tmp_path, f"{held.url}/v1", max_reject_share=0.5)
+    ingest(config, workspace)
+    assert [source.keys["scene"][0][:12] for source in read_catalog(workspace)] == ["scene-1_kkkk"]
+    assert read_quarantine(workspace).query("not junk")["code"].tolist() == ["BAD_ITEM"]
 
 
 def test_a_json_file_of_that_name_that_is_no_item_is_junk(tmp_path: Path) -> None:
@@ -180,6 +241,15 @@ def test_an_item_without_what_is_named_is_told(asset: str, code: str, held: Rang
         )
 
 
+def test_one_file_by_two_names_is_told() -> None:
+    source = StacSource(url="/one.json", assets=("red", "B04"))
+    with pytest.raises(UnreadableSource, match="red is red, B04 is red"):
+        choose(Found(_many(), "/cat/one.json"), "scene-0", source)
+    for names in (("red", "red"), ("a b", "a-b")):
+        with pytest.raises(ValidationError, match="names a file twice"):
+            StacSource(url="/one.json", assets=names)
+
+
 def test_several_files_without_a_choice_are_asked_about(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"choose some .*`source.assets`: nir \(B08\), red \(B04\)"):
         _local(tmp_path, tiff(0), _many())
@@ -209,6 +279,15 @@ def test_odd_and_equal_identifiers_get_names_of_their_own() -> None:
         ("https://a.org/c.json", "http://127.0.0.1:4200/api", True, "service of this machine"),
         ("https://a.org/c.json", "https://localhost/x.tif", False, "service of this machine"),
         ("https://a.org/c.json", "http://169.254.169.254/latest", True, "local network"),
+        # Other ways to write the same hosts, as a connection takes them.
+        ("https://a.org/c.json", "http://127.1/x.tif", True, "service of this machine"),
+        ("https://a.org/c.json", "http://2130706433/x.tif", True, "service of this machine"),
+        ("https://a.org/c.json", "https://0.0.0.0/x.tif", False, "service of this machine"),
+        ("https://a.org/c.json", "http://[::]/x.tif", True, "service of this machine"),
+        ("https://a.org/c.json", "http://[::ffff:127.0.0.1]/x.tif", True, "service of this machine"),
+        ("https://a.org/c.json", "https://LOCALHOST./x.tif", False, "service of this machine"),
+        ("https://a.org/c.json", "http://2852039166/latest", True, "local network"),
+        ("https://a.org/c.json", "http://[fd00:ec2::254]/latest", True, "local network"),
         ("https://a.org/c.json", "https://u:p@b.org/x.tif", False, "credentials"),
         ("https://a.org/c.json", "https://[bad/x.tif", False, "no address"),
         ("http://127.0.0.1:80/c.json", "http://127.0.0.1:81/x.tif", False, ""),

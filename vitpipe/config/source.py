@@ -222,6 +222,8 @@ class GeotiffSource(Recipe):
             raise ValueError(f"`path`: {problem}")
         if self.verify and names_addresses(self.path):
             raise ValueError("`verify` reads files of this machine; download the scenes, or leave it out")
+        if self.bands and len(set(self.bands)) < len(self.bands):
+            raise ValueError(f"`bands` names a band twice: {', '.join(self.bands)}")
         return self
 
     @model_serializer(mode="wrap")
@@ -265,6 +267,14 @@ class StacSource(GeotiffSource):
     max_items: int = Field(1000, ge=1, title="Most items", description="No more than the first so many are taken.")
     page_size: int = Field(100, ge=1, le=10_000, title="Page size", description="Items asked for in one query.")
     connections: int = Field(4, ge=1, le=32, title="Connections", description="Files that are fetched side by side.")
+
+    @model_validator(mode="after")
+    def _names_each_asset_once(self) -> Self:
+        if len({stac_file_label(name) for name in self.assets}) < len(self.assets):
+            raise ValueError(
+                f"`assets` names a file twice, or two by names that differ in marks alone: {', '.join(self.assets)}"
+            )
+        return self
 
     # Not the field's own validator: its error would repeat the address, and a signed one holds a secret.
     @model_validator(mode="after")

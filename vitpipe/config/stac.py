@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from vitpipe.config.base import Recipe
+from vitpipe.digest import digest
 
 _LISTS: Final = (".txt", ".csv")
 
@@ -95,10 +96,13 @@ class StacQuery(Recipe):
 
 
 def stac_file_label(name: str) -> str:
-    """Give the name of an asset or band as it stands in the name of its file."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    """Give the name of an asset or band as it stands in the name of its file; of a long one the end is a digest."""
+    label = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    return label if len(label) <= _LONGEST_LABEL else f"{label[:_LONGEST_LABEL]}-{digest(name)[:8]}"
 
 
+_LONGEST_LABEL: Final = 60
+"""Beside the name of the item and what marks a half file it fits into the 255 bytes of a file's name."""
 STAC_TESTS: Final = frozenset({"eq", "neq", "lt", "lte", "gt", "gte", "in", "startsWith", "endsWith", "contains"})
 """Operators of the query extension of STAC API 1.0."""
 

@@ -8,12 +8,12 @@ else of it: whatever a later stage needs is a field of :class:`vitpipe.records.S
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,9 +104,28 @@ class BlockRow:
     """What the parts are views of, where it may be filled again."""
 
 
+Visit: TypeAlias = "Callable[[int, int, NDArray[Any], NDArray[np.bool_] | None], None]"
+"""Takes the first row and column of a block, pixels (channels, rows, columns) with any strides, and the mask (rows,
+columns); None: all valid. Arrays are filled again once it returns."""
+
+
 @runtime_checkable
 class BlockRowRaster(Raster, Protocol):
     """A raster that gives rows of blocks as they were decoded. It has one frame."""
+
+    def visit_blocks(self, start: int, stop: int, visit: Visit, *, pool: Executor | None = None) -> None:
+        """Show each block of some rows in full width, right after it was decoded.
+
+        Args:
+            start: first row, a multiple of `block_rows`.
+            stop: the row after the last, a multiple of `block_rows` or the height.
+            visit: called for each block, by several threads where there is a pool; where a block could not be decoded
+                at first, again for all of them.
+            pool: decodes blocks side by side; None: one after the other.
+
+        Raises:
+            UnreadableSource, TransientError: see :meth:`Raster.read`.
+        """
 
     def read_block_row(
         self, start: int, stop: int, *, pool: Executor | None = None, spare: BlockRow | None = None

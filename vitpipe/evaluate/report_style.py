@@ -57,7 +57,7 @@ tr.weak td{color:#9ca3af}
 td svg{display:block}
 .dim{color:#6b7280}.nowrap{white-space:nowrap}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(340px,100%),1fr));gap:18px;align-items:start}
-figure{margin:0}figure img{width:100%;height:auto;display:block}
+figure{margin:0}figure img{width:100%;max-width:640px;height:auto;display:block}
 figcaption{font-size:13px;color:#6b7280;margin-top:4px}
 table.forest{table-layout:fixed;min-width:760px}table.confusion{width:auto}
 table.confusion td{border:2px solid #fff;text-align:center;min-width:58px;padding:7px 8px;line-height:1.2}

@@ -41,7 +41,7 @@ class Blocks:
         """Say what was found; warnings begin with ``WARNING``."""
         said = [f"{self.count} block(s) of ground of {self.block_m:g} m"]
         if self.asked == "auto":
-            said[0] += ", the size that this workspace has" if self.kept else ", chosen by the range of the labels"
+            said[0] += f", {self._why()}"
         if self.fitted is None:
             said.append(
                 "no range of the labels was found: near tiles are no more alike than others, or they are too few"
@@ -65,6 +65,13 @@ class Blocks:
             )
         return said
 
+    def _why(self) -> str:
+        if self.kept:
+            return "the size that this workspace has"
+        if self.block_m < (DEFAULT_BLOCK_M if self.fitted is None else self.fitted.range_m):
+            return f"the largest that leaves {min(self.count, FEWEST_BLOCKS)} blocks with labels"
+        return "the default" if self.fitted is None else "chosen by the range of the labels"
+
     def to_json(self) -> dict[str, Json]:
         """Give a JSON form."""
         found: dict[str, Json] = {"block_m": self.block_m, "asked": self.asked, "blocks": self.count, "range_m": None}
@@ -85,8 +92,8 @@ def choose_blocks(
     """Look at labels on the ground, and choose a size of blocks where none is given.
 
     The size is the range of the labels, rounded up to 1, 2 or 5 times a power of ten, so that some more data would not
-    change it. Where fewer than `FEWEST_BLOCKS` blocks of that size have labels, it is the largest that leaves as many;
-    without a range it is `DEFAULT_BLOCK_M`.
+    change it; without a range it is `DEFAULT_BLOCK_M`. Where fewer than `FEWEST_BLOCKS` blocks of that size have
+    labels, it is the largest smaller one that leaves as many, or as many as there can be.
 
     Args:
         asked: metres, or ``auto``.
@@ -100,7 +107,7 @@ def choose_blocks(
     if kept_m is not None:
         size = kept_m
     elif asked == "auto":
-        size = DEFAULT_BLOCK_M if fitted is None else _size_for(fitted.range_m, centres)
+        size = _size_for(DEFAULT_BLOCK_M if fitted is None else fitted.range_m, centres)
     else:
         size = asked
     return Blocks(size, asked, count_blocks(centres, size), fitted, kept=kept_m is not None)
@@ -115,8 +122,9 @@ def _size_for(range_m: float, centres: NDArray[np.float64]) -> float:
     decade = math.floor(math.log10(range_m)) + 1
     ladder = [step * 10.0**power for power in range(decade, -1, -1) for step in reversed(_STEPS)]
     wanted = min(size for size in ladder if size >= range_m)
-    smaller = [size for size in ladder if size <= wanted]
-    return next((size for size in smaller if count_blocks(centres, size) >= FEWEST_BLOCKS), wanted)
+    counts = {size: count_blocks(centres, size) for size in ladder if size <= wanted}
+    enough = min(FEWEST_BLOCKS, max(counts.values()))
+    return next(size for size, count in counts.items() if count >= enough)
 
 
 def read_block_m(path: Path) -> float | None:

@@ -35,7 +35,7 @@ from vitpipe.infer.predictor import Predictor
 from vitpipe.infer.tilegrid import TileLayers, tile_grid, tile_rows
 from vitpipe.infer.versions import ModelIdentity
 from vitpipe.records import Json, Source, Task
-from vitpipe.resample import ResampledRaster, prepare, whole_axes
+from vitpipe.resample import ResampledRaster, SlicedRaster, Slices, prepare, whole_axes, with_neighbours
 
 NO_MAP: Final = "NO_MAP"
 _PIXELS_A_TASK: Final = 64 << 20
@@ -178,9 +178,17 @@ def _uri(place: str) -> str:
 
 
 def as_cut(raster: Raster, tiles: TileRecipe, *, uri: str) -> Raster:
-    """Give the raster that tiles are cut from: at the recipe's resolution, with ``cut: whole`` fitted into a tile."""
-    base = prepare(raster, tiles, uri=uri)
-    return ResampledRaster(base, *whole_axes(base.grid, tiles.size)) if tiles.cut == "whole" else base
+    """Give the raster that tiles are cut from: at the recipe's resolution, with ``cut: whole`` fitted into a tile.
+
+    Raises:
+        UnreadableSource: the recipe asks for what the source does not have, see `vitpipe.resample.prepare`.
+    """
+    shown = prepare(raster, tiles, uri=uri)
+    if tiles.cut == "whole":
+        shown = ResampledRaster(shown, *whole_axes(shown.grid, tiles.size))
+        if tiles.depth is not None:
+            shown = SlicedRaster(shown, Slices.stretch(shown.grid.frames, tiles.depth))
+    return with_neighbours(shown, tiles)
 
 
 def layers_of(predictor: Predictor) -> Layers:
@@ -207,7 +215,7 @@ def batches_of(sources: Sequence[Source]) -> list[list[str]]:
     batches: list[list[str]] = []
     room = 0
     for source in sources:
-        pixels = source.grid.height * source.grid.width
+        pixels = source.grid.frames * source.grid.height * source.grid.width
         if room < pixels or len(batches[-1]) == _SCENES_A_TASK:
             batches.append([])
             room = _PIXELS_A_TASK

@@ -42,6 +42,18 @@ def write_map_summary(folder: Path, maps: int, rejected: Sequence[Rejected], not
     write_json(folder / SUMMARY_FILE, values)
 
 
+def write_volume_summary(
+    folder: Path, sources: int, objects: int, rejected: Sequence[Rejected], notes: Sequence[str]
+) -> None:
+    """Write the summary of masks, without a path; `objects` are those of DICOM.
+
+    Raises:
+        WorkspaceError: the folder cannot be written.
+    """
+    values: dict[str, Json] = {"sources": sources, "dicom_objects": objects, **_refusals(rejected)}
+    write_json(folder / SUMMARY_FILE, values | {"notes": list(notes)})
+
+
 def _refusals(rejected: Sequence[Rejected]) -> dict[str, Json]:
     reasons: list[Json] = [*dict.fromkeys(f"{item.code}: {item.reason}" for item in rejected)]
     return {"rejected": dict(count_codes(rejected)), "reasons": reasons[:_SHOWN]}

@@ -163,7 +163,7 @@ class Predictor:
             raise nothing_usable(path, rejected)
         tiles = self._joined(tables, batches.finish(), used)
         if with_paths:
-            tiles["path"] = tiles["source_id"].map({name: _relative(item, path) for name, item in used.items()})
+            tiles["path"] = tiles["source_id"].map({name: relative_name(item, path) for name, item in used.items()})
         return PredictionResult(tiles, self._pool(tiles), tuple(rejected), tuple(watch.notes()), tuple(used.values()))
 
     @property
@@ -251,7 +251,8 @@ def _places(source: Source, block: Block) -> pd.DataFrame:
     return places
 
 
-def _relative(source: Source, path: Path) -> str:
+def relative_name(source: Source, path: Path) -> str:
+    """Name a source by its place below what was predicted on."""
     file = Path(source.uri)
     return file.relative_to(path).as_posix() if path.is_dir() and file != path else file.name
 

@@ -29,6 +29,19 @@ class GroundFindings:
     units: str = ""
 
 
+def check_class_count(classes: Sequence[str], path: str) -> None:
+    """Refuse more classes than a byte a pixel tells apart.
+
+    Raises:
+        LabelError: there are too many; says some of them.
+    """
+    if len(classes) > KNOWN:
+        raise LabelError(
+            f"{path}: {len(classes)} classes ({', '.join(classes[:3])}, ...), at most {KNOWN} are learned; check that "
+            "this is the column or band of classes, or merge some in `labels.classes`"
+        )
+
+
 def ground_label_set(found: GroundFindings, sources: Sequence[Source], *, per_pixel: bool, path: str) -> LabelSet:
     """Make the label set.
 
@@ -57,8 +70,7 @@ def ground_label_set(found: GroundFindings, sources: Sequence[Source], *, per_pi
                 f"{path}: the labels have one class only ({', '.join(labels.classes)}); at least two are needed: name "
                 "the others in `labels.classes`, or set `labels.background` for the ground beside it"
             )
-    if len(labels.classes) > KNOWN:
-        raise LabelError(f"{path}: {len(labels.classes)} classes, at most {KNOWN} are learned; merge some")
+    check_class_count(labels.classes, path)
     notes = [f"labels lie on {len(labels.layers)} source(s)", *found.notes]
     if counted:
         notes.append(f"label files not used, or not wholly: {counted} (see the quarantine table)")

@@ -121,6 +121,7 @@ def region_label_set(recipe: RegionLabelRecipe, sources: Sequence[Source], gathe
     check_class_names(classes)
     frames = {source.source_id: source.grid.frames for source in sources}
     notes = [f"{len(gathered.used)} label object(s) are drawn on {len(gathered.sources)} source(s)"]
+    notes += rule.notes(classes)
     if counted:
         # No path: notes go to Prefect and into reports, and a file's name may be a patient's.
         notes.append(f"label objects not used, or not wholly: {counted} (see the quarantine table)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,8 @@ from vitpipe.config import RasterLabels
 from vitpipe.digest import digest, digest_file
 from vitpipe.errors import ConfigError, LabelError, TransientError, UnreadableSource
 from vitpipe.labels.base import LabelSet
+from vitpipe.labels.boxes import SourceBoxes, lon_lat_box
+from vitpipe.labels.footprints import footprints
 from vitpipe.labels.ground import (
     NO_BAND,
     NO_CRS,
@@ -31,7 +33,7 @@ from vitpipe.labels.ground import (
     Layer,
 )
 from vitpipe.labels.ground_set import GroundFindings, ground_label_set
-from vitpipe.labels.places import Points, Rectangle, apply, crs_of, outline
+from vitpipe.labels.places import Rectangle, apply, crs_of
 from vitpipe.labels.raster_layer import Band, RasterLayer
 from vitpipe.labels.raster_look import values_under
 from vitpipe.labels.raster_names import names_beside
@@ -82,12 +84,13 @@ def read_raster_labels(recipe: RasterLabels, sources: Sequence[Source], aoi: Lay
     """
     looked = _Looked()
     paths = _find(Path(recipe.path), sources, looked)
+    boxes, by_name = SourceBoxes(sources if recipe.match == "place" else ()), _by_name(sources)
     unplaced = 0
     for path in paths:
         file = _read_header(path, recipe, looked)
         if file is None:
             continue
-        matched = _match_name(file, recipe, sources, looked) if recipe.match == "name" else _match_place(file, sources)
+        matched = _match_name(file, recipe, by_name, looked) if recipe.match == "name" else _match_place(file, boxes)
         if matched is None:
             continue
         if not matched:
@@ -146,10 +149,7 @@ def is_class_raster(path: Path) -> bool:
 
 
 def _layer(file: _File, places: Mapping[float, int] | None, *, same: bool) -> RasterLayer:
-    band = file.band
-    return RasterLayer(
-        Band(band.path, band.number, band.height, band.width, band.crs, band.transform, places), file.content, same
-    )
+    return RasterLayer(replace(file.band, places=places), file.content, same)
 
 
 # -------------------------------------------------------------------------------------------------------------- files
@@ -190,6 +190,7 @@ def _read_header(path: Path, recipe: RasterLabels, looked: _Looked) -> _File | N
                 crs=dataset.crs.to_wkt() if dataset.crs else None,
                 transform=tuple(float(value) for value in dataset.transform[:6]),
                 places=None,
+                ignored=tuple(float(value) for value in recipe.ignore) if recipe.values == "continuous" else (),
             )
             units = (dataset.units[recipe.band - 1] or "").strip()
     except (CPLE_BaseError, RasterioError, CRSError, ValueError, OSError) as error:
@@ -221,11 +222,13 @@ def _fault(dataset: DatasetReader, number: int, size: int) -> tuple[str, str] | 
 # ------------------------------------------------------------------------------------------------------------ matching
 
 
-def _match_place(file: _File, sources: Sequence[Source]) -> list[tuple[str, Rectangle, bool]] | None:
+def _match_place(file: _File, boxes: SourceBoxes) -> list[tuple[str, Rectangle, bool]] | None:
     """Give the sources that overlap a raster, and the window of the raster that they may cover."""
     band = file.band
-    found = []
-    for source in sources:
+    found: list[tuple[str, Rectangle, bool]] = []
+    if band.crs is None:
+        return found
+    for source in boxes.near(lon_lat_box(band.height, band.width, band.transform, band.crs)):
         window = _window_on(band, source)
         if window is not None and window.pixels:
             found.append((source.source_id, window, False))
@@ -237,23 +240,30 @@ def _window_on(band: Band, source: Source) -> Rectangle | None:
     grid = source.grid
     if band.crs is None or grid.crs is None or grid.transform is None:
         return None
-    points = outline(grid.transform, grid.height, grid.width, (crs_of(grid.crs), crs_of(band.crs)))
-    there: Points = points[:, np.isfinite(points[0])]
-    if there.shape[1] < 4:
-        return None
-    cols, rows = apply(~Affine(*band.transform[:6]), there[0], there[1])
-    footprint = shapely.make_valid(shapely.Polygon(np.stack([cols, rows], axis=1)))
+    parts = footprints(grid.height, grid.width, grid.transform, (crs_of(grid.crs), crs_of(band.crs)))
+    to_pixels = ~Affine(*band.transform[:6])
+    ground = shapely.union_all([shapely.transform(part, lambda x, y: apply(to_pixels, x, y), interleaved=False)
+                                for part in parts])  # fmt: skip
     whole = shapely.box(0, 0, band.width, band.height)
+    shared = shapely.intersection(ground, whole)
     # Touching along an edge is no overlap.
-    if shapely.area(shapely.intersection(footprint, whole)) <= 1e-6:
+    if shapely.area(shared) <= 1e-6:
         return None
-    left, top, right, bottom = shapely.bounds(shapely.intersection(footprint, whole)).round(_DECIMALS)
+    left, top, right, bottom = shapely.bounds(shared).round(_DECIMALS)
     found = Rectangle(math.floor(top), math.ceil(bottom), math.floor(left), math.ceil(right))
     return found.within(band.height, band.width)
 
 
+def _by_name(sources: Sequence[Source]) -> dict[str, list[Source]]:
+    found: dict[str, list[Source]] = {}
+    for source in sources:
+        for name in dict.fromkeys(source.keys.get("scene", (Path(source.uri).stem,))):
+            found.setdefault(name, []).append(source)
+    return found
+
+
 def _match_name(
-    file: _File, recipe: RasterLabels, sources: Sequence[Source], looked: _Looked
+    file: _File, recipe: RasterLabels, by_name: Mapping[str, Sequence[Source]], looked: _Looked
 ) -> list[tuple[str, Rectangle, bool]] | None:
     """Give the sources of the same name; None, and a row, where they do not fit."""
     band = file.band
@@ -262,9 +272,7 @@ def _match_name(
         return []
     name = stem.removesuffix(recipe.suffix)
     found = []
-    for source in sources:
-        if name not in source.keys.get("scene", (Path(source.uri).stem,)):
-            continue
+    for source in by_name.get(name, ()):
         if band.crs is not None and source.grid.crs is not None and source.grid.transform is not None:
             window = _window_on(band, source)
             if window is None:
@@ -300,10 +308,14 @@ def _look(recipe: RasterLabels, looked: _Looked) -> dict[str, set[float]]:
     """
     ignored = {float(value) for value in recipe.ignore}
     found: dict[str, set[float]] = {}
+    windows: dict[str, list[tuple[str, Rectangle]]] = {}
+    for name, parts in looked.on.items():
+        for file, window, _ in parts:
+            windows.setdefault(file.band.path, []).append((name, window))
     for file in list(looked.used):
-        windows = [(name, window) for name, parts in looked.on.items() for of, window, _ in parts if of is file]
+        under = windows.get(file.band.path, ())
         try:
-            for source_id, values in values_under(file.band, windows, continuous=recipe.values == "continuous"):
+            for source_id, values in values_under(file.band, under, continuous=recipe.values == "continuous"):
                 found.setdefault(source_id, set()).update(values - ignored)
         except UnreadableSource as error:
             looked.rejected.append(Rejected(file.band.path, UNREADABLE, error.reason))

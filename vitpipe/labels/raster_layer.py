@@ -48,6 +48,8 @@ class Band:
     transform: tuple[float, ...]
     places: Mapping[float, int] | None
     """Value to place in the list of classes; of what is ignored to `IGNORE`. None: the values are continuous."""
+    ignored: tuple[float, ...] = ()
+    """Values, as stored, that say nothing; of continuous ones alone."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,7 @@ class _RasterPainter:
     def _read(self, window: Rectangle) -> NDArray[Any]:
         values, said = read_values(self._dataset, self._band.number, window)
         if self._band.places is None:
+            said &= ~np.isin(values, self._band.ignored)
             found = np.where(said, values, np.nan).astype(np.float32)
             return found * np.float32(self._scale) + np.float32(self._offset)
         return to_places(values, said, self._band.places)

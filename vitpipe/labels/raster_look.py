@@ -60,6 +60,8 @@ def values_under(
                     part.top - whole.top : part.bottom - whole.top, part.left - whole.left : part.right - whole.left
                 ]
                 here = values[there][said[there]]
+                if band.ignored:
+                    here = here[~np.isin(here, band.ignored)]
                 found = {float(value) for value in (here[:1] if continuous else _different(here))}
                 seen |= set() if continuous else found
                 if len(seen) > _MOST_VALUES:

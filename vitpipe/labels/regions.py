@@ -74,6 +74,11 @@ class TileRule:
         rank = {name: place for place, name in enumerate(self.priority)}
         return sorted(names, key=lambda name: (rank.get(name, len(rank)), name))
 
+    def notes(self, classes: Iterable[str]) -> list[str]:
+        """Say which names of the priority no label has: one that is mistyped would change nothing."""
+        unknown = sorted({*self.priority} - {*classes})
+        return [f"`labels.priority` names what no label is: {', '.join(unknown)}"] if unknown else []
+
 
 @dataclass(frozen=True)
 class RegionLabels:

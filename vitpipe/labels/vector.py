@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 
 from vitpipe.config import VectorLabels
 from vitpipe.digest import digest
 from vitpipe.errors import LabelError
 from vitpipe.labels.base import LabelSet
+from vitpipe.labels.boxes import SourceBoxes, lon_lat_box, wider_by
+from vitpipe.labels.footprints import footprints
 from vitpipe.labels.ground import UNREADABLE, GroundLabels, Layer
-from vitpipe.labels.ground_set import GroundFindings, ground_label_set
+from vitpipe.labels.ground_set import GroundFindings, check_class_count, ground_label_set
 from vitpipe.labels.places import crs_of
 from vitpipe.labels.regions import TileRule
 from vitpipe.labels.vector_files import Shapes, UnusableVectors, VectorFile, find_vectors, look_at, read_shapes
-from vitpipe.labels.vector_layer import Style, VectorLayer, footprints
+from vitpipe.labels.vector_layer import Style, VectorLayer, reach_px
 from vitpipe.records import Rejected, Source
 
 
@@ -37,18 +41,23 @@ def read_vector_labels(recipe: VectorLabels, sources: Sequence[Source]) -> Label
     placed = placed_on_ground(sources)
     rejected: list[Rejected] = []
     read: list[tuple[VectorFile, Shapes]] = []
+    near: dict[str, tuple[float, float, float, float] | None] = {}
     for path in find_vectors(Path(recipe.path)):
         try:
             file = look_at(path, recipe.layer, [recipe.column])
-            read.append((file, read_shapes(file, recipe.column, bounds_of(placed, file.crs))))
+            if file.crs not in near:
+                near[file.crs] = bounds_of(placed, file.crs, recipe.buffer_m)
+            read.append((file, read_shapes(file, recipe.column, near[file.crs])))
         except UnusableVectors as error:
             rejected.append(Rejected(str(path), UNREADABLE, str(error)))
     aoi = read_aoi(recipe.aoi, placed) if recipe.aoi is not None else None
     rule = TileRule(recipe.min_share, recipe.background, recipe.multi_label, recipe.tile_class, recipe.priority)
-    classes = _classes(recipe, [shapes for _, shapes in read])
+    found_on = _match(recipe, read, placed)
+    classes = _classes(recipe, found_on)
+    check_class_count(classes, recipe.path)
     ranked = rule.order(classes)
     ranks = tuple(ranked.index(name) for name in classes)
-    layers, on_source, used = _match(recipe, read, placed, (classes, ranks))
+    layers, on_source, used = _layers(found_on, classes, ranks)
     if aoi is not None and recipe.background is not None:
         # Inside the area of interest ground without a shape is known too.
         for source in placed:
@@ -64,7 +73,7 @@ def read_vector_labels(recipe: VectorLabels, sources: Sequence[Source]) -> Label
             *([aoi.digest] if aoi is not None else []),
         ],
         rejected=rejected,
-        notes=[*_notes(recipe, read, used), *_unplaced(len(sources) - len(placed))],
+        notes=[*_notes(recipe, read, used), *_unplaced(len(sources) - len(placed)), *rule.notes(classes)],
     )
     return ground_label_set(found, sources, per_pixel=recipe.per == "pixel", path=recipe.path)
 
@@ -98,8 +107,15 @@ def placed_on_ground(sources: Sequence[Source]) -> list[Source]:
     return [source for source in sources if source.grid.transform is not None and source.grid.crs is not None]
 
 
-def bounds_of(sources: Sequence[Source], crs: str) -> tuple[float, float, float, float] | None:
+def bounds_of(
+    sources: Sequence[Source], crs: str, buffer_m: float | None = None
+) -> tuple[float, float, float, float] | None:
     """Give what covers all sources in a CRS, with their surroundings; None where that cannot be said.
+
+    Args:
+        sources: on the ground.
+        crs: the one to give.
+        buffer_m: what lies within it is covered too.
 
     Returns:
         left, bottom, right, top.
@@ -109,7 +125,8 @@ def bounds_of(sources: Sequence[Source], crs: str) -> tuple[float, float, float,
         grid = source.grid
         assert grid.transform is not None
         assert grid.crs is not None
-        parts = footprints(grid.height, grid.width, grid.transform, (crs_of(grid.crs), crs_of(crs)))
+        reach = reach_px(grid.height, grid.width, grid.transform, grid.crs, buffer_m)
+        parts = footprints(grid.height, grid.width, grid.transform, (crs_of(grid.crs), crs_of(crs)), reach)
         if len(parts) != 1:
             return None
         left, bottom, right, top = shapely.bounds(parts[0])
@@ -121,51 +138,81 @@ def bounds_of(sources: Sequence[Source], crs: str) -> tuple[float, float, float,
     return float(left.min()), float(bottom.min()), float(right.max()), float(top.max())
 
 
-def _classes(recipe: VectorLabels, read: Sequence[Shapes]) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class _OnSources:
+    """The features of one file that have a class, and where they lie."""
+
+    layer: VectorLayer
+    """Its `places` and `ranks` are not known yet."""
+    names: NDArray[np.object_]
+    """The class of each feature."""
+    hits: Mapping[str, NDArray[np.int64]]
+    """Source to the features on it."""
+
+
+def _match(
+    recipe: VectorLabels, read: Sequence[tuple[VectorFile, Shapes]], placed: Sequence[Source]
+) -> list[_OnSources]:
+    """Find the features on each source."""
+    style = Style(recipe.all_touched, recipe.buffer_m)
+    boxes = SourceBoxes(placed)
+    found = []
+    for file, shapes in read:
+        names = np.array(
+            [text if recipe.classes is None else recipe.classes.get(text, "") for text in shapes.texts], object
+        )
+        kept = names != ""
+        chosen = Shapes(shapes.crs, shapes.geometries[kept], shapes.texts[kept], 0, 0)
+        layer = VectorLayer(chosen, np.zeros(len(chosen.geometries), np.uint8), (0,), style, file.content)
+        hits = {}
+        if len(chosen.geometries):
+            left, bottom, right, top = shapely.total_bounds(chosen.geometries)
+            box = lon_lat_box(1, 1, (right - left, 0, left, 0, bottom - top, top), shapes.crs)
+            for source in boxes.near(wider_by(box, recipe.buffer_m)):
+                hits[source.source_id] = _on(layer, source)
+        found.append(_OnSources(layer, names[kept], {name: of for name, of in hits.items() if len(of)}))
+    return found
+
+
+def _classes(recipe: VectorLabels, found: Sequence[_OnSources]) -> tuple[str, ...]:
+    """Name the classes: as the user does, else what lies on a source; what lies between scenes is none."""
     if recipe.classes is not None:
         names = set(recipe.classes.values())
     else:
-        names = {str(text) for shapes in read for text in np.unique(shapes.texts.astype(str)) if text}
+        names = {str(name) for part in found for hits in part.hits.values() for name in part.names[hits]}
     if recipe.background is not None and not recipe.multi_label:
         names.add(recipe.background)
     return tuple(sorted(names))
 
 
-def _match(
-    recipe: VectorLabels,
-    read: Sequence[tuple[VectorFile, Shapes]],
-    placed: Sequence[Source],
-    ranked: tuple[tuple[str, ...], tuple[int, ...]],
+def _layers(
+    found: Sequence[_OnSources], classes: tuple[str, ...], ranks: tuple[int, ...]
 ) -> tuple[dict[str, tuple[Layer, ...]], dict[str, list[str]], int]:
     """Give the layers of each source, the classes on it, and how many features lie on any."""
-    classes, ranks = ranked
-    style = Style(recipe.all_touched, recipe.buffer_m)
+    place_of = {name: place for place, name in enumerate(classes)}
     layers: dict[str, tuple[Layer, ...]] = {}
     on_source: dict[str, set[str]] = {}
     used = 0
-    for file, shapes in read:
-        names = [text if recipe.classes is None else recipe.classes.get(text, "") for text in shapes.texts]
-        kept = np.array([bool(name) for name in names], bool)
-        chosen = Shapes(shapes.crs, shapes.geometries[kept], shapes.texts[kept], 0, 0)
-        named = [name for name in names if name]
-        places = np.array([classes.index(name) for name in named], np.uint8)
-        layer = VectorLayer(chosen, places, ranks, style, file.content)
-        seen: set[int] = set()
-        for source in placed:
-            hits = _on(layer, source)
-            if len(hits):
-                layers[source.source_id] = (*layers.get(source.source_id, ()), layer)
-                on_source.setdefault(source.source_id, set()).update(named[hit] for hit in hits)
-                seen.update(int(hit) for hit in hits)
-        used += len(seen)
-    return layers, {name: sorted(found) for name, found in on_source.items()}, used
+    for part in found:
+        if not part.hits:
+            continue
+        # The grid of the tiles may reach past the source, where features of no class lie.
+        kept = np.array([name in place_of for name in part.names], bool)
+        places = np.array([place_of[name] for name in part.names[kept]], np.uint8)
+        shapes = replace(part.layer.shapes, geometries=part.layer.shapes.geometries[kept])
+        layer = replace(part.layer, shapes=shapes, places=places, ranks=ranks)
+        for source_id, hits in part.hits.items():
+            layers[source_id] = (*layers.get(source_id, ()), layer)
+            on_source.setdefault(source_id, set()).update(part.names[hits])
+        used += len(np.unique(np.concatenate(list(part.hits.values()))))
+    return layers, {name: sorted(names) for name, names in on_source.items()}, used
 
 
-def _on(layer: VectorLayer, source: Source) -> Sequence[int]:
+def _on(layer: VectorLayer, source: Source) -> NDArray[np.int64]:
     grid = source.grid
     assert grid.transform is not None
     assert grid.crs is not None
-    return list(layer.on(grid.height, grid.width, grid.transform, grid.crs))
+    return layer.on(grid.height, grid.width, grid.transform, grid.crs)
 
 
 def _nothing(aoi: VectorLayer, ranks: tuple[int, ...]) -> VectorLayer:

@@ -107,7 +107,8 @@ def look_at(path: Path, layer: str | None, columns: Sequence[str]) -> VectorFile
         raise UnusableVectors(f"it cannot be opened ({os.strerror(error.errno or 0)})") from error
     driver, opened = _driver(path, start)
     with _said():
-        layers = [str(name) for name in pyogrio.list_layers(opened)[:, 0]]
+        # Tables without geometry, such as the styles that QGIS keeps in a GeoPackage, are nobody's labels.
+        layers = [str(name) for name, kind in pyogrio.list_layers(opened) if kind is not None]
         if layer is not None and layer not in layers and driver == "GPKG":
             raise UnusableVectors(f"it has no layer `{layer}`; it has: {', '.join(layers)}")
         if len(layers) != 1 and (layer is None or driver != "GPKG"):

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.features import rasterize
 
+from vitpipe.labels.footprints import footprints
 from vitpipe.labels.ground import Painter, TileGrid
-from vitpipe.labels.places import Points, apply, crs_of, move_points, outline
+from vitpipe.labels.places import apply, crs_of, move_points
 from vitpipe.labels.vector_files import Geometries, Shapes
 from vitpipe.pixel_targets import IGNORE
 
@@ -32,6 +33,7 @@ _AROUND: Final = 0.05
 _CIRCLE_POINTS: Final = 64
 _LON_LAT: Final = 4326
 _HALF_TURN, _TURN = 180.0, 360.0
+_LEAST_SHARE: Final = 1e-3
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,8 @@ class VectorLayer:
             transform: a, b, c, d, e, f of the grid.
             crs: of the grid.
         """
-        reach = _reach_px(height, width, transform, crs, self.style)
-        wider = Affine(*transform[:6]) @ Affine.translation(-reach, -reach)
-        parts = footprints(height + 2 * reach, width + 2 * reach, wider[:6], (crs_of(crs), crs_of(self.shapes.crs)))
+        reach = reach_px(height, width, transform, crs, self.style.buffer_m)
+        parts = footprints(height, width, transform, (crs_of(crs), crs_of(self.shapes.crs)), reach)
         found = [self.tree.query(part, predicate="intersects") for part in parts]
         return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
 
@@ -87,7 +88,8 @@ class VectorLayer:
         assert grid.transform is not None
         assert grid.crs is not None
         hits = self.on(grid.height, grid.width, grid.transform, grid.crs)
-        drawn = to_pixels(self.shapes.geometries[hits], crs_of(self.shapes.crs), grid)
+        reach = reach_px(grid.height, grid.width, grid.transform, grid.crs, self.style.buffer_m)
+        drawn = to_pixels(self.shapes.geometries[hits], crs_of(self.shapes.crs), grid, reach)
         places = self.places[hits]
         if self.style.buffer_m is not None:
             drawn = _buffered(drawn, grid, self.style.buffer_m)
@@ -135,33 +137,27 @@ class _VectorPainter:
         return painted
 
 
-def footprints(height: int, width: int, transform: Sequence[float], crs: tuple[CRS, CRS]) -> list[shapely.Polygon]:
-    """Give the ground of a grid in another CRS; across the 180th meridian it is given on both its sides."""
-    points = outline(transform, height, width, crs)
-    there: Points = points[:, np.isfinite(points[0])]
-    if there.shape[1] < 4:
-        return []
-    if crs[1].is_geographic and np.ptp(there[0]) > _HALF_TURN:
-        east = np.where(there[0] < 0, there[0] + _TURN, there[0])
-        return [_polygon(east, there[1]), _polygon(east - _TURN, there[1])]
-    return [_polygon(*there)]
-
-
-def _polygon(x: NDArray[np.float64], y: NDArray[np.float64]) -> shapely.Geometry:
-    return shapely.make_valid(shapely.Polygon(np.stack([x, y], axis=1)))
-
-
-def _reach_px(height: int, width: int, transform: Sequence[float], crs: str, style: Style) -> int:
+def reach_px(height: int, width: int, transform: Sequence[float], crs: str, buffer_m: float | None) -> int:
     """Say how many pixels beside a grid a feature may lie and still be drawn on it."""
-    if style.buffer_m is None:
+    if buffer_m is None:
         return 0
-    metres = _metres_a_pixel(transform, crs, np.array([width / 2]), np.array([height / 2]))[0]
-    least_m = float(np.linalg.svd(metres, compute_uv=False).min()) if np.isfinite(metres).all() else 0.0
-    return math.ceil(style.buffer_m / least_m) + 1 if least_m > 0 else 0
+    # At a pole, where many a scene has its middle, degrees say nothing.
+    along = np.array([0.25, 0.5, 0.75])
+    metres = _metres_a_pixel(transform, crs, along * width, along * height)
+    sizes = np.linalg.svd(metres[np.isfinite(metres).all(axis=(1, 2))], compute_uv=False).min(axis=1)
+    sizes = sizes[sizes > _LEAST_SHARE * sizes.max(initial=0.0)]
+    return math.ceil(buffer_m / float(sizes.min())) + 1 if len(sizes) else 0
 
 
-def to_pixels(geometries: Geometries, crs: CRS, grid: TileGrid) -> Geometries:
-    """Give geometries in the pixels of a grid: x along its columns, y along its rows, from its outer corner."""
+def to_pixels(geometries: Geometries, crs: CRS, grid: TileGrid, around_px: int = 0) -> Geometries:
+    """Give geometries in the pixels of a grid: x along its columns, y along its rows, from its outer corner.
+
+    Args:
+        geometries: in their CRS.
+        crs: theirs.
+        grid: of the tiles.
+        around_px: what lies within so many pixels of the grid is given too.
+    """
     assert grid.transform is not None
     assert grid.crs is not None
     if not len(geometries):
@@ -169,7 +165,7 @@ def to_pixels(geometries: Geometries, crs: CRS, grid: TileGrid) -> Geometries:
     grid_crs, affine = crs_of(grid.crs), Affine(*grid.transform[:6])
     moved = geometries
     if crs != grid_crs:
-        grounds = footprints(grid.height, grid.width, grid.transform, (grid_crs, crs))
+        grounds = footprints(grid.height, grid.width, grid.transform, (grid_crs, crs), around_px)
         moved = _cut(geometries, grounds)
         edge = _edge(grid, affine, (grid_crs, crs))
         if edge is not None:
@@ -201,11 +197,17 @@ def _cut(geometries: Geometries, grounds: Sequence[shapely.Polygon]) -> Geometri
 
 
 def _edge(grid: TileGrid, affine: Affine, crs: tuple[CRS, CRS]) -> float | None:
-    """Give the length of `_EDGE_PX` pixels in units of the geometries' CRS, at the centre of the grid."""
+    """Give the length of `_EDGE_PX` pixels in units of the geometries' CRS, at the centre of the grid.
+
+    Degrees of longitude count as those of latitude do, by their length: near a pole a pixel is many of them.
+    """
     cols = np.array([0.0, 1.0, 0.0]) + grid.width / 2
     rows = np.array([0.0, 0.0, 1.0]) + grid.height / 2
     x, y = move_points(apply(affine, cols, rows), *crs)
-    sizes = np.hypot(x[1:] - x[0], y[1:] - y[0])
+    right, up = x[1:] - x[0], y[1:] - y[0]
+    if crs[1].is_geographic:
+        right = ((right + _HALF_TURN) % _TURN - _HALF_TURN) * np.cos(np.radians(y[0]))
+    sizes = np.hypot(right, up)
     return float(sizes.min()) * _EDGE_PX if np.isfinite(sizes).all() and sizes.min() > 0 else None
 
 

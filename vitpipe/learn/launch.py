@@ -165,6 +165,7 @@ def make_task(config: PipelineConfig, manifest: Manifest, run_id: str, weights_f
         weights_folder=str(weights_folder) if weights_folder is not None else None,
         weights_digest=_weights_digest(weights_folder),
         label_units=manifest.target_units,
+        label_background=getattr(config.labels, "background", None),
     )
 
 

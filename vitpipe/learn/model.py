@@ -77,7 +77,8 @@ class ModelRecord:
     decoder: Mapping[str, Json] = field(default_factory=dict)
     """`DecoderPlan` of a model of pixels."""
     target: Mapping[str, Json] = field(default_factory=dict)
-    """Of values: `mean` and `std` of the train split's labelled pixels, `units`."""
+    """Of values: `mean` and `std` of the train split's labelled pixels, `units`. Of classes: `background`, the one of
+    pixels on which nothing was drawn, where there is one."""
 
     @property
     def per_pixel(self) -> bool:

@@ -140,7 +140,10 @@ def _objective(
         return ValueCriterion(measured.mean, measured.std, loss == "mse"), torch.ones(0, dtype=torch.float64), target
     priors = measured.priors()
     adjustment = (recipe.logit_adjustment * priors.log()).float()
-    return ClassCriterion(recipe.label_smoothing, adjustment, loss == "dice_cross_entropy"), priors, {}
+    named: dict[str, Json] = {}
+    if task.label_background in manifest.classes:
+        named["background"] = task.label_background
+    return ClassCriterion(recipe.label_smoothing, adjustment, loss == "dice_cross_entropy"), priors, named
 
 
 def _image_size(value: Json) -> ImageSize:

@@ -41,6 +41,8 @@ class LearnTask(Recipe):
     """Of the model in `weights_folder`."""
     label_units: str = ""
     """Of values, where the labels say them."""
+    label_background: str | None = None
+    """The class of pixels on which nothing is drawn, where the configuration of the labels names one."""
 
     def identity(self) -> str:
         """Digest of what decides the bits of the result; paths do not count. A checkpoint belongs to one identity."""

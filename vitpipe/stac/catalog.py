@@ -18,6 +18,8 @@ from vitpipe.web.client import Client, Document, Refused
 
 _DEEPEST: Final = 32
 _MOST_DOCUMENTS: Final = 200_000
+_MOST_EMPTY: Final = 100
+"""Pages in a row without an item: some servers leave what they have filtered out as gaps."""
 _NOT_UNDERSTOOD: Final = 400
 _NO_POST: Final = frozenset({404, 405, 501})
 
@@ -39,8 +41,13 @@ def find_items(source: StacSource, client: Client) -> list[Found]:
         TransientError: the server does not answer, after all retries.
     """
     root = client.document(source.url)
-    place = _search_place(root, source.url)
-    items = _search(source, client, place) if place else _walk(source, client, root)
+    place, listing = _search_place(root, source.url), _listing_place(root, source.url)
+    if place:
+        items = _search(source, client, place)
+    elif listing:
+        items = _list(source, client, listing)
+    else:
+        items = _walk(source, client, root)
     kept: dict[tuple[str, str], Found] = {}
     for found in items:
         if fits(found.item, source.query):
@@ -63,6 +70,14 @@ def _search_place(root: Document, address: str) -> str | None:
     if root.get("type") == "Feature" or "features" in root:
         return None
     link = next(links(root, "search"), None)
+    return None if link is None else resolve(address, link["href"])
+
+
+def _listing_place(root: Document, address: str) -> str | None:
+    """Give the address of the items of an API's collection (OGC API - Features); None where a static one links them."""
+    if root.get("type") != "Collection" or next(links(root, "item", "child"), None) is not None:
+        return None
+    link = next(links(root, "items"), None)
     return None if link is None else resolve(address, link["href"])
 
 
@@ -126,11 +141,7 @@ def _items_in(document: Document, address: str) -> Iterator[Found]:
 
 
 def _search(source: StacSource, client: Client, place: str) -> Iterator[Found]:
-    """Search an API (STAC API 1.0, Item Search): POST, or GET where it does not take that; then its `next` links.
-
-    Raises:
-        ConfigError: it gives the same page again, so that some items may be missing.
-    """
+    """Search an API (STAC API 1.0, Item Search): POST, or GET where it does not take that; then its `next` links."""
     question = _question(source)
     try:
         page, address, body = _first_page(client, place, question)
@@ -140,8 +151,26 @@ def _search(source: StacSource, client: Client, place: str) -> Iterator[Found]:
         # It does not know the query extension: what comes is looked at here.
         del question["query"]
         page, address, body = _first_page(client, place, question)
+    yield from _pages(client, place, (page, address, body))
+
+
+def _list(source: StacSource, client: Client, place: str) -> Iterator[Found]:
+    """Go through the items of an API's collection; what else the query asks is looked at here."""
+    question = {name: value for name, value in _question(source).items() if name in ("bbox", "datetime", "limit")}
+    address = _asked_by_address(place, question)
+    yield from _pages(client, place, (client.document(address), address, None))
+
+
+def _pages(client: Client, place: str, first: tuple[Document, str, Document | None]) -> Iterator[Found]:
+    """Give the items of the first page, with its address and what was posted there, and of those that follow it.
+
+    Raises:
+        ConfigError: it gives the same page again, so that some items may be missing.
+    """
+    page, address, body = first
     seen: set[tuple[str, str]] = set()
     asked: set[str] = set()
+    empty = 0
     while True:
         found = list(_items_in(page, address)) if page.get("type") == "FeatureCollection" else None
         if found is None:
@@ -155,6 +184,9 @@ def _search(source: StacSource, client: Client, place: str) -> Iterator[Found]:
             )
         seen |= names
         yield from found
+        empty = 0 if found else empty + 1
+        if empty == _MOST_EMPTY:
+            raise ConfigError(f"{shown(place)} gives {empty} pages without an item, and no end; look at the server")
         link = next(islice(links(page, "next"), 1), None)
         if link is None:
             return
@@ -171,8 +203,12 @@ def _first_page(client: Client, place: str, question: Mapping[str, Any]) -> tupl
     except Refused as error:
         if error.status not in _NO_POST:
             raise
-    address = f"{place}{'&' if '?' in place else '?'}{_as_parameters(question)}"
+    address = _asked_by_address(place, question)
     return client.document(address), address, None
+
+
+def _asked_by_address(place: str, question: Mapping[str, Any]) -> str:
+    return f"{place}{'&' if '?' in place else '?'}{_as_parameters(question)}"
 
 
 def _next_body(link: Mapping[str, Any], before: Document | None) -> Document | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,14 +81,22 @@ def choose(found: Found, name: str, source: StacSource) -> WantedScene:
             the item lacks what is named, or cannot be used.
     """
     try:
-        return _choose(found, name, source)
+        wanted = _choose(found, name, source)
+        json.dumps(wanted.item, ensure_ascii=False).encode()
     except RecursionError:
         raise UnreadableSource("BAD_ITEM", "the item nests values too deep to be read", name) from None
+    except UnicodeError:
+        raise UnreadableSource("BAD_ITEM", "the item holds text that is no Unicode", name) from None
+    return wanted
 
 
 def _choose(found: Found, name: str, source: StacSource) -> WantedScene:
     assets = {key: asset for key, asset in found.item["assets"].items() if isinstance(asset, dict) and "href" in asset}
     chosen = {label: _find(assets, label, name) for label in source.assets} or _only(assets, name)
+    if len(set(chosen.values())) < len(chosen):
+        shown_pairs = ", ".join(f"{label} is {key}" for label, key in chosen.items())
+        reason = f"`source.assets` names one file by two names ({shown_pairs}); name each once"
+        raise UnreadableSource("AMBIGUOUS_ASSET", reason, name)
     files = tuple(_wanted(found, name, label, key) for label, key in chosen.items())
     kept = {file.key: _cleaned(assets[file.key]) | {"href": f"./{file.name}"} for file in files}
     for asset in kept.values():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from vitpipe.config.stac import is_this_machine
@@ -106,7 +108,7 @@ class Rules:
 
     def _comes_from_elsewhere(self, host: str) -> bool:
         root = urlsplit(self.root).hostname or "" if is_remote(self.root) else "localhost"
-        return is_this_machine(host) and not is_this_machine(root)
+        return _is_local(host) and not _is_local(root)
 
     def _is_endpoint(self, address: str) -> bool:
         """Say whether it is the S3 service that the user's own environment names."""
@@ -114,8 +116,33 @@ class Rules:
         return urlsplit(address).netloc in {name.rpartition("://")[2].rstrip("/") for name in named if name}
 
 
+def _is_local(host: str) -> bool:
+    """Say whether a connection to a host, however its name or number is written, would reach this machine."""
+    name = host.lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    number = _number(name)
+    # 0.0.0.0 and :: are taken for this machine where they are connected to.
+    return number is not None and (number.is_loopback or number.is_unspecified)
+
+
 def _is_link_local(host: str) -> bool:
+    number = _number(host.rstrip("."))
+    return number is not None and (number.is_link_local or number in _CLOUD_METADATA)
+
+
+_CLOUD_METADATA: Final = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
+"""Services that give credentials to whoever asks from inside a cloud, besides those of link-local numbers."""
+
+
+def _number(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Read the number of a host as a connection does: ``127.1``, ``2130706433`` and ``0x7f000001`` are 127.0.0.1."""
     try:
-        return ipaddress.ip_address(host).is_link_local
+        number = ipaddress.ip_address(host)
     except ValueError:
-        return False
+        try:
+            return ipaddress.IPv4Address(socket.inet_aton(host))
+        except OSError:
+            return None
+    mapped = number.ipv4_mapped if isinstance(number, ipaddress.IPv6Address) else None
+    return mapped or number

@@ -221,7 +221,8 @@ def _read_local(path: Path) -> bytes:
 
 def _parse(content: bytes, address: str) -> Document:
     try:
-        value = json.loads(content)
+        # NaN is no JSON, but Python writes it: it states nothing.
+        value = json.loads(content, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

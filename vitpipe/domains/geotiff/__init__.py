@@ -30,7 +30,8 @@ class Geotiff:
     Files beside them that are not needed are junk: ``PRODUCT_FILE BAND_NOT_USED DATE_NOT_USED``.
 
     Notes of sources: ``NO_CRS GCP_ONLY RPC_ONLY NO_GROUND ROTATED COLORMAP ALPHA SCALED MASK_FILE FIRST_PAGE_ONLY
-    DUPLICATE_BAND_NAMES OFFSET_APPLIED AUX_XML_IGNORED WORLD_FILE_IGNORED BANDS_RESAMPLED NO_METADATA``.
+    DUPLICATE_BAND_NAMES OFFSET_APPLIED AUX_XML_IGNORED WORLD_FILE_IGNORED BANDS_RESAMPLED NO_METADATA
+    ITEM_BANDS_DIFFER``.
     """
 
     name = "geotiff"
@@ -46,7 +47,7 @@ class Geotiff:
         if path.name == ITEM_NAME:
             return read_item(path)
         header = read_header(path)
-        if isinstance(header, Rejected) and header.code == "NOT_GEOTIFF":
+        if isinstance(header, Rejected) and header.code in ("NOT_GEOTIFF", "BAD_METADATA"):
             remote = read_stand_in(path, context.pseudonym)
             return header if remote is None else read_remote_header(path, remote)
         if isinstance(header, Rejected) or header["kind"] == "metadata" or not _verifies(context):

@@ -199,7 +199,7 @@ def _reader(path: Path, dataset: DatasetReader, sample: tuple[int, tuple[int, in
         file = BlockFile(path, layout)
         try:
             for place in places:
-                file.decode(*place, np.empty(layout.block_shape(place[1]), layout.dtype.newbyteorder("=")))
+                file.decode(place, np.empty(layout.block_shape(place[1]), layout.dtype.newbyteorder("=")))
         except (BlockUnread, BlockDamaged):
             # A block that was never written costs nothing; one that is broken is told when it is read.
             return

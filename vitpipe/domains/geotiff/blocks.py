@@ -8,9 +8,10 @@ lock, so blocks are decoded by as many threads as there are.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable
-from concurrent.futures import Executor
-from dataclasses import dataclass
+from concurrent.futures import Executor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -18,7 +19,8 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from vitpipe.domains.base import BlockRow
+from vitpipe.domains.base import BlockRow, Visit
+from vitpipe.domains.geotiff.checksums import inflate
 from vitpipe.domains.geotiff.layout import BlockLayout
 
 Judge: TypeAlias = "Callable[[NDArray[Any], NDArray[np.bool_] | None], tuple[NDArray[Any], NDArray[np.bool_] | None]]"
@@ -49,24 +51,29 @@ class BlockFile:
         # Of libtiff too: differences are taken between the bit patterns, and floats are split into bytes of big order.
         self._stored = layout.dtype if layout.predictor != 3 else layout.dtype.newbyteorder("=")
 
+    @property
+    def parts_samples(self) -> bool:
+        """Undoing the predictor can bring samples that lie pixel by pixel into planes, which then costs nothing."""
+        layout = self.layout
+        return layout.predictor == 2 and layout.dtype.isnative and not layout.by_plane
+
     def close(self) -> None:
         """Close it."""
         os.close(self._file)
 
-    def decode(self, plane: int, down: int, across: int, out: NDArray[Any]) -> None:
+    def decode(self, place: tuple[int, int, int], out: NDArray[Any], *, apart: NDArray[Any] | None = None) -> None:
         """Decode a block.
 
         Args:
-            plane: the band, where each has its own blocks; else 0.
-            down: row of blocks.
-            across: column of blocks.
+            place: the band, where each has its own blocks, else 0; row of blocks; column of blocks.
             out: where to: contiguous, the file's dtype in the machine's byte order, as `BlockLayout.block_shape`.
+            apart: where the values go when the predictor is undone (samples, rows, columns); only if `parts_samples`.
 
         Raises:
             BlockUnread: it was never written, is cut off, or does not decode to its size.
             BlockDamaged: its checksum is wrong.
         """
-        layout, place = self.layout, (plane, down, across)
+        layout = self.layout
         offset, count = int(layout.offsets[place]), int(layout.counts[place])
         if offset == 0 or count == 0 or count > 2 * out.nbytes + _SPARE_BYTES:
             raise BlockUnread
@@ -83,8 +90,10 @@ class BlockFile:
             return
         stored = out.view(layout.dtype)
         if layout.predictor == 2:
-            bits = stored.view(f"{layout.dtype.str[0].replace('|', '=')}u{out.itemsize}")
-            imagecodecs.delta_decode(bits, axis=1, out=bits)
+            unsigned = f"{layout.dtype.str[0].replace('|', '=')}u{out.itemsize}"
+            bits = stored.view(unsigned)
+            undone = bits if apart is None else apart.view(unsigned).transpose(1, 2, 0)
+            imagecodecs.delta_decode(bits, axis=1, out=undone)
         if not layout.dtype.isnative:
             out.byteswap(inplace=True)
 
@@ -98,19 +107,20 @@ class BlockFile:
             return len(imagecodecs.zstd_decode(raw, out=room))
         try:
             return len(imagecodecs.deflate_decode(raw, out=room))
-        except imagecodecs.DeflateError as error:
-            return _longer(raw, room.nbytes, error)
+        except imagecodecs.DeflateError:
+            return _padded(raw, room)
 
 
-def _longer(raw: bytes, size: int, error: Exception) -> int:
-    """Tell the true size of a block that does not fit; one of this size, or of none, is damaged."""
+def _padded(raw: bytes, room: memoryview) -> int:
+    """Inflate a block that holds more than its pixels, such as a last strip of full height; tells the bytes in `room`.
+
+    GDAL may leave memory as it was there, without a word.
+    """
     try:
-        found = len(imagecodecs.zlib_decode(raw, out=4 * size))
-    except imagecodecs.ZlibError:
-        found = size
-    if found == size:
+        found = inflate(raw, room)
+    except zlib.error as error:
         raise BlockDamaged from error
-    return found
+    return min(found, room.nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +134,78 @@ class BlockRows:
     dtype: np.dtype[np.generic]
     """Of the pixels."""
     judge: Judge
+    _rooms: list[dict[str, NDArray[Any]]] = field(default_factory=list, repr=False, compare=False)
+    """Memory of the blocks that were visited, a dictionary for each thread that needs one at the same time."""
+
+    def visit(
+        self, span: tuple[int, int], mask: NDArray[np.bool_] | None, visit: Visit, *, pool: Executor | None
+    ) -> None:
+        """Show each block of some rows of blocks, or a few that lie below each other, right after it was decoded.
+
+        Args:
+            span: first row and the row after the last: edges of blocks, or the height.
+            mask: (rows, width), what the file's masks say; None: all valid.
+            visit: called for each.
+            pool: decodes blocks side by side.
+
+        Raises:
+            BlockUnread, BlockDamaged: see :meth:`BlockFile.decode`.
+        """
+        layout, (start, stop) = self.file.layout, span
+
+        def work(job: tuple[int, int, int]) -> None:
+            col, down, end = job
+            top, bottom = down * layout.block_height, min(end * layout.block_height, stop)
+            left, right = col * layout.block_width, min((col + 1) * layout.block_width, layout.width)
+            rows = (end - down) * layout.block_height if layout.tiled else bottom - top
+            rooms = self._lent_rooms()
+            stored = self._visited(col, (down, end), rows, rooms)[:, : bottom - top, : right - left]
+            part = None if mask is None else mask[top - start : bottom - start, left:right]
+            visit(top, left, *self.judge(stored, part))
+            self._rooms.append(rooms)
+
+        jobs = self._jobs(span)
+        if pool is None:
+            for job in jobs:
+                work(job)
+            return
+        futures = [pool.submit(work, job) for job in jobs]
+        # Also where one failed: none may still write when the caller goes on.
+        wait(futures)
+        for future in futures:
+            future.result()
+
+    def _lent_rooms(self) -> dict[str, NDArray[Any]]:
+        try:
+            return self._rooms.pop()
+        except IndexError:  # Asked first, another thread could take the last meanwhile.
+            return {}
+
+    def _visited(self, col: int, downs: tuple[int, int], rows: int, rooms: dict[str, NDArray[Any]]) -> NDArray[Any]:
+        """Decode blocks of one column; gives the bands that are read (bands, rows, block width), as stored."""
+        layout, count = self.file.layout, len(self.numbers)
+        native = layout.dtype.newbyteorder("=")
+        planes = (layout.bands if self.file.parts_samples else count, rows, layout.block_width)
+        apart = _room(rooms, "planes", planes, native) if layout.by_plane or self.file.parts_samples else None
+        if layout.by_plane and apart is not None:
+            for place, band in enumerate(self.numbers):
+                self._column(band, col, downs, apart[place][..., np.newaxis])
+            return apart
+        pixels = _room(rooms, "pixels", (rows, layout.block_width, layout.bands), native)
+        self._column(0, col, downs, pixels, apart)
+        found = pixels.transpose(2, 0, 1) if apart is None else apart
+        return found if self.numbers == tuple(range(layout.bands)) else found[list(self.numbers)]
+
+    def _jobs(self, span: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """Give units of work: column of blocks, first row of blocks, the one after the last."""
+        layout = self.file.layout
+        first, last, across = (
+            span[0] // layout.block_height,
+            -(-span[1] // layout.block_height),
+            layout.offsets.shape[2],
+        )
+        step = last - first if across > 1 else max(1, -(-(last - first) // _STRIP_JOBS))
+        return [(col, down, min(down + step, last)) for col in range(across) for down in range(first, last, step)]
 
     def read(
         self,
@@ -156,10 +238,7 @@ class BlockRows:
         else:
             columns = [whole[col].transpose(2, 0, 1) for col in range(across)]
         valid = np.ones((stop - start, layout.width), np.bool_) if mask is None else mask
-        step = last - first if across > 1 else max(1, -(-(last - first) // _STRIP_JOBS))
-        jobs = [
-            (col, down, min(down + step, last)) for col in range(across) for down in range(first, last, step)
-        ]  # fmt: skip
+        jobs = self._jobs(span)
 
         def work(job: tuple[int, int, int]) -> bool:
             col, down, end = job
@@ -202,13 +281,28 @@ class BlockRows:
         self._column(0, col, downs, beside)
         return beside.transpose(2, 0, 1)[list(self.numbers)]
 
-    def _column(self, plane: int, col: int, downs: tuple[int, int], out: NDArray[Any]) -> None:
-        """Decode blocks that lie below each other into `out` (rows, block width, samples), contiguous."""
+    def _column(
+        self, plane: int, col: int, downs: tuple[int, int], out: NDArray[Any], apart: NDArray[Any] | None = None
+    ) -> None:
+        """Decode blocks that lie below each other into `out` (rows, block width, samples), contiguous.
+
+        `apart` (samples, rows, block width): see :meth:`BlockFile.decode`.
+        """
         top = 0
         for down in range(*downs):
             rows = self.file.layout.block_shape(down)[0]
-            self.file.decode(plane, down, col, out[top : top + rows])
+            parted = None if apart is None else apart[:, top : top + rows]
+            self.file.decode((plane, down, col), out[top : top + rows], apart=parted)
             top += rows
+
+
+def _room(
+    rooms: dict[str, NDArray[Any]], name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]
+) -> NDArray[Any]:
+    """Give memory that is filled again where it fits: fresh pages cost as much as a copy."""
+    if name not in rooms or rooms[name].shape != shape:
+        rooms[name] = np.empty(shape, dtype)
+    return rooms[name]
 
 
 def assembled(row: BlockRow, out: NDArray[Any], valid: NDArray[np.bool_]) -> None:

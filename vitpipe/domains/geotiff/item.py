@@ -32,6 +32,7 @@ _ATTRIBUTES: Final = {
 """Properties of an item that become columns of subgroups; the last one that is stated wins."""
 _OFFSET_APPLIED: Final = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 """Says that the pixels hold the offset already; the offset stays stated, and would be taken away twice."""
+_OF_ALL_BANDS: Final = ("raster:scale", "raster:offset", "nodata", "unit")
 _UNNAMED: Final = re.compile(r"b\d+")
 _SAME: Final = 1e-9
 
@@ -52,22 +53,24 @@ def bands_of(asset: Mapping[str, Any]) -> list[dict[str, Any]]:
     result = []
     for place in range(max(map(len, lists))):
         # What holds for all bands may stand once, above them.
-        merged = {name: asset[name] for name in ("raster:scale", "raster:offset", "nodata", "unit") if name in asset}
+        merged = {name: asset[name] for name in _OF_ALL_BANDS if name in asset}
         for listed in lists:
             merged |= listed[place] if place < len(listed) else {}
-        result.append(
-            {
-                "name": _first(merged, "name"),
-                "common_name": _first(merged, "eo:common_name", "common_name"),
-                "scale": _first(merged, "raster:scale", "scale"),
-                "offset": _first(merged, "raster:offset", "offset"),
-                "nodata": _first(merged, "nodata"),
-                "unit": _first(merged, "unit"),
-                "centre_um": _first(merged, "eo:center_wavelength", "center_wavelength"),
-                "width_um": _first(merged, "eo:full_width_half_max", "full_width_half_max"),
-            }
-        )
+        result.append(_band(merged))
     return result
+
+
+def _band(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": _first(values, "name"),
+        "common_name": _first(values, "eo:common_name", "common_name"),
+        "scale": _first(values, "raster:scale", "scale"),
+        "offset": _first(values, "raster:offset", "offset"),
+        "nodata": _first(values, "nodata"),
+        "unit": _first(values, "unit"),
+        "centre_um": _first(values, "eo:center_wavelength", "center_wavelength"),
+        "width_um": _first(values, "eo:full_width_half_max", "full_width_half_max"),
+    }
 
 
 def _first(values: Mapping[str, Any], *names: str) -> Any:  # noqa: ANN401 - whatever JSON holds
@@ -92,7 +95,8 @@ def read_item(path: Path) -> Mapping[str, Json] | Rejected:
     try:
         if path.stat().st_size > _LONGEST:
             return not_one
-        item = json.loads(path.read_bytes())
+        # NaN is no JSON, but Python writes it: it states nothing.
+        item = json.loads(path.read_bytes(), parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         return not_one
     except PermissionError:
@@ -112,21 +116,23 @@ def read_item(path: Path) -> Mapping[str, Json] | Rejected:
     attributes: dict[str, Json] = {}
     for name, column in _ATTRIBUTES.items():
         value = properties.get(name)
-        if isinstance(value, str | int | float) and not isinstance(value, bool):
-            attributes[column] = value if isinstance(value, str) else float(value)
+        stated_value = value if isinstance(value, str) else _number(value, None)
+        if stated_value is not None:
+            attributes[column] = stated_value
     if isinstance(item.get("collection"), str):
         attributes["collection"] = item["collection"]
     return {"kind": "item", "files": files, "acquired_at": _moment(properties), "attributes": attributes}
 
 
 def _stated(asset: Mapping[str, Any], *, applied: bool) -> Json:
-    bands = bands_of(asset)
+    listed = bands_of(asset)
+    # STAC 1.1: an asset may state for all its bands what it does not list.
+    bands = listed or [_band({name: asset[name] for name in _OF_ALL_BANDS if name in asset})]
     names = [str(band["name"] or band["common_name"] or "") for band in bands]
-    scales: list[Json] = [
-        [_number(band["scale"], 1.0), 0.0 if applied else _number(band["offset"], 0.0)] for band in bands
-    ]
+    scales: list[Json] = [_scale(band, applied=applied) for band in bands]
     units = {str(band["unit"] or "") for band in bands}
     return {
+        "listed": bool(listed),
         "names": list(names) if all(names) and len(set(names)) == len(names) else [],
         "scales": scales,
         "nodata": [_number(band["nodata"], None) for band in bands],
@@ -136,10 +142,21 @@ def _stated(asset: Mapping[str, Any], *, applied: bool) -> Json:
     }
 
 
+def _scale(band: Mapping[str, Any], *, applied: bool) -> list[Json]:
+    """Give scale and offset; a scale of zero, which is refused, where one of them is stated but is no finite number."""
+    if any(band[name] is not None and _number(band[name], None) is None for name in ("scale", "offset")):
+        return [0.0, 0.0]
+    return [_number(band["scale"], 1.0), 0.0 if applied else _number(band["offset"], 0.0)]
+
+
 def _number(value: object, otherwise: float | None) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return otherwise
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        return otherwise
+    return number if math.isfinite(number) else otherwise
 
 
 def _range_nm(centre_um: object, width_um: object) -> Json:
@@ -188,15 +205,24 @@ def _described(record: FileRecord, item: Mapping[str, Any], stated: Mapping[str,
     header: dict[str, Any] = dict(record.header)
     count = len(header["bands"])
     header |= {"acquired_at": item["acquired_at"] or header["acquired_at"], "attributes": dict(item["attributes"])}
-    if len(stated["scales"]) != count:
-        # It speaks of other bands than the file has, or of none.
+    # Products are told by the names of their files; an item that describes one file alone says itself what that is.
+    header["alone"] = len(item["files"]) == 1
+    fitted = _of_each_band(stated, count, header["alpha"])
+    if fitted is None:
+        # It speaks of other bands than the file has.
+        if any(pair != [1.0, 0.0] for pair in stated["scales"]) or any(value is not None for value in stated["nodata"]):
+            header["notes"] = [*header["notes"], "ITEM_BANDS_DIFFER"]
         return dataclasses.replace(record, header=header)
+    stated = fitted
     if stated["names"] and all(_UNNAMED.fullmatch(name) for name in header["bands"]):
         header["bands"] = list(stated["names"])
     if any(stated["spectra"]) and "spectra" not in header:
         header["spectra"] = list(stated["spectra"])
     if any(scale == 0 for scale, _ in stated["scales"]):
-        reason = "its STAC item states a scale of zero; correct it, or set `source.scaling: none`"
+        reason = (
+            "its STAC item states a scale of zero, or a scale or offset that is no number; correct it, or set "
+            "`source.scaling: none`"
+        )
         return Rejected(record.path, "BAD_SCALE", reason)
     own = header.get("scales") or [[1.0, 0.0]] * count
     scales = []
@@ -218,6 +244,26 @@ def _described(record: FileRecord, item: Mapping[str, Any], stated: Mapping[str,
     if stated["offset_applied"]:
         header["notes"] = [*header["notes"], "OFFSET_APPLIED"]
     return dataclasses.replace(record, header=header)
+
+
+def _of_each_band(stated: Mapping[str, Any], count: int, alpha: Sequence[int]) -> Mapping[str, Any] | None:
+    """Give what is stated, one a band of the file; items seldom count its alpha. None where the numbers differ."""
+    plain: dict[str, Any] = {"scales": [1.0, 0.0], "nodata": None, "spectra": None}
+    if not stated["listed"]:
+        return {**stated, **{name: [stated[name][0]] * count for name in plain}}
+    if len(stated["scales"]) == count:
+        return stated
+    if len(stated["scales"]) != count - len(alpha):
+        return None
+    spread: dict[str, Any] = {}
+    for name, otherwise in plain.items():
+        values = iter(stated[name])
+        spread[name] = [otherwise if number in alpha else next(values) for number in range(1, count + 1)]
+    names = iter(stated["names"] or ())
+    spread["names"] = [
+        f"b{number}" if number in alpha else next(names) for number in range(1, count + 1) if stated["names"]
+    ]
+    return {**stated, **spread}
 
 
 def _same(first: Sequence[float], second: Sequence[float]) -> bool:

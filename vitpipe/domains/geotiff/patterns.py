@@ -100,17 +100,23 @@ def _scene(folder: str, name: str, members: Sequence[tuple[re.Match[str], FileRe
             f"the files of scene {name} have different units by their tags: {', '.join(sorted(units))}",
         )
     ordered = tuple(bands[band] for band in sorted(bands))
-    unit = units.pop()
-    scaled = any(band.header["scaled"][0] for band in ordered)
     return SceneParts(
         uri=ordered[0].record.path,
         name=name,
         path=str(PurePosixPath(folder, name)),
         bands=ordered,
-        units=(unit or "scaled") if scaled else "dn",
+        units=units.pop() or _meaning(ordered),
         acquired_at=days.pop() if days else None,
         attributes=ordered[0].header.get("attributes", {}),
     )
+
+
+def _meaning(bands: Sequence[BandFile]) -> str:
+    """Name what values mean whose unit is not stated: scenes that are scaled in other bands mean something else."""
+    scaled = [band.name for band in bands if band.header["scaled"][0]]
+    if len(scaled) in (0, len(bands)):
+        return "scaled" if scaled else "dn"
+    return f"dn, but scaled in {', '.join(scaled)}"
 
 
 def _day(text: str) -> str | None:

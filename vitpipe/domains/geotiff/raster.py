@@ -18,7 +18,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
-from vitpipe.domains.base import BlockRow
+from vitpipe.domains.base import BlockRow, Visit
 from vitpipe.domains.geotiff.blocks import BlockDamaged, BlockFile, BlockRows, BlockUnread, assembled
 from vitpipe.domains.geotiff.facts import window_groups
 from vitpipe.domains.geotiff.layout import read_layout
@@ -161,6 +161,33 @@ class GeotiffRaster:
                 raise self._unreadable(self._opened().datasets[0]) from error
         pixels, valid = self._judge(self._stored(place), mask)
         return BlockRow(start, stop, [(0, pixels)], valid)
+
+    def visit_blocks(self, start: int, stop: int, visit: Visit, *, pool: Executor | None = None) -> None:
+        """Show each block of some rows right after it was decoded; all as one where the file is not plain.
+
+        Args:
+            start: first row, a multiple of `block_rows`.
+            stop: the row after the last, a multiple of `block_rows` or the height.
+            visit: called for each block.
+            pool: decodes blocks side by side.
+
+        Raises:
+            UnreadableSource, TransientError: see :meth:`read`.
+        """
+        place = RasterioWindow(0, start, self.grid.width, stop - start)
+        mask = self._masked(place)
+        blocks = self._opened().blocks
+        if blocks is not None:
+            try:
+                blocks.visit((start, stop), mask, visit, pool=pool)
+            except BlockUnread:
+                # As for a row of blocks: GDAL fills it, or says what is wrong.
+                mask = self._masked(place)
+            except BlockDamaged as error:
+                raise self._unreadable(self._opened().datasets[0]) from error
+            else:
+                return
+        visit(start, 0, *self._judge(self._stored(place), mask))
 
     def _assembled(self, window: Window, bottom: int) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Read whole rows of blocks into one array."""

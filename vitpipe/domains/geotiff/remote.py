@@ -19,6 +19,7 @@ from rasterio.io import DatasetReader
 
 from vitpipe.digest import digest
 from vitpipe.domains.geotiff.header import HEADER_ERRORS, bad_header, describe, is_tiff, not_tiff
+from vitpipe.domains.geotiff.products.metadata import MOST_BYTES, is_metadata, parse_metadata
 from vitpipe.errors import UnreadableSource
 from vitpipe.opening import gdal_environment, open_stream
 from vitpipe.pseudonym import Pseudonymiser
@@ -119,6 +120,9 @@ def read_remote_header(path: Path, remote: RemoteFile) -> Mapping[str, Json] | R
         return Rejected(uri, "SIDECAR", "masks and overviews beside a scene are not read from afar; download both")
     tiff = RemoteTiff(remote, uri)
     try:
+        if is_metadata(path.name):
+            found = parse_metadata(path, tiff.start(min(remote.size, MOST_BYTES)))
+            return found if isinstance(found, Rejected) else {**found, "remote": remote.to_json()}
         start = tiff.start(512)
         if not is_tiff(start):
             return not_tiff(path, start)

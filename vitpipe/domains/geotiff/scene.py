@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,31 @@ def assemble_scenes(records: Sequence[FileRecord], context: ScanContext) -> Iter
         parts += [_single_file(record) for record in rest]
         rest = []
     yield from rejected
-    yield from join_scenes(parts, masks, recipe, context.root)
-    for record in rest:
-        yield _scene_source(record, masks.get(record.path), recipe, context.root)
+    singles = (_scene_source(record, masks.get(record.path), recipe, context.root) for record in rest)
+    yield from _of_one_meaning(itertools.chain(join_scenes(parts, masks, recipe, context.root), singles), recipe)
+
+
+def _of_one_meaning(found: Iterable[Source | Rejected], recipe: GeotiffSource) -> Iterator[Source | Rejected]:
+    """Refuse numbers as stored where other scenes are scaled, although `source.units` gives both one name."""
+    if recipe.units == "dn":
+        yield from found
+        return
+    everything = list(found)
+    scaled = next((item for item in everything if isinstance(item, Source) and _is_scaled(item)), None)
+    for item in everything:
+        if scaled is None or isinstance(item, Rejected) or np.dtype(item.dtype).kind == "f":
+            yield item
+            continue
+        reason = (
+            f"it holds integers without a scale, while {Path(scaled.uri).name} is scaled to `source.units: "
+            f"{recipe.units}`; state its scale and offset in its tags, or leave one kind out"
+        )
+        yield from (Rejected(path, "UNITS_DIFFER", reason) for path in item.files)
+
+
+def _is_scaled(source: Source) -> bool:
+    reader: Any = source.reader
+    return "SCALED" in source.notes or any(item[2:] != [1, 0] for item in reader.get("channels", ()))
 
 
 def _of_many_files(
@@ -67,12 +90,14 @@ def _of_many_files(
     """Take out the files that are scenes together; gives these, rejections, and the other files."""
     if recipe.scenes is not None:
         return *patterns.collect(records, recipe.scenes.pattern, root), []
-    parts, rejected, rest = sentinel2.collect(records)
+    alone = [record for record in records if record.header.get("alone")]
+    parts, rejected, rest = sentinel2.collect([record for record in records if not record.header.get("alone")])
     found, refused, rest = landsat.collect(rest)
     stray = [record for record in rest if record.header["kind"] == "metadata"]
     reason = "metadata of a product whose bands are not here"
     rejected += [*refused, *(Rejected(record.path, "PRODUCT_FILE", reason, junk=True) for record in stray)]
-    return parts + found, rejected, [record for record in rest if record.header["kind"] != "metadata"]
+    rest = [record for record in rest if record.header["kind"] != "metadata"]
+    return parts + found, rejected, sorted([*rest, *alone], key=lambda record: record.path)
 
 
 def _single_file(record: FileRecord) -> SceneParts:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
-from vitpipe.infer.dicom_results.write import ResultKind, require_dicom_results, write_dicom_results
+from vitpipe.infer.dicom_results.write import (
+    ResultKind,
+    require_dicom_results,
+    write_dicom_results,
+    write_mask_result,
+)
 
-__all__ = ["ResultKind", "require_dicom_results", "write_dicom_results"]
+__all__ = ["ResultKind", "require_dicom_results", "write_dicom_results", "write_mask_result"]

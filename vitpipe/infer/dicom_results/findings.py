@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vitpipe.evaluate.units import probability_columns
 from vitpipe.infer.contract import ModelContract
 from vitpipe.labels.base import CLASS_SEPARATOR, table_digest
@@ -36,6 +39,20 @@ class SourceFindings:
     """Where each lies in the source's own pixels, and what the model says."""
     digest: str
     """Of places, classes and probabilities."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskFindings:
+    """Of each pixel of a source."""
+
+    classes: tuple[str, ...]
+    """That have a segment; a background has none."""
+    labels: NDArray[np.uint8]
+    """(frames, height, width) of the source: the number of the segment, from 1 on; 0 where there is none."""
+    volumes_ml: Mapping[str, float]
+    """Of each of the classes; empty where the source has no regular step between its frames."""
+    digest: str
+    """Of the labels."""
 
 
 def findings_of(source: Source, tiles: pd.DataFrame, row: Mapping[Any, Any], contract: ModelContract) -> SourceFindings:

@@ -1,4 +1,4 @@
-"""A structured report of a source: TID 1500 (PS3.16) with a group for the source and one a tile.
+"""A structured report of a source: TID 1500 (PS3.16) with a group for the source and one a tile, or one a class.
 
 The algorithm is identified in the group of the source alone: repeated a tile it would double size and time.
 """
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from vitpipe.infer.dicom_results.findings import SourceFindings, Verdict
+from vitpipe.infer.dicom_results.findings import MaskFindings, SourceFindings, Verdict
 from vitpipe.infer.dicom_results.identity import (
     MANUFACTURER,
     coding_scheme,
@@ -40,21 +40,66 @@ def build_report(findings: SourceFindings, originals: Originals, identity: Model
     Returns:
         A `highdicom.sr.ComprehensiveSR`.
     """
+    algorithm = _algorithm(identity)
+    groups: list[Any] = [_source_group(findings, originals, algorithm, result_uid(identity, uid_seed, "source"))]
+    for number, (place, verdict) in enumerate(findings.tiles):
+        # By its number: several tiles of a resampled stack may lie on one frame, in one box.
+        tracking = result_uid(identity, uid_seed, "tile", str(number))
+        groups.append(_tile_group(place, verdict, originals, tracking))
+    return _signed(groups, originals, (identity, uid_seed), f"{identity.title} predictions")
+
+
+def build_volume_report(findings: MaskFindings, originals: Originals, identity: ModelIdentity, uid_seed: str) -> Any:  # noqa: ANN401
+    """Make the report of a segmented source: a group a class with its volume in millilitres.
+
+    Args:
+        findings: what the model says of its pixels; its volumes are known.
+        originals: its instances; patient and study are copied from the first.
+        identity: the model.
+        uid_seed: what all UIDs of the report are derived from.
+
+    Returns:
+        A `highdicom.sr.ComprehensiveSR`.
+    """
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
-    algorithm = sr.AlgorithmIdentification(
+    # A code of UCUM that pydicom's dictionary lacks.
+    millilitres = sr.CodedConcept("mL", "UCUM", "milliliter")
+    groups = [
+        sr.MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=sr.TrackingIdentifier(
+                uid=result_uid(identity, uid_seed, "volume", name), identifier=short(name)
+            ),
+            # Once: repeated it would say nothing more.
+            algorithm_id=_algorithm(identity) if number == 0 else None,
+            finding_type=concept(name),
+            measurements=[sr.Measurement(name=codes.SCT.Volume, value=volume, unit=millilitres)],
+            source_images=_images(originals),
+        )
+        for number, (name, volume) in enumerate(findings.volumes_ml.items())
+    ]
+    return _signed(groups, originals, (identity, uid_seed), f"{identity.title} volumes")
+
+
+def _algorithm(identity: ModelIdentity) -> Any:  # noqa: ANN401
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+
+    return sr.AlgorithmIdentification(
         name=identity.name,
         version=identity.version,
         family=codes.cid7162.ArtificialIntelligence,
         manufacturer=MANUFACTURER,
         parameters=[f"{name}={value}" for name, value in facts_of(identity).items()],
     )
-    groups: list[Any] = [_source_group(findings, originals, algorithm, result_uid(identity, uid_seed, "source"))]
-    for number, (place, verdict) in enumerate(findings.tiles):
-        # By its number: several tiles of a resampled stack may lie on one frame, in one box.
-        tracking = result_uid(identity, uid_seed, "tile", str(number))
-        groups.append(_tile_group(place, verdict, originals, tracking))
+
+
+def _signed(groups: list[Any], originals: Originals, model: tuple[ModelIdentity, str], description: str) -> Any:  # noqa: ANN401
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+
+    identity, uid_seed = model
     device = sr.DeviceObserverIdentifyingAttributes(
         uid=result_uid(identity, "device"),
         name=identity.name,
@@ -79,7 +124,7 @@ def build_report(findings: SourceFindings, originals: Originals, identity: Model
         manufacturer_model_name=named["manufacturer_model_name"],
         software_versions=named["software_versions"],
         device_serial_number=named["device_serial_number"],
-        series_description=short(f"{identity.title} predictions"),
+        series_description=short(description),
         is_complete=True,
         coding_schemes=[coding_scheme()],
         contributing_equipment=[contributing_equipment(identity)],
@@ -89,17 +134,22 @@ def build_report(findings: SourceFindings, originals: Originals, identity: Model
 def _source_group(findings: SourceFindings, originals: Originals, algorithm: Any, tracking: str) -> Any:  # noqa: ANN401
     from highdicom import sr
 
-    images = [
-        sr.SourceImageForMeasurementGroup(str(header.SOPClassUID), str(header.SOPInstanceUID))
-        for header in originals.headers
-    ]
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=tracking, identifier="source"),
         algorithm_id=algorithm,
         measurements=_measurements(findings.source.probabilities),
         qualitative_evaluations=_evaluations(findings.source),
-        source_images=images,
+        source_images=_images(originals),
     )
+
+
+def _images(originals: Originals) -> list[Any]:
+    from highdicom import sr
+
+    return [
+        sr.SourceImageForMeasurementGroup(str(header.SOPClassUID), str(header.SOPInstanceUID))
+        for header in originals.headers
+    ]
 
 
 def _tile_group(box: Box, verdict: Verdict, originals: Originals, tracking: str) -> Any:  # noqa: ANN401

@@ -1,13 +1,15 @@
-"""A segmentation of a source: the probability of each class, painted where the tiles lie."""
+"""A segmentation of a source: the probability of each class, painted where the tiles lie, or the mask of each."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import Dataset
 
-from vitpipe.infer.dicom_results.findings import SourceFindings
+from vitpipe.infer.dicom_results.findings import MaskFindings, SourceFindings
 from vitpipe.infer.dicom_results.identity import (
     MANUFACTURER,
     concept,
@@ -41,8 +43,58 @@ def build_segmentation(
     """
     from highdicom import seg
 
-    segments = _segments(tuple(findings.source.probabilities), identity, uid_seed)
-    probabilities = paint(grid, findings)
+    used = {frame for box, _ in findings.tiles for frame in range(box.frame, box.frame + box.frames)}
+    sources, probabilities = _on_files(grid, paint(grid, findings), originals, used)
+    return _signed(
+        (sources, probabilities, originals),
+        tuple(findings.source.probabilities),
+        (identity, uid_seed),
+        {
+            "segmentation_type": seg.SegmentationTypeValues.FRACTIONAL,
+            "fractional_type": seg.SegmentationFractionalTypeValues.PROBABILITY,
+            "series_description": short(f"{identity.title} probabilities"),
+            "content_description": "Class probabilities of tiles",
+            "content_label": "PROBABILITIES",
+        },
+    )
+
+
+def build_mask(grid: Grid, findings: MaskFindings, originals: Originals, identity: ModelIdentity, uid_seed: str) -> Any:  # noqa: ANN401
+    """Make the segmentation of each pixel of a source: BINARY, a segment a class.
+
+    highdicom takes the labels as they are, a byte a pixel, and holds the bits of all segments until the file is
+    written.
+
+    Args:
+        grid: of the source.
+        findings: what the model says of its pixels.
+        originals: its instances.
+        identity: the model.
+        uid_seed: what all UIDs of the object are derived from.
+
+    Returns:
+        A `highdicom.seg.Segmentation` on the pixels of the source.
+    """
+    from highdicom import seg
+
+    sources, labels = _on_files(grid, findings.labels, originals, set(range(grid.frames)))
+    return _signed(
+        (sources, labels, originals),
+        findings.classes,
+        (identity, uid_seed),
+        {
+            "segmentation_type": seg.SegmentationTypeValues.BINARY,
+            "series_description": short(f"{identity.title} segmentation"),
+            "content_description": "Class of every pixel",
+            "content_label": "SEGMENTATION",
+        },
+    )
+
+
+def _on_files(
+    grid: Grid, values: NDArray[Any], originals: Originals, used: set[int]
+) -> tuple[tuple[Dataset, ...], NDArray[Any]]:
+    """Give the headers, and values (frames, height, width, ...) in the order that highdicom wants for them."""
     sources = originals.headers
     step_mm = grid.spacing_mm[0] if grid.spacing_mm and grid.spacing_mm[0] > 0 else None
     for header in sources:
@@ -53,28 +105,36 @@ def build_segmentation(
     if len(sources) == 1 and in_one_file > 1:
         # highdicom takes the frames of a multi-frame image in the order of the file.
         # The source may be one of several stacks of the file.
-        in_file = np.zeros((in_one_file, *probabilities.shape[1:]), np.float32)
+        in_file = np.zeros((in_one_file, *values.shape[1:]), values.dtype)
         for place, frame in enumerate(originals.frames):
-            in_file[frame.number] = probabilities[place]
-        probabilities = in_file
-    else:
-        used = sorted({frame for box, _ in findings.tiles for frame in range(box.frame, box.frame + box.frames)})
-        if len(used) < len(sources):
-            sources, probabilities = tuple(sources[frame] for frame in used), probabilities[used]
+            in_file[frame.number] = values[place]
+        return sources, in_file
+    if len(used) < len(sources):
+        kept = sorted(used)
+        return tuple(sources[frame] for frame in kept), values[kept]
+    return sources, values
+
+
+def _signed(
+    images: tuple[tuple[Dataset, ...], NDArray[Any], Originals],
+    classes: tuple[str, ...],
+    model: tuple[ModelIdentity, str],
+    what: Mapping[str, Any],
+) -> Any:  # noqa: ANN401
+    """Make the object; `what` are the arguments that say what its values are."""
+    from highdicom import seg
+
+    (sources, values, originals), (identity, uid_seed) = images, model
     built = seg.Segmentation(
         source_images=list(sources),
-        pixel_array=probabilities,
-        segmentation_type=seg.SegmentationTypeValues.FRACTIONAL,
-        fractional_type=seg.SegmentationFractionalTypeValues.PROBABILITY,
-        segment_descriptions=segments,
+        pixel_array=values,
+        segment_descriptions=_segments(classes, identity, uid_seed),
         series_instance_uid=result_uid(identity, uid_seed, "series"),
         series_number=SERIES_NUMBER,
         sop_instance_uid=result_uid(identity, uid_seed, "instance"),
         instance_number=1,
-        series_description=short(f"{identity.title} probabilities"),
-        content_description="Class probabilities of tiles",
-        content_label="PROBABILITIES",
         contributing_equipment=[contributing_equipment(identity)],
+        **what,
         **equipment(identity),
     )
     if originals.frames[0].position is None and "PatientOrientation" not in built:

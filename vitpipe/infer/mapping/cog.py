@@ -17,7 +17,7 @@ from rasterio.crs import CRS
 
 from vitpipe.infer.mapping.gdal import gdal_writes
 from vitpipe.infer.mapping.layers import Layers, MapFile
-from vitpipe.infer.mapping.palette import colour
+from vitpipe.infer.mapping.palette import colours
 from vitpipe.infer.mapping.strips import STRIP_ROWS, StripStore
 from vitpipe.records import Grid
 
@@ -95,8 +95,9 @@ def _describe(element: ET.Element, file: MapFile, description: str, layers: Laye
     if file.classes:
         ET.SubElement(element, "ColorInterp").text = "Palette"
         table = ET.SubElement(element, "ColorTable")
+        listed = colours(file.classes)
         for number in range(256):
-            parts = (*colour(number), 255) if number < len(file.classes) else (0, 0, 0, 0)
+            parts = (*listed[number], 255) if number < len(listed) else (0, 0, 0, 0)
             ET.SubElement(table, "Entry", {f"c{place}": str(part) for place, part in enumerate(parts, start=1)})
     else:
         ET.SubElement(element, "ColorInterp").text = "Gray" if len(file.bands) == 1 else "Undefined"

@@ -19,7 +19,7 @@ from vitpipe import __version__
 from vitpipe.atomic import write_json
 from vitpipe.infer.mapping.footprint import footprint
 from vitpipe.infer.mapping.layers import Layers, MapFile
-from vitpipe.infer.mapping.palette import hexadecimal
+from vitpipe.infer.mapping.palette import colours, hexadecimal
 from vitpipe.infer.mapping.polygons import VECTORS_FILE
 from vitpipe.infer.mapping.strips import StripStore
 from vitpipe.records import Grid, Json
@@ -152,8 +152,8 @@ def _asset(file: MapFile, layers: Layers) -> dict[str, Json]:
     }
     if file.classes:
         asset["classification:classes"] = [
-            {"value": number, "name": name, "description": name, "color-hint": hexadecimal(number)}
-            for number, name in enumerate(file.classes)
+            {"value": number, "name": name, "description": name, "color-hint": hexadecimal(shade)}
+            for number, (name, shade) in enumerate(zip(file.classes, colours(file.classes), strict=True))
         ]
     return asset
 

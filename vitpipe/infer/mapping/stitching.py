@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from vitpipe.domains.base import Raster
 from vitpipe.errors import ContractError
 from vitpipe.infer.mapping.ahead import one_ahead
-from vitpipe.infer.mapping.cover import Blend, Cover, blend_into
+from vitpipe.infer.mapping.blending import Band, RowBlend, tiles_with_pixels
+from vitpipe.infer.mapping.cover import Blend, Cover
 from vitpipe.infer.mapping.symmetry import PixelModel, over_symmetries
 from vitpipe.records import Window
 
@@ -43,6 +44,8 @@ class MapPlan:
     """Run the model on all eight turns and flips of each tile, and average."""
     batch: int = 16
     """Tiles of a call of the model; the last call may have fewer."""
+    depth: int | None = None
+    """Frames of a tile; None: tiles of one frame. A map has none, see :func:`vitpipe.infer.mapping.stitch_stack`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +111,13 @@ class _Stitching:
         self._height, self._width = grid.height, grid.width
         self._down = Cover.of(grid.height, plan.size, overlap=plan.overlap, blend=plan.blend)
         self._across = Cover.of(grid.width, plan.size, overlap=plan.overlap, blend=plan.blend)
-        self._carried: NDArray[np.float32] | None = None
+        self._blend = RowBlend(self._down, plan.outputs, grid.width)
 
     def rows(self, first_row: int) -> Iterator[MapRows]:
         if first_row >= self._height:
             return
         waiting: deque[_TileRow] = deque()
-        band = _Band(self._plan.outputs, min(self._plan.size, self._height), self._across)
+        band = Band(self._plan.outputs, min(self._plan.size, self._height), self._across)
         first = self._down.first_for(first_row)
         for item in one_ahead(self._computed(one_ahead(self._read(first)))):
             if isinstance(item, _TileRow):
@@ -137,7 +140,7 @@ class _Stitching:
         for number in range(first, len(down.starts)):
             top = down.starts[number]
             pixels, valid = buffer.rows(top, down.stop(number))
-            cols = _tiles_with_pixels(valid, across)
+            cols = tiles_with_pixels(valid, across)
             mask = valid[: down.final(number) - top].copy()
             held += mask.nbytes
             yield _TileRow(number, mask, len(cols))
@@ -167,24 +170,13 @@ class _Stitching:
                 )
             yield _Batch(item.cols, values, item.valid)
 
-    def _finished(self, row: _TileRow, band: _Band, first_row: int) -> Iterator[MapRows]:
+    def _finished(self, row: _TileRow, band: Band, first_row: int) -> Iterator[MapRows]:
         """Blend a whole row of tiles with the rows that the one before left, and give what is final."""
         top, stop = self._down.starts[row.number], self._down.final(row.number)
-        values = band.take(self._down.stop(row.number) - top)
-        if values is None:
-            # No pixel of all its rows is valid, so there is nothing to carry either.
-            self._carried = None
-            values = np.broadcast_to(np.float32(0), (self._plan.outputs, stop - top, self._width))
-        else:
-            if self._carried is not None:
-                count = self._carried.shape[1]
-                share = self._down.shares[row.number][:, np.newaxis]
-                blend_into(self._carried, values[:, :count], share)
-                values[:, :count] = self._carried
-            self._carried = values[:, stop - top :].copy()
+        values = self._blend.finish(row.number, band.take(self._down.stop(row.number) - top))
         skipped = max(0, first_row - top)
         if skipped < stop - top:
-            yield MapRows(top + skipped, values[:, skipped : stop - top], row.valid[skipped:])
+            yield MapRows(top + skipped, values[:, skipped:], row.valid[skipped:])
 
 
 class _SourceRows:
@@ -269,42 +261,3 @@ class _Filling:
 
     def _empty(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         return np.empty(self._shape, np.float32), np.empty((self._shape[0], *self._shape[2:]), np.bool_)
-
-
-class _Band:
-    """The row of tiles that is being blended: (outputs, rows, width)."""
-
-    def __init__(self, outputs: int, rows: int, across: Cover) -> None:
-        self._across = across
-        self._values = np.zeros((outputs, rows, across.length), np.float32)
-        self._next = 0
-
-    def add(self, number: int, tile: NDArray[np.float32], *, last: bool) -> None:
-        """Blend a tile (outputs, size, size) in; tiles come in their order, `last` is the last one of the row."""
-        self._skip_to(number)
-        rows, width = self._values.shape[1:]
-        self._across.add(number, tile[:, :rows, :width], self._values)
-        self._next = number + 1
-        if last:
-            self._skip_to(len(self._across.starts))
-
-    def take(self, rows: int) -> NDArray[np.float32] | None:
-        """Give the first rows, None where there was no tile; the next row begins."""
-        if not self._next:
-            return None
-        self._next = 0
-        return self._values[:, :rows]
-
-    def _skip_to(self, number: int) -> None:
-        """Clear what tiles without a valid pixel would have filled: the row before must not show through."""
-        for skipped in range(self._next, number):
-            both = len(self._across.shares[skipped])
-            self._values[..., self._across.starts[skipped] + both : self._across.stop(skipped)] = 0
-
-
-def _tiles_with_pixels(valid: NDArray[np.bool_], across: Cover) -> list[int]:
-    """Give the numbers of the tiles in a row that have a valid pixel."""
-    counts = np.concatenate([[0], np.cumsum(valid.any(axis=0))])
-    starts = np.array(across.starts)
-    found = counts[np.minimum(starts + across.size, across.length)] > counts[starts]
-    return [int(number) for number in np.flatnonzero(found)]

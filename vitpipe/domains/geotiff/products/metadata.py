@@ -16,7 +16,7 @@ from xml.parsers import expat
 from vitpipe.domains.geotiff.products.bands import SENTINEL2
 from vitpipe.records import Json, Rejected
 
-_MOST_BYTES: Final = 32 << 20
+MOST_BYTES: Final = 32 << 20
 _PRODUCT = re.compile(r"(MTD_MSIL(1C|2A)|S2[A-Z]_\w{4}_MTD_SAFL(1C|2A)_.*)\.xml")
 _GRANULE = re.compile(r"(MTD_TL|S2[A-Z]_\w{4}_MTD_L(1C|2A)_TL_.*)\.xml")
 _MTL = re.compile(r"L[A-Z]\d{2}_L[12]\w{2}_\d{6}_\d{8}_\d{8}_02_\w{2}_MTL\.(txt|json)")
@@ -41,19 +41,27 @@ def read_metadata(path: Path) -> Mapping[str, Json] | Rejected:
     Raises:
         OSError: the file cannot be read.
     """
+    if path.stat().st_size > MOST_BYTES:
+        return _unusable(path, f"it has more than {MOST_BYTES >> 20} MiB")
+    return parse_metadata(path, path.read_bytes())
+
+
+def parse_metadata(path: Path, content: bytes) -> Mapping[str, Json] | Rejected:
+    """Give what the bytes of a metadata file say; see :func:`read_metadata`."""
     reader: Callable[[bytes], dict[str, Json]] = _sentinel2_product
     if _GRANULE.fullmatch(path.name):
         reader = _sentinel2_granule
     elif _MTL.fullmatch(path.name):
         reader = _landsat
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise BadMetadata(f"it has more than {_MOST_BYTES >> 20} MiB")
-        return {"kind": "metadata", **reader(path.read_bytes())}
+        return {"kind": "metadata", **reader(content)}
     except (ValueError, LookupError, TypeError, AttributeError, expat.ExpatError, RecursionError) as error:
-        found = f"no {error}" if isinstance(error, KeyError) else str(error)
-        reason = f"the metadata of a product cannot be used ({found}); fetch the product again"
-        return Rejected(str(path), "BAD_METADATA", reason)
+        return _unusable(path, f"no {error}" if isinstance(error, KeyError) else str(error))
+
+
+def _unusable(path: Path, found: str) -> Rejected:
+    reason = f"the metadata of a product cannot be used ({found}); fetch the product again"
+    return Rejected(str(path), "BAD_METADATA", reason)
 
 
 # ------------------------------------------------------------------------------------------------------- Sentinel-2
