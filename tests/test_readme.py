@@ -56,6 +56,16 @@ def small_samples(root: Path) -> None:
             shutil.copy(original, target)
 
 
+def small_map_sample(root: Path) -> None:
+    """The sample of a model of pixels, with one epoch."""
+    folder = root / "data" / "samples" / "landsat-map"
+    shutil.copytree(ROOT / "data" / "samples" / "landsat-map", folder)
+    values = yaml.safe_load((folder / "pipeline.yaml").read_text(encoding="utf-8"))
+    values["train"]["epochs"] = 1
+    values["evaluate"] = {"bootstrap": 200}
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
 class Shell:
     """Runs commands as a user would, in a folder that looks like the checkout."""
 
@@ -91,7 +101,7 @@ def test_the_pages_link_to_what_is_there() -> None:
 
 
 def test_the_pipeline_of_the_readme_is_a_real_one(tmp_path: Path) -> None:
-    block, dicom = blocks("yaml")
+    block, dicom, ground = blocks("yaml")
     path = tmp_path / "pipeline.yaml"
     path.write_text(block, encoding="utf-8")
     config = load_config(path)
@@ -103,6 +113,9 @@ def test_the_pipeline_of_the_readme_is_a_real_one(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(whole), encoding="utf-8")
     config = load_config(path)
     assert (config.source.kind, config.labels.kind, config.tiles.neighbours) == ("dicom", "dicom_seg", 1)
+    path.write_text(yaml.safe_dump(yaml.safe_load(block) | yaml.safe_load(ground)), encoding="utf-8")
+    config = load_config(path)
+    assert (config.source.block_m, config.labels.per, config.model.decoder) == ("auto", "pixel", "dpt")
 
 
 def test_the_install_without_make_is_that_of_make() -> None:
@@ -126,6 +139,16 @@ def check_dicom_commands(shell: Shell, root: Path) -> None:
     assert "holds this very model as ct-contrast/1" in shell(
         f'vitpipe whence "$(ls results/dicom_sr/*.dcm | head -1)" {workspace}'
     )
+
+
+def check_map_commands(shell: Shell, root: Path) -> None:
+    """Learn a class for every pixel of the sample, and map it."""
+    small_map_sample(root)
+    assert "models:/landsat-map/1" in shell("vitpipe run data/samples/landsat-map")
+    shell("vitpipe predict models:/landsat-map@champion data/samples/landsat-map/scenes"
+          " --workspace data/workspace/landsat-map --out map --tta d4")  # fmt: skip
+    (folder,) = (path.parent for path in (root / "map" / "maps").rglob("classes.tif"))
+    assert {"classes.qml", "entropy.tif", "item.json", "probabilities.tif"} <= {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.slow
@@ -184,6 +207,7 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
         pd.read_parquet(run / "predictions.parquet"), pd.read_parquet(tmp_path / "predictions" / "predictions.parquet")
     )
     check_dicom_commands(shell, tmp_path)
+    check_map_commands(shell, tmp_path)
     shell("vitpipe promote land-cover 1 --workspace data/workspace/land-cover")
     # There is one version: nothing to go back to, which is said.
     assert "cannot be rolled back" in shell("vitpipe rollback land-cover --workspace data/workspace/land-cover", code=2)
