@@ -1,4 +1,4 @@
-"""From scenes and what lies on them to a map, by the three commands that a new user gives."""
+"""From scenes and what lies on them to a map, by what the three commands of a new user do."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from rasterio.transform import from_origin
 from rio_cogeo.cogeo import cog_validate
 
 from tests.conftest import SHARED
-from tests.end_to_end.pipeline_cases import result_of, vitpipe
+from tests.end_to_end.pipeline_cases import CHAIN, run_script, vitpipe
 from tests.labels.test_label_vector import write_vectors
 
 pytestmark = pytest.mark.slow
 
+STAGES = f"{CHAIN}\nprint(json.dumps(chain(sys.argv[1])))"
 X, Y = 400_000, 5_000_000
 NAMES = ("forest", "urban", "water")
 LEVELS = ((30, 90, 40), (160, 120, 110), (20, 40, 120))
@@ -52,7 +53,7 @@ def truth_of(height: int, width: int, edge: int, seed: int) -> NDArray[np.uint8]
 
 
 def chain(folder: Path, changes: dict[str, dict[str, Any]], *options: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run init, run and predict; gives the configuration that init wrote, and the result of the run.
+    """Run init, the stages of a run, and predict; gives the configuration that init wrote, and what was registered.
 
     Args:
         folder: of the data; `made`, `predictions` and the workspace stand beside it.
@@ -65,7 +66,7 @@ def chain(folder: Path, changes: dict[str, dict[str, Any]], *options: str) -> tu
     guessed = yaml.safe_load(pipeline.read_text(encoding="utf-8"))
     small = {key: {**guessed.get(key, {}), **part} for key, part in changes.items()}
     pipeline.write_text(yaml.safe_dump({**guessed, **small}, sort_keys=False), encoding="utf-8")
-    done = result_of(vitpipe("run", str(pipeline), "--json", home=home))
+    done = run_script(STAGES, str(pipeline), home=home)
     uri = f"models:/{guessed['register']['model']}@champion"
     out = ("--out", str(folder.parent / "predictions"), "--workspace", str(folder.parent / "workspace"))
     source = folder.parent / guessed["source"]["path"]

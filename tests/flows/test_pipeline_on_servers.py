@@ -163,7 +163,7 @@ def test_the_form_shows_every_section_of_the_pipeline_and_the_source_kinds_as_ta
     page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     tabs = re.findall(r'<button[^>]*role="tab"[^>]*aria-selected="(true|false)"[^>]*>([^<]+)<', page)
     labels = [html.unescape(text) for _, text in tabs]
-    assert labels[:4] == ["DICOM", "DICOMweb", "GeoTIFF", "Images"]
+    assert labels[:5] == ["DICOM", "DICOMweb", "GeoTIFF", "STAC", "Images"]
     # The deployment's own kind is chosen.
     assert tabs[2] == ("true", "GeoTIFF")
     assert labels[labels.index("Folder names") - 1] == "Table"

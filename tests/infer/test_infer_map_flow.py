@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.pipeline_cases import environment
 from tests.infer.infer_cases import write_scene
-
-ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
 import json, sys
@@ -51,9 +49,11 @@ print(json.dumps([summary.done, len(failed), dict(summary.rejected)]))
 def test_scenes_are_mapped_as_tasks_and_a_passing_failure_is_retried(tmp_path: Path) -> None:
     for number in range(3):
         write_scene(tmp_path / "in" / f"{number}.tif", seed=number)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    (tmp_path / "home").mkdir()
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    child = subprocess.run(
+        command, env=environment(tmp_path / "home"), capture_output=True, text=True, check=False, timeout=300
+    )
     assert child.returncode == 0, child.stderr[-3000:]
     assert json.loads(child.stdout.splitlines()[-1]) == [3, 1, {}]
     assert len(list((tmp_path / "out" / "maps").glob("*/classes.tif"))) == 3
