@@ -21,7 +21,7 @@ from vitpipe.config import (
     TableLabels,
     VectorLabels,
 )
-from vitpipe.config.stac import is_address
+from vitpipe.config.address import is_address
 from vitpipe.errors import ConfigError
 
 if TYPE_CHECKING:

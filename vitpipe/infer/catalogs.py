@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import pydantic
 
 from vitpipe.config import PipelineConfig, StacSource
+from vitpipe.config.address import is_address
 from vitpipe.config.pipeline import FETCHED_SCENES
-from vitpipe.config.stac import is_address
 from vitpipe.errors import ConfigError, ContractError
 from vitpipe.fetch import fetch, read_failures
 from vitpipe.infer.contract import ModelContract
