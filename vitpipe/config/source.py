@@ -134,6 +134,7 @@ _SCENE_KEYS_SINCE_FIRST: Final[dict[str, JsonValue]] = {
     "series": None,
     "verify": False,
     "sign": None,
+    "jpeg2000": False,
 }
 """Keys of scenes that came later, with the value that means what was done before."""
 
@@ -169,7 +170,7 @@ class GeotiffSource(Recipe):
         "keep",
         title="Clouds",
         description="drop: pixels that Sentinel-2's SCL or Landsat's QA_PIXEL calls cloud, cirrus or cloud shadow are "
-        "not valid.",
+        "not valid; of a STAC item that asset is fetched, too.",
     )
     scenes: SceneFiles | None = Field(
         None, title="Scene files", description="How band files are named, in folders of one-band GeoTIFFs."
@@ -248,6 +249,11 @@ class StacSource(GeotiffSource):
         description="item: what the item states of scale and offset holds where the file states none. none: it is "
         "passed over, where a catalog is known to be wrong.",
     )
+    jpeg2000: bool = Field(
+        False,
+        title="JPEG 2000",
+        description="Takes assets that are JPEG 2000 files, too; a band that there is as a GeoTIFF is taken from that.",
+    )
     sign: str | None = Field(
         None,
         title="Signing service",
@@ -294,7 +300,8 @@ class StacSource(GeotiffSource):
         if self.scenes is None and len(self.assets) > 1:
             bands = "|".join(re.escape(stac_file_label(name)) for name in self.assets)
             # The folder says where the scene's name ends: B10 is the end of ST_B10, too.
-            options["scenes"] = {"pattern": rf"^(?P<scene>[^/]+)/(?P=scene)_(?P<band>{bands})\.tif$"}
+            ending = "(?:tif|jp2)" if self.jpeg2000 else "tif"
+            options["scenes"] = {"pattern": rf"^(?P<scene>[^/]+)/(?P=scene)_(?P<band>{bands})\.{ending}$"}
         return GeotiffSource.model_validate({**options, "path": self.path or folder})
 
 
