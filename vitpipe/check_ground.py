@@ -59,7 +59,11 @@ def _whole_scenes(
     ground = tile_footprints(table, sources, TileRecipe())
     if ground is None or not ground.known.any():
         return Findings(("no labelled scene lies on known ground",))
-    table, ground = table[ground.known].reset_index(drop=True), ground.where(ground.known)
+    # A scene counts by its middle; its tiles are asked one by one when they are cut.
+    kept = ground.known if labels.aoi is None else ground.inside(labels.aoi)
+    if not kept.any():
+        return Findings(("WARNING: no labelled scene has its middle in `labels.aoi`; check it and its CRS",))
+    table, ground = table[kept].reset_index(drop=True), ground.where(kept)
     indicators = class_indicators(table["label"], multi_label=labels.multi_label)
     blocks = choose_blocks(config.source.block_m, ground.centres, indicators, kept_m, config.split.seed)
     lines = blocks.sentences()
