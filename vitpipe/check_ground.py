@@ -18,7 +18,7 @@ from vitpipe.domains.geotiff.ground import block_names
 from vitpipe.domains.known import domain_of
 from vitpipe.errors import UnreadableSource
 from vitpipe.ground import tile_footprints
-from vitpipe.ground.blocks import check_kept, choose_blocks, read_block_m
+from vitpipe.ground.blocks import check_kept, choose_blocks, kept_block_m
 from vitpipe.ground.gap import measure_gap
 from vitpipe.ground.gap_examples import colour_features, examples_of_tiles, sample_of_groups
 from vitpipe.labels.base import CLASS_SEPARATOR, LabelSet
@@ -44,7 +44,7 @@ def ground_findings(
     """
     if not isinstance(config.source, GeotiffSource):
         return Findings(())
-    kept_m = read_block_m(workspace.ground_block)
+    kept_m = kept_block_m(workspace.ground_block, workspace.splits)
     check_kept(workspace.ground_block, config.source.block_m, kept_m)
     if isinstance(labels.regions, GroundLabels):
         return _tiles_on_ground(config, sources, labels, kept_m)
