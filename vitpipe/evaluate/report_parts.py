@@ -289,8 +289,8 @@ def subgroups(judged: Judged) -> str:
     return section(
         "Subgroups",
         f"{_metric(judged, metric)} by {level}. The intervals hold together for all subgroups (max-T bootstrap by "
-        "groups); the dashed line is the whole test split. Grey: too few groups or units for an interval, shown all the same. The "
-        "lowest of many subgroups lies below the whole by chance alone.",
+        "groups); the dashed line is the whole test split. Grey: too few groups or units for an interval, shown all "
+        "the same. The lowest of many subgroups lies below the whole by chance alone.",
         forest(rows, "", reference=overall),
     )
 
