@@ -128,7 +128,7 @@ def test_vectors_are_the_classes_of_the_map(tmp_path: Path, monkeypatch: pytest.
         results.predict("models:/land@champion", str(tmp_path / "a.tif"), str(tmp_path / "out"), None, maps=maps)
         folder = only_map(tmp_path / "out")
         assert "vectors" in read_item(folder)["assets"]
-        meta, _, _, columns = pyogrio.raw.read(folder / "classes.gpkg")
+        meta, _, _, columns = pyogrio.raw.read(folder / "classes.gpkg", layer="classes")
         area = dict(zip(meta["fields"], columns, strict=True))["area_px"]
         assert meta["crs"] == "EPSG:32633"
         assert (area >= least).all()
