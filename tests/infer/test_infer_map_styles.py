@@ -13,8 +13,8 @@ import rasterio
 import shapely
 
 from vitpipe.errors import WorkspaceError
+from vitpipe.evaluate.palette import colours, hexadecimal
 from vitpipe.infer.mapping import ClassLayers, ValueLayers
-from vitpipe.infer.mapping.palette import colours, hexadecimal
 from vitpipe.infer.mapping.polygons import ClassPolygon, write_polygons
 from vitpipe.infer.mapping.styles import add_polygon_style, write_styles
 from vitpipe.records import Grid

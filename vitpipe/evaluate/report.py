@@ -14,7 +14,7 @@ from vitpipe.evaluate.report_figures import (
     reliability,
     risk_coverage_curve,
 )
-from vitpipe.evaluate.report_gallery import gallery, window_of
+from vitpipe.evaluate.report_gallery import gallery, stretch
 from vitpipe.evaluate.report_page import report_page
 from vitpipe.evaluate.report_parts import errors, header, levels, part, per_class, read_estimate
 from vitpipe.evaluate.report_style import bullets, number, section, span, table
@@ -118,16 +118,7 @@ def _gallery(judged: Judged) -> str:
     test: pd.DataFrame = judged.predictions.loc[judged.predictions["split"] == str(Split.TEST)]
     manifest = judged.manifest
     store = TileStore(manifest.tiles_folder)
-    window = window_of(
-        judged.config.preprocess.clip,
-        manifest.units,
-        {str(store.dtype(shard)) for shard in manifest.table["shard_id"].unique()},
-    )
-    seen = (
-        "is stretched to its own percentiles 2 and 98"
-        if window is None
-        else f"shows {window[0]:g} to {window[1]:g} {manifest.units} from black to white"
-    )
+    window, seen = stretch(judged.config.preprocess.clip, manifest, store)
     return section(
         "Tiles to look at",
         "What the model said with which probability; under an error, the label and the probability it was given. Each "

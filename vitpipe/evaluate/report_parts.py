@@ -316,7 +316,7 @@ def notes(judged: Judged) -> str:
 
 def recipe(judged: Judged) -> str:
     """Give configuration and digests."""
-    model = judged.run_folder / "model" / "model.json"
+    model = judged.model_record
     digests = part(_numbers(judged), "digests")
     rows = [
         f"<tr><td>{escape(name)}</td><td><code>{escape(str(value))}</code></td></tr>" for name, value in digests.items()

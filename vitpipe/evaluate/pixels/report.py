@@ -9,6 +9,7 @@ import numpy as np
 from vitpipe.evaluate.judged import Judged, estimate_of
 from vitpipe.evaluate.pixels.assess import Asked, sample_units
 from vitpipe.evaluate.pixels.figures import agreement
+from vitpipe.evaluate.pixels.gallery import pixel_gallery
 from vitpipe.evaluate.pixels.sums import COUNTED, SAMPLED, VALUES
 from vitpipe.evaluate.pixels.tables import read_sample, read_tiles, thinned
 from vitpipe.evaluate.report_figures import reliability
@@ -44,7 +45,7 @@ def pixel_report(judged: Judged) -> str:
     tail = ("ece",) if not values and _has(judged, "ece") else ()
     top = [header(judged, VALUES if values else COUNTED, about, tail), levels(judged, shown, _LEVELS)]
     own = [_agreement(judged)] if values else _of_classes(judged)
-    return report_page(judged, top, own, "")
+    return report_page(judged, top, own, _gallery(judged))
 
 
 def _of_classes(judged: Judged) -> list[str]:
@@ -78,6 +79,16 @@ def _probabilities(judged: Judged) -> str:
         f"<div style='max-width:500px'>{figure}</div>",
         bullets(judged.calibration.notes),
     )
+
+
+def _gallery(judged: Judged) -> str:
+    # A judged run without its model, such as one whose tables alone were kept, has numbers but nothing to look at.
+    if not judged.model_record.is_file():
+        return ""
+    # torch takes seconds to import, and a report of tiles has no use for it.
+    from vitpipe.learn.model import load_model
+
+    return pixel_gallery(judged, load_model(judged.model_record.parent).logits)
 
 
 def _agreement(judged: Judged) -> str:

@@ -21,10 +21,10 @@ from rasterio.io import MemoryFile
 
 from vitpipe.atomic import workspace_errors
 from vitpipe.errors import WorkspaceError
+from vitpipe.evaluate.palette import colours
 from vitpipe.infer.mapping.blocks import BLOCK, LEADER, TRAILER, predictor_of
 from vitpipe.infer.mapping.gdal import gdal_writes
 from vitpipe.infer.mapping.layers import Layers, MapFile
-from vitpipe.infer.mapping.palette import colours
 from vitpipe.infer.mapping.strips import StripStore
 from vitpipe.infer.mapping.tiff import LevelBlocks, Template, front, needs_big
 from vitpipe.records import Grid

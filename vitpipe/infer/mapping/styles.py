@@ -16,8 +16,8 @@ from xml.etree import ElementTree as ET
 
 from vitpipe.atomic import workspace_errors
 from vitpipe.errors import WorkspaceError
+from vitpipe.evaluate.palette import colours, hexadecimal
 from vitpipe.infer.mapping.layers import MapFile
-from vitpipe.infer.mapping.palette import colours, hexadecimal
 
 _HEAD: Final = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
 _QGIS: Final = {"version": "3.22", "styleCategories": "Symbology"}
