@@ -19,7 +19,8 @@ from vitpipe.domains.known import domain_of
 from vitpipe.errors import UnreadableSource
 from vitpipe.ground import tile_footprints
 from vitpipe.ground.blocks import check_kept, choose_blocks, read_block_m
-from vitpipe.ground.gap import colour_features, measure_gap, sample_of_groups
+from vitpipe.ground.gap import measure_gap
+from vitpipe.ground.gap_examples import colour_features, examples_of_tiles, sample_of_groups
 from vitpipe.labels.base import CLASS_SEPARATOR, LabelSet
 from vitpipe.labels.ground import GroundLabels
 from vitpipe.partition import class_indicators
@@ -63,8 +64,6 @@ def _whole_scenes(
     blocks = choose_blocks(config.source.block_m, ground.centres, indicators, kept_m, config.split.seed)
     lines = blocks.sentences()
     values = {"ground": blocks.to_json()}
-    if labels.multi_label:
-        return Findings(tuple(lines), values)
     table["group_id"] = block_names(ground.centres.T, blocks.block_m, otherwise="")
     chosen = table.iloc[sample_of_groups(table["group_id"].to_numpy(dtype=object), config.split.seed)]
     found = {source.source_id: source for source in sources}
@@ -74,8 +73,7 @@ def _whole_scenes(
     chosen = chosen[kept]
     gap = None
     if len(features):
-        names, groups = (chosen[name].to_numpy(dtype=object) for name in ("label", "group_id"))
-        gap = measure_gap(features, names, groups, config.split.seed)
+        gap = measure_gap(examples_of_tiles(features, chosen, multi_label=labels.multi_label), config.split.seed)
     if gap is None:
         lines.append(_AFTER_A_RUN)
         return Findings(tuple(lines), values)

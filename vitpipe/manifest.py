@@ -21,11 +21,13 @@ from vitpipe.atomic import write_json, write_parquet
 from vitpipe.config import PipelineConfig, TileRecipe
 from vitpipe.digest import digest_bytes
 from vitpipe.errors import ContractError, DataError, LabelError
-from vitpipe.ground.gap import gap_of_tiles
+from vitpipe.ground.gap import SplitGap
+from vitpipe.ground.gap_examples import Labelled, gap_of_tiles
 from vitpipe.ingest import read_catalog
 from vitpipe.labels.base import ATTRIBUTE_PREFIX, LabelSet
 from vitpipe.manifest_notes import check_train, describe
 from vitpipe.partition import partition, place_on_ground
+from vitpipe.pixel_targets import PixelTargets
 from vitpipe.records import BOX_COLUMN, WHOLE_SOURCE, Json, Source, Task, Window, box_mm
 from vitpipe.resample import prepared_grid
 from vitpipe.store import TileStore
@@ -138,10 +140,8 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
         columns.append(LABELLED_COLUMN)
     table = pd.concat([table[columns], attributes], axis=1)
     parted = partition(config, workspace, table, sources, grounded=grounded, multi_label=labels.multi_label)
-    gap = None
-    if parted.extra and not labels.multi_label and labels.task is Task.CLASSIFICATION:
-        # Before anything is left out: the same for every fold and buffer.
-        gap = gap_of_tiles(table.sort_values("tile_id"), store, config.split.seed)
+    # Before anything is left out: the same for every fold and buffer.
+    gap = _gap(table, store, labels, targets_folder, config.split.seed) if parted.extra else None
     columns = [*_COLUMNS, *columns[len(_COLUMNS) - 1 :], *parted.extra, *attributes.columns]
     table = parted.table[columns].sort_values("tile_id", ignore_index=True)
     unlabelled = int((~labelled).sum())
@@ -166,6 +166,15 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
         target_units=labels.units,
         audit={**parted.audit, **({"gap": gap.to_json()} if gap else {})},
     )
+
+
+def _gap(
+    table: pd.DataFrame, store: TileStore, labels: LabelSet, targets_folder: Path | None, seed: int
+) -> SplitGap | None:
+    targets = None
+    if targets_folder is not None:
+        targets = PixelTargets(targets_folder, labels.task, (store.tile_size, store.tile_size))
+    return gap_of_tiles(table.sort_values("tile_id"), store, Labelled(labels.task, labels.multi_label, targets), seed)
 
 
 # -------------------------------------------------------------------------------------------------------------- joining

@@ -12,7 +12,6 @@ from tests.ground.ground_cases import config_of, parted, scene, tiles_of
 from vitpipe.config import GeotiffSource, PipelineConfig, TileRecipe
 from vitpipe.errors import ConfigError, ContractError
 from vitpipe.ground.blocks import Blocks, choose_blocks, count_blocks, read_block_m
-from vitpipe.ground.gap import measure_gap, sample_of_groups
 from vitpipe.ground.variogram import FittedRange, Variogram, class_variogram, fit_range
 from vitpipe.workspace import Workspace
 
@@ -196,41 +195,3 @@ def test_the_size_is_chosen_once_for_a_workspace(tmp_path: Path) -> None:
     workspace.ground_block.write_text("{}")
     with pytest.raises(ContractError, match="does not say the size of blocks"):
         read_block_m(workspace.ground_block)
-
-
-# ----------------------------------------------------------------------------------------------------------------- gap
-
-
-def test_groups_that_look_alike_flatter_a_random_split() -> None:
-    rng = np.random.default_rng(0)
-    groups = np.repeat([f"g{number}" for number in range(60)], 20).astype(object)
-    labels = np.repeat([f"c{number % 3}" for number in range(60)], 20).astype(object)
-    # Each group has a look of its own, which says nothing of its class.
-    own = np.repeat(rng.normal(0, 10, (60, 4)), 20, axis=0) + rng.normal(0, 1, (1200, 4))
-    found = measure_gap(own, labels, groups, 0)
-    assert found is not None
-    assert found.random_split > 0.95
-    assert found.group_split < 0.5
-    # The look is that of the class alone: nothing flatters.
-    number = np.repeat(np.arange(60) % 3, 20)
-    alike = measure_gap(number[:, None] * 2.0 + rng.normal(0, 1, (1200, 3)), labels, groups, 0)
-    assert alike is not None
-    assert abs(alike.random_split - alike.group_split) < 0.03
-    assert measure_gap(own[:100], labels[:100], groups[:100], 0) is None
-    assert measure_gap(own, np.full(1200, "c", dtype=object), groups, 0) is None
-
-
-def test_a_sample_takes_whole_groups() -> None:
-    groups = np.array([f"g{number // 50}" for number in range(10_000)] + ["large"] * 5000, dtype=object)
-    with_large = 0
-    for seed in range(10):
-        chosen = sample_of_groups(groups, seed)
-        assert 2800 < len(chosen) <= 3000
-        names, counts = np.unique(groups[chosen], return_counts=True)
-        assert set(counts[names != "large"]) == {50}
-        with_large += counts.max() == 150
-        assert (np.diff(chosen) > 0).all()
-        assert (sample_of_groups(groups, seed) == chosen).all()
-    # The large one gives a twentieth of the sample, no more.
-    assert 0 < with_large < 10
-    assert len(sample_of_groups(groups, 0, most=120)) <= 120

@@ -156,7 +156,7 @@ def test_a_run_that_was_killed_goes_on_in_mid_scene_with_the_same_bytes(tmp_path
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "map")], env=environment) as child:
         deadline = time.monotonic() + 50
-        while len(list(tmp_path.glob(".partial-*/strips/strip-*.tif"))) < 2:
+        while len(list(tmp_path.glob(".partial-*/strips/strip-*.blocks"))) < 2:
             assert child.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.005)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Final
 
@@ -127,6 +127,11 @@ def table(head: Sequence[str], rows: Sequence[str]) -> str:
         for name in head
     )
     return f"<div class='scroll'><table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+
+
+def bullets(notes: Iterable[str]) -> str:
+    """List sentences."""
+    return f"<ul class='notes'>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -118,7 +118,7 @@ def _ask(file: WantedFile, partial: _Partial, client: Client, before: str) -> Ar
         headers = {"Range": f"bytes={there}-", "If-Range": validator}
     elif before and partial.target.is_file():
         headers = {"If-None-Match" if before.startswith('"') else "If-Modified-Since": before}
-    with client.stream(file.address, headers) as response:
+    with client.stream(file.address, headers, signed=True) as response:
         status = response.status_code
         if status == 304 and not there:
             unchecked = _verify(partial.target, file, partial.target)
