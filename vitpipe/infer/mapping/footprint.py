@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Final
 
 import numpy as np
@@ -25,8 +26,11 @@ def footprint(grid: Grid) -> tuple[dict[str, Json], list[Json]] | None:
 
     West of a bounding box is larger than its east where it crosses the antimeridian (RFC 7946, 5.2). Where the outline
     leaves the ground, as that of a geostationary disk does, it is put together from those of 24 x 24 cells that lie on
-    the ground whole, and so a little small.
+    the ground whole, and so a little small. Where control points alone tell the place, it is that of the transform that
+    fits them best.
     """
+    if grid.gcps:
+        grid = _fitted(grid)
     if grid.transform is None or grid.crs is None:
         return None
     along = np.linspace(0, 1, _POINTS)[:-1]
@@ -46,6 +50,18 @@ def footprint(grid: Grid) -> tuple[dict[str, Json], list[Json]] | None:
     longitudes = np.degrees(np.unwrap(np.radians(ring[:, 0])))
     longitudes -= 360 * np.floor((longitudes.min() + 180) / 360)
     return _placed(shapely.make_valid(shapely.Polygon(np.stack([longitudes, ring[:, 1]], axis=1))))
+
+
+def _fitted(grid: Grid) -> Grid:
+    from rasterio.control import GroundControlPoint
+    from rasterio.transform import from_gcps
+
+    rows, cols, xs, ys = np.array(grid.gcps).T
+    if CRS.from_user_input(grid.gcp_crs).is_geographic:
+        # Longitudes may jump at the antimeridian.
+        xs -= 360 * np.round((xs - xs[0]) / 360)
+    points = [GroundControlPoint(*point) for point in np.stack([rows, cols, xs, ys], axis=1).tolist()]
+    return dataclasses.replace(grid, transform=tuple(from_gcps(points))[:6], crs=grid.gcp_crs)
 
 
 def _placed(shape: Any) -> tuple[dict[str, Json], list[Json]]:  # noqa: ANN401 - shapely has no types
