@@ -147,6 +147,11 @@ def _add_place(root: ET.Element, grid: Grid) -> None:
     if grid.transform is not None:
         a, b, c, d, e, f = grid.transform
         ET.SubElement(root, "GeoTransform").text = ", ".join(f"{value!r}" for value in (c, a, b, f, d, e))
+    if grid.gcps:
+        points = ET.SubElement(root, "GCPList", {"Projection": CRS.from_user_input(grid.gcp_crs).to_wkt()})
+        for number, (row, col, x, y) in enumerate(grid.gcps, start=1):
+            place = {"Pixel": f"{col!r}", "Line": f"{row!r}", "X": f"{x!r}", "Y": f"{y!r}"}
+            ET.SubElement(points, "GCP", {"Id": str(number), **place})
 
 
 def _add_metadata(root: ET.Element, file: MapFile, tags: Mapping[str, str]) -> None:
