@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from vitpipe.atomic import make_folder, write_json
 from vitpipe.config import GeotiffSource, PipelineConfig
-from vitpipe.config.stac import address_problem, is_address
+from vitpipe.config.address import address_problem, is_address
 from vitpipe.digest import digest
 from vitpipe.domains.geotiff.remote import read_stand_in, stand_in
 from vitpipe.errors import ConfigError, DataError, TooManyRejected, UnreadableSource

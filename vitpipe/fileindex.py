@@ -30,7 +30,7 @@ from vitpipe.pseudonym import load_pseudonymiser
 from vitpipe.records import FileRecord, Json, Rejected, StageSummary
 from vitpipe.workspace import Workspace
 
-INDEX_VERSION: Final = 3
+INDEX_VERSION: Final = 4
 """Raise it when the meaning of a row changes: every header is then read again."""
 
 MOST_BATCHES: Final = 300

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
-from vitpipe.config.stac import is_this_machine
+from vitpipe.config.address import is_this_machine
 from vitpipe.errors import ConfigError
 
 
@@ -80,6 +80,8 @@ class Rules:
     root: str
     """Address or path of the catalog that the user named."""
     plain_http: bool = False
+    signing: str = ""
+    """Address of the service that signs for files, as the user named it."""
 
     def refusal(self, address: str) -> str:
         """Say in a clause why an address is not followed; empty where it may be."""
@@ -96,7 +98,7 @@ class Rules:
             (parts.scheme not in ("http", "https") or not host, "only https, http and s3 addresses are fetched"),
             ("@" in parts.netloc, "it holds credentials"),
             # What the user named, in the pipeline file or in the environment, is theirs to name.
-            (own or self._is_endpoint(address), ""),
+            (own or self._is_endpoint(address) or self._is_signing(address), ""),
             (self._comes_from_elsewhere(host), "a catalog on the network names a service of this machine"),
             (_is_link_local(host), "it names a service of the local network alone"),
             (
@@ -109,6 +111,10 @@ class Rules:
     def _comes_from_elsewhere(self, host: str) -> bool:
         root = urlsplit(self.root).hostname or "" if is_remote(self.root) else "localhost"
         return _is_local(host) and not _is_local(root)
+
+    def _is_signing(self, address: str) -> bool:
+        named = self.signing.rstrip("/")
+        return bool(named) and address.startswith((f"{named}/", f"{named}?"))
 
     def _is_endpoint(self, address: str) -> bool:
         """Say whether it is the S3 service that the user's own environment names."""

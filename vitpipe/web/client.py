@@ -20,6 +20,7 @@ from vitpipe.errors import ConfigError, DataError
 from vitpipe.web.access import CA_VARIABLE, HEADERS_VARIABLE, HOSTS_VARIABLE, TOKEN_VARIABLE, Access
 from vitpipe.web.address import Rules, is_remote, s3_address, shown
 from vitpipe.web.retries import BUSY, Backoff, BusyError, Result, retry_after_seconds, translated, with_retries
+from vitpipe.web.signatures import Signatures
 from vitpipe.web.signing import sign
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ class Client:
         self._access = access
         self._backoff = backoff or Backoff()
         self._session = _session(connections)
+        self._signatures = (
+            Signatures(rules.signing, lambda place: self._document(place, None)) if rules.signing else None
+        )
 
     def __enter__(self) -> Self:
         """Give the client."""
@@ -111,7 +115,7 @@ class Client:
 
     @contextmanager
     def stream(
-        self, address: str, headers: Mapping[str, str], body: Document | None = None
+        self, address: str, headers: Mapping[str, str], body: Document | None = None, *, signed: bool = False
     ) -> Iterator[requests.Response]:
         """Open one answer, after at most five redirects, each of which the rules allow; one try.
 
@@ -119,11 +123,16 @@ class Client:
             address: of the network.
             headers: of this request; bytes are asked for as they are stored.
             body: is posted as JSON where it is given.
+            signed: ask with a signature of the service that signs for files, where there is one.
 
         Raises:
             ConfigError: unknown host, refused certificate, an address that may not be followed.
             BusyError: the server may answer later.
         """
+        plain = address
+        if signed and self._signatures is not None and not self.rules.refusal(address):
+            address = self._signatures.signed(address)
+        used = address
         for _ in range(_MOST_REDIRECTS + 1):
             if refusal := self.rules.refusal(address):
                 raise Refused(f"{shown(address)} is not followed: {refusal}")
@@ -142,7 +151,21 @@ class Client:
             if response.status_code in BUSY or response.status_code > 500:
                 wait = retry_after_seconds(response.headers.get("Retry-After"))
                 raise BusyError(f"{_server(address)} answers HTTP {response.status_code}", wait, response.status_code)
+            if signed and self._signatures is not None:
+                self._note(plain, used, response.status_code)
             yield response
+
+    def _note(self, plain: str, used: str, status: int) -> None:
+        """Keep a signature that was taken; one that is not taken any more is asked for anew.
+
+        Raises:
+            BusyError: it was taken before, so that another one may help.
+        """
+        assert self._signatures is not None
+        if status not in (401, 403):
+            self._signatures.taken(plain)
+        elif self._signatures.forget(plain, used):
+            raise BusyError(f"{_server(plain)} does not take the signature any more", status=status)
 
     def chunks(self, response: requests.Response, address: str) -> Iterator[bytes]:
         """Give the bytes of an answer as they arrive.
@@ -165,7 +188,7 @@ class Client:
             return Refused(
                 f"{shown(address)} refuses access (HTTP {status}); set {TOKEN_VARIABLE} or {HEADERS_VARIABLE} to an "
                 f"account that may read it, and name its host in {HOSTS_VARIABLE} where it is not the catalog's; a "
-                "signed address may have expired: run again",
+                "signed address may have expired: run again, or name the service that signs in `source.sign`",
                 status,
             )
         if status in (404, 410):

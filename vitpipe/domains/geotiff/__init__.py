@@ -11,10 +11,11 @@ from vitpipe.domains.base import ScanContext
 from vitpipe.domains.geotiff.checksums import verified
 from vitpipe.domains.geotiff.composed import ComposedRaster
 from vitpipe.domains.geotiff.header import read_header
-from vitpipe.domains.geotiff.item import ITEM_NAME, apply_items, read_item
+from vitpipe.domains.geotiff.item import apply_items, read_item
 from vitpipe.domains.geotiff.raster import GeotiffRaster
 from vitpipe.domains.geotiff.remote import identified, read_remote_header, read_stand_in
 from vitpipe.domains.geotiff.scene import assemble_scenes
+from vitpipe.opening import ITEM_NAME
 from vitpipe.records import FileRecord, Json, Rejected, Source
 
 
