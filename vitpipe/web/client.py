@@ -96,8 +96,22 @@ class Client:
         return self.with_retries(lambda: self._document(address, body))
 
     def _document(self, address: str, body: Document | None) -> Document:
-        headers = {"Accept": "application/geo+json, application/json"}
-        with self.stream(address, headers, body) as response:
+        return _parse(self._content(address, "application/geo+json, application/json", body), address)
+
+    def content(self, address: str, accept: str) -> bytes:
+        """Read a document of another kind than JSON.
+
+        Args:
+            address: of the network.
+            accept: its media type.
+
+        Raises:
+            ConfigError, DataError, TransientError: see :meth:`document`.
+        """
+        return self.with_retries(lambda: self._content(address, accept, None))
+
+    def _content(self, address: str, accept: str, body: Document | None) -> bytes:
+        with self.stream(address, {"Accept": accept}, body) as response:
             if response.status_code != 200:
                 raise self.refused(address, response.status_code)
             content = bytearray()
@@ -105,7 +119,7 @@ class Client:
                 content += chunk
                 if len(content) > _LONGEST_DOCUMENT:
                     raise DataError(f"{shown(address)} is longer than {_LONGEST_DOCUMENT >> 20} MiB: no STAC document")
-        return _parse(bytes(content), address)
+        return bytes(content)
 
     # --------------------------------------------------------------------------------------------------------- bytes
 
@@ -141,8 +155,10 @@ class Client:
                 break
             with response:
                 place = response.headers.get("Location", "")
+                region = response.headers.get("x-amz-bucket-region", "")
             if not place:
-                raise Refused(f"{shown(address)} sends elsewhere, but does not say where", response.status_code)
+                known = f"to the region of its bucket; set AWS_REGION={region}" if region else "but does not say where"
+                raise Refused(f"{shown(address)} sends elsewhere, {known}", response.status_code)
             address = urljoin(s3_address(address) if address.startswith("s3://") else address, place)
             body = None if response.status_code == 303 else body
         else:
@@ -180,7 +196,7 @@ class Client:
         """Make the error of an answer that is none."""
         if status in (401, 403) and address.startswith("s3://"):
             return Refused(
-                f"{address} may not be read (HTTP {status}); set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
+                f"{shown(address)} may not be read (HTTP {status}); set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
                 "AWS_REGION to an account that may, or AWS_NO_SIGN_REQUEST=YES where it is public",
                 status,
             )
