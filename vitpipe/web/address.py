@@ -135,8 +135,17 @@ class Rules:
 
     def _is_endpoint(self, address: str) -> bool:
         """Say whether it is the S3 service that the user's own environment names."""
-        named = [os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_S3_ENDPOINT")]
-        return urlsplit(address).netloc in {name.rpartition("://")[2].rstrip("/") for name in named if name}
+        return urlsplit(address).netloc in _endpoints()
+
+
+def _endpoints() -> set[str]:
+    named = [os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_S3_ENDPOINT")]
+    return {name.rpartition("://")[2].rstrip("/") for name in named if name}
+
+
+def endpoint_hosts() -> set[str]:
+    """Give the hosts of the S3 services that the user's own environment names."""
+    return {urlsplit(f"//{place}").hostname or "" for place in _endpoints()}
 
 
 def _is_local(host: str) -> bool:
@@ -144,21 +153,21 @@ def _is_local(host: str) -> bool:
     name = host.lower().rstrip(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True
-    number = _number(name)
+    number = number_of(name)
     # 0.0.0.0 and :: are taken for this machine where they are connected to.
     return number is not None and (number.is_loopback or number.is_unspecified)
 
 
 def _is_link_local(host: str) -> bool:
-    number = _number(host.rstrip("."))
-    return number is not None and (number.is_link_local or number in _CLOUD_METADATA)
+    number = number_of(host.rstrip("."))
+    return number is not None and (number.is_link_local or number in CLOUD_METADATA)
 
 
-_CLOUD_METADATA: Final = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
+CLOUD_METADATA: Final = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
 """Services that give credentials to whoever asks from inside a cloud, besides those of link-local numbers."""
 
 
-def _number(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def number_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """Read the number of a host as a connection does: ``127.1``, ``2130706433`` and ``0x7f000001`` are 127.0.0.1."""
     try:
         number = ipaddress.ip_address(host)

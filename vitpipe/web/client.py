@@ -19,6 +19,7 @@ from urllib.parse import urljoin, urlsplit
 from vitpipe.errors import ConfigError, DataError
 from vitpipe.web.access import CA_VARIABLE, HEADERS_VARIABLE, HOSTS_VARIABLE, TOKEN_VARIABLE, Access
 from vitpipe.web.address import Rules, is_remote, s3_address, shown
+from vitpipe.web.peers import Peers, guarded_pools
 from vitpipe.web.retries import BUSY, Backoff, BusyError, Result, retry_after_seconds, translated, with_retries
 from vitpipe.web.signatures import Signatures
 from vitpipe.web.signing import sign
@@ -60,7 +61,8 @@ class Client:
         """Ends every wait: another part of the fetch has failed."""
         self._access = access
         self._backoff = backoff or Backoff()
-        self._session = _session(connections)
+        self._peers = Peers(rules)
+        self._session = _session(connections, self._check_peer)
         self._signatures = (
             Signatures(rules.signing, lambda place: self._document(place, None)) if rules.signing else None
         )
@@ -234,6 +236,15 @@ class Client:
                 allow_redirects=False, timeout=_TIMEOUTS_SECONDS, verify=self._access.ca_file,
             )  # fmt: skip
 
+    def _check_peer(self, host: str, number: str) -> None:
+        """Refuse a machine that the catalog must not lead to; see `vitpipe.web.peers`.
+
+        Raises:
+            Refused: nothing has been sent to it.
+        """
+        if refusal := self._peers.refusal(host, number):
+            raise Refused(f"nothing is asked of {host}: {refusal}")
+
     def _credentials(self, address: str) -> Mapping[str, str]:
         """Give the headers of the user to the catalog's host and to those that the user names, to no other."""
         parts = urlsplit(address)
@@ -269,7 +280,7 @@ def _parse(content: bytes, address: str) -> Document:
     return value
 
 
-def _session(connections: int) -> requests.Session:
+def _session(connections: int, check_peer: Callable[[str, str], None]) -> requests.Session:
     import requests
     from requests.adapters import HTTPAdapter
     from requests.auth import AuthBase
@@ -286,6 +297,9 @@ def _session(connections: int) -> requests.Session:
     session.auth = NoNetrc()
     # Threads share the session: nothing of it may change with an answer.
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-    session.mount("https://", HTTPAdapter(pool_maxsize=connections))
-    session.mount("http://", HTTPAdapter(pool_maxsize=connections))
+    for scheme in ("https://", "http://"):
+        adapter = HTTPAdapter(pool_maxsize=connections)
+        # A proxy has pools of its own: there, which machine a name leads to is the proxy's matter.
+        adapter.poolmanager.pool_classes_by_scheme = guarded_pools(check_peer)
+        session.mount(scheme, adapter)
     return session
