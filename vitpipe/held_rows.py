@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from bisect import bisect_right
 from collections import deque
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitpipe.domains.base import BlockRow, BlockRowRaster, Raster
-from vitpipe.open_tiles import Wanted, can_be_open, filled
+from vitpipe.open_tiles import OPEN_BYTES, Wanted, can_be_open, filled
 from vitpipe.records import Window
 from vitpipe.resample import RowBuffer
 
@@ -121,18 +122,20 @@ def cut_windows(
     order = np.lexsort((asked[:, 2], asked[:, 1], asked[:, 0]))
     block_rows = max(1, raster.block_rows)
     row_of = asked[order, 0] * (grid.height // block_rows + 1) + asked[order, 1] // block_rows
-    most = max(1, PIECE_BYTES // (len(raster.channels) * height * width * raster.dtype.itemsize))
+    tile_bytes = len(raster.channels) * height * width * raster.dtype.itemsize
+    most = max(1, PIECE_BYTES // tile_bytes)
     count = thread_count(threads)
     pool = ThreadPoolExecutor(count) if count > 1 and isinstance(raster, BlockRowRaster) else None
     groups = np.split(order, np.flatnonzero(np.diff(row_of)) + 1)
     try:
         if isinstance(raster, BlockRowRaster):
-            wanted = [Wanted(asked[group, 1], asked[group, 2], (height, width)) for group in groups]
+            few = max(1, min(PIECE_BYTES, OPEN_BYTES) // tile_bytes)
+            pieces = [group[start : start + few] for group in groups for start in range(0, len(group), few)]
+            wanted = [Wanted(asked[piece, 1], asked[piece, 2], (height, width)) for piece in pieces]
             if can_be_open(wanted, raster):
-                for group, done in zip(groups, filled(raster, wanted, pool), strict=True):
-                    for start in range(0, len(group), most):
-                        piece = slice(start, start + most)
-                        yield group[piece], done.tiles[piece], done.masks[piece]
+                with contextlib.closing(filled(raster, wanted, pool)) as opened:
+                    for piece, done in zip(pieces, opened, strict=True):
+                        yield piece, done.tiles, done.masks
                 return
         held = HeldRows(raster, pool) if isinstance(raster, BlockRowRaster) else _ReadRows(raster)
         for group in groups:

@@ -31,7 +31,8 @@ class Lender:
 
     def _taken(self, size: int) -> NDArray[np.uint8]:
         for _ in range(len(self._free)):
-            memory = self._free.popleft()
+            # What came back last: it may lie in the processor's cache still.
+            memory = self._free.pop()
             if size <= memory.nbytes <= 2 * size:
                 return memory
             # Of another size: it would be in the way of what is asked for now.

@@ -340,6 +340,9 @@ def test_control_points_give_the_ground_but_no_transform(tmp_path: Path) -> None
     source = _one(tmp_path)
     assert source.notes == ("GCP_ONLY",)
     assert (source.grid.crs, source.grid.transform) == (None, None)
+    assert source.grid.gcps == tuple((point.row, point.col, point.x, point.y) for point in points)
+    assert source.grid.gcp_crs == "EPSG:4326"
+    assert Grid.from_json(json.loads(json.dumps(source.grid.to_json()))) == source.grid
     x, y = warp_points(CRS.from_epsg(4326), CRS.from_epsg(6933), [10.05], [49.95])
     assert source.group_id == f"ground-{int(x[0] // 10_000)}-{int(y[0] // 10_000)}"
     with Geotiff().open(source) as raster:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pyogrio
 import pytest
 import rasterio
@@ -128,7 +129,7 @@ def test_vectors_are_the_classes_of_the_map(tmp_path: Path, monkeypatch: pytest.
         results.predict("models:/land@champion", str(tmp_path / "a.tif"), str(tmp_path / "out"), None, maps=maps)
         folder = only_map(tmp_path / "out")
         assert "vectors" in read_item(folder)["assets"]
-        meta, _, _, columns = pyogrio.raw.read(folder / "classes.gpkg")
+        meta, _, _, columns = pyogrio.raw.read(folder / "classes.gpkg", layer="classes")
         area = dict(zip(meta["fields"], columns, strict=True))["area_px"]
         assert meta["crs"] == "EPSG:32633"
         assert (area >= least).all()
@@ -199,3 +200,26 @@ def test_what_lies_nowhere_has_no_footprint() -> None:
     grid: Grid = Grid(1, 10, 10)
     found: tuple[dict[str, Json], list[Json]] | None = footprint(grid)
     assert found is None
+
+
+@pytest.mark.parametrize(("longitude", "west", "east"), [(-75, -150, 0), (140.7, 65.7, -144.3)])
+def test_a_geostationary_disk_whose_corners_lie_off_the_earth_has_a_footprint(
+    longitude: float, west: float, east: float
+) -> None:
+    crs = f"+proj=geos +lon_0={longitude} +h=35786023 +ellps=GRS80 +units=m +sweep=x"
+    edge = 5_434_895.0
+    grid = Grid(1, 542, 542, transform=(2 * edge / 542, 0, -edge, 0, -2 * edge / 542, edge), crs=crs)
+    found = footprint(grid)
+    assert found is not None
+    geometry, box = found
+    shape = shapely.geometry.shape(geometry)
+    assert shape.is_valid
+    assert geometry["type"] == ("MultiPolygon" if west > east else "Polygon")
+    # Of 24 cells an edge, so a little small; and none of the disk's is left out.
+    assert box == pytest.approx([west, -75, east, 75], abs=14)
+    assert shapely.contains_xy(shape, longitude + np.array([-50, 0, 39]), np.array([0, 50, -30])).all()
+
+
+def test_a_grid_off_the_earth_has_no_footprint() -> None:
+    crs = "+proj=geos +lon_0=0 +h=35786023 +ellps=GRS80 +units=m"
+    assert footprint(Grid(1, 10, 10, transform=(10, 0, 9e6, 0, -10, 9e6), crs=crs)) is None

@@ -296,8 +296,13 @@ def _place(dataset: DatasetReader) -> tuple[dict[str, Json], list[str]]:
         "transform": list(values) if usable and not fitted and (crs or not transform.is_identity) else None,
         "ground": None,
         "gsd_m": None,
-        "fitted": {"crs": crs_text(crs), "transform": list(values)} if crs and fitted and usable else None,
+        "fitted": None,
     }
+    if fitted and crs and usable:
+        points: list[Json] = [
+            [float(value) for value in (point.row, point.col, point.x, point.y)] for point in dataset.gcps[0]
+        ]
+        placed["fitted"] = {"crs": crs_text(crs), "transform": list(values), "gcps": points}
     if crs and usable:
         a, b, c, d, e, f = values
         x = a * dataset.width / 2 + b * dataset.height / 2 + c

@@ -14,13 +14,13 @@ from vitpipe.config import GeotiffSource
 from vitpipe.digest import digest_of_digests
 from vitpipe.domains.base import ScanContext
 from vitpipe.domains.geotiff import patterns
-from vitpipe.domains.geotiff.facts import ground_group, relative, stated_of, subgroups
+from vitpipe.domains.geotiff.facts import grid_of, ground_group, relative, stated_of, subgroups
 from vitpipe.domains.geotiff.joining import join_scenes
 from vitpipe.domains.geotiff.parts import BandFile, SceneParts
 from vitpipe.domains.geotiff.products import landsat, sentinel2
 from vitpipe.domains.geotiff.products.bands import Spectrum, choose
 from vitpipe.errors import ConfigError
-from vitpipe.records import FileRecord, Grid, Json, Rejected, Source
+from vitpipe.records import FileRecord, Json, Rejected, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +176,7 @@ def _scene_source(record: FileRecord, mask: FileRecord | None, recipe: GeotiffSo
         domain="geotiff",
         uri=record.path,
         files=tuple(member.path for member in members),
-        grid=Grid.from_json(
-            {name: header[name] for name in ("height", "width", "transform", "crs")} | {"frames": 1},
-        ),
+        grid=grid_of(header),
         channels=bands.names,
         units=_units(header, recipe.units, scaled=scaled),
         dtype=dtype.name,

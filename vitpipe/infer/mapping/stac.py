@@ -17,9 +17,9 @@ from rasterio.crs import CRS
 
 from vitpipe import __version__
 from vitpipe.atomic import write_json
+from vitpipe.evaluate.palette import colours, hexadecimal
 from vitpipe.infer.mapping.footprint import footprint
 from vitpipe.infer.mapping.layers import Layers, MapFile
-from vitpipe.infer.mapping.palette import colours, hexadecimal
 from vitpipe.infer.mapping.polygons import VECTORS_FILE
 from vitpipe.infer.mapping.strips import StripStore
 from vitpipe.records import Grid, Json
