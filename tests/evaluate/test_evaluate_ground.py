@@ -17,6 +17,7 @@ from vitpipe.evaluate import evaluation
 from vitpipe.evaluate.evaluation import evaluate
 from vitpipe.evaluate.regions import Ground, _blocks, _by_distance, write_layer
 from vitpipe.loading import parse_config
+from vitpipe.records import Task
 
 
 def judge(case: Case) -> dict:
@@ -43,6 +44,11 @@ def test_a_classifier_of_tiles_has_its_errors_on_the_ground_where_there_is_any(t
     assert "ground" not in judge(without)
     assert "Errors on the ground" not in (without.run_folder / "report.html").read_text(encoding="utf-8")
     case = on_ground(make_case(tmp_path / "with", groups=80))
+    assert case.manifest.tiles_make_maps
+    assert not without.manifest.tiles_make_maps
+    one_each = case.manifest.table.drop_duplicates("source_id")
+    assert not replace(case.manifest, table=one_each).tiles_make_maps
+    assert not replace(case.manifest, task=Task.SEGMENTATION).tiles_make_maps
     numbers = judge(case)
     assert "Errors on the ground" in (case.run_folder / "report.html").read_text(encoding="utf-8")
     assert not (without.run_folder / "error_blocks.geojson").exists()
