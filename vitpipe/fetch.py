@@ -20,7 +20,7 @@ from typing import Final
 from vitpipe import studies
 from vitpipe.atomic import make_folder, write_file, write_json
 from vitpipe.config import DicomwebSource, GeotiffSource, PipelineConfig, StacSource
-from vitpipe.config.stac import names_addresses
+from vitpipe.config.address import names_addresses
 from vitpipe.dicomweb.access import Access, read_access, read_persons
 from vitpipe.dicomweb.client import (
     FETCH_FAILED,

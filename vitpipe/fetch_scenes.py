@@ -74,7 +74,8 @@ def fetch_scenes(
     started = time.perf_counter()
     root = Path(config.on_disk().source.path)
     make_folder(root)
-    with Client(Rules(source.url, source.plain_http), read_access(), source.connections, backoff) as client:
+    rules = Rules(source.url, source.plain_http, source.sign or "")
+    with Client(rules, read_access(), source.connections, backoff) as client:
         found = find_items(source, client)
         if not found:
             raise DataError(

@@ -74,7 +74,7 @@ def test_polygons_are_written_on_the_ground(tmp_path: Path) -> None:
     grid = Grid(1, 10, 10, transform=(10, 0, 500_000, 0, -10, 5_000_000), crs="EPSG:32633")
     path = tmp_path / "classes.gpkg"
     write_polygons(path, [ClassPolygon(1, square)] * 3, ("soil", "water"), grid)
-    meta, _, geometry, columns = pyogrio.raw.read(path)
+    meta, _, geometry, columns = pyogrio.raw.read(path, layer="classes")
     assert meta["crs"] == "EPSG:32633"
     assert shapely.from_wkb(geometry[0]).bounds == (500_020, 4_999_930, 500_040, 4_999_970)
     assert dict(zip(meta["fields"], (column[0] for column in columns), strict=True)) == {
@@ -83,4 +83,4 @@ def test_polygons_are_written_on_the_ground(tmp_path: Path) -> None:
         "area_px": 8.0,
     }
     write_polygons(tmp_path / "none.gpkg", [], ("soil", "water"), Grid(1, 10, 10))
-    assert pyogrio.read_info(tmp_path / "none.gpkg")["features"] == 0
+    assert pyogrio.read_info(tmp_path / "none.gpkg", layer="classes")["features"] == 0

@@ -9,11 +9,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from vitpipe import __version__
 from vitpipe.evaluate.map_accuracy import Share
 from vitpipe.evaluate.map_assess import MapFindings
 from vitpipe.evaluate.report_figures import RC, picture
-from vitpipe.evaluate.report_style import BLUE, GREY, ORANGE, STYLE, number, section, table
+from vitpipe.evaluate.report_page import html_page
+from vitpipe.evaluate.report_style import BLUE, GREY, ORANGE, bullets, number, section, table
 
 _MOST_CLASSES: Final = 20
 """A matrix with more is shown by its numbers in accuracy.json alone."""
@@ -26,13 +26,8 @@ def map_html(found: MapFindings, name: str) -> str:
         found: the numbers.
         name: of the map.
     """
-    title = escape(name)
     parts = (_header(found, name), _areas(found), _accuracies(found), _matrices(found), _reading(found))
-    return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}: accuracy</title>"
-        f"<meta name='viewport' content='width=device-width,initial-scale=1'><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(parts)}<footer>vitpipe {escape(__version__)}</footer></main></body></html>\n"
-    )
+    return html_page(f"{name}: accuracy", parts)
 
 
 def half_width(share: Share) -> float | None:
@@ -155,10 +150,9 @@ def _bold(text: str, is_right: bool) -> str:  # noqa: FBT001
 
 
 def _reading(found: MapFindings) -> str:
-    notes = "".join(f"<li>{escape(note)}</li>" for note in (*found.notes, found.advice))
     return section(
         "How this was made",
         "Stratified estimators of Olofsson et al. 2014 (Remote Sensing of Environment 148) and, where the strata are "
         "not the classes of the map, Stehman 2014 (International Journal of Remote Sensing 35).",
-        f"<ul class='notes'>{notes}</ul>",
+        bullets((*found.notes, found.advice)),
     )

@@ -22,10 +22,10 @@ from rasterio.io import MemoryFile
 
 from vitpipe.atomic import workspace_errors
 from vitpipe.errors import WorkspaceError
+from vitpipe.evaluate.palette import colours
 from vitpipe.infer.mapping.blocks import BLOCK, LEADER, TRAILER, predictor_of
 from vitpipe.infer.mapping.gdal import gdal_writes
 from vitpipe.infer.mapping.layers import Layers, MapFile
-from vitpipe.infer.mapping.palette import colours
 from vitpipe.infer.mapping.strips import StripStore
 from vitpipe.infer.mapping.tiff import LevelBlocks, Template, front, needs_big
 from vitpipe.records import Grid
@@ -153,6 +153,11 @@ def _add_place(root: ET.Element, grid: Grid) -> None:
     if grid.transform is not None:
         a, b, c, d, e, f = grid.transform
         ET.SubElement(root, "GeoTransform").text = ", ".join(f"{value!r}" for value in (c, a, b, f, d, e))
+    if grid.gcps:
+        points = ET.SubElement(root, "GCPList", {"Projection": CRS.from_user_input(grid.gcp_crs).to_wkt()})
+        for number, (row, col, x, y) in enumerate(grid.gcps, start=1):
+            place = {"Pixel": f"{col!r}", "Line": f"{row!r}", "X": f"{x!r}", "Y": f"{y!r}"}
+            ET.SubElement(points, "GCP", {"Id": str(number), **place})
 
 
 def _add_metadata(root: ET.Element, file: MapFile, tags: Mapping[str, str]) -> None:

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from vitpipe.infer.mapping.gdal import gdal_writes
 from vitpipe.infer.mapping.layers import NODATA
 from vitpipe.infer.mapping.strips import StripStore
+from vitpipe.infer.mapping.styles import add_polygon_style
 from vitpipe.records import Grid
 
 VECTORS_FILE: Final = "classes.gpkg"
+_LAYER: Final = "classes"
 _AT_ONCE: Final = 10_000
 
 
@@ -154,6 +156,7 @@ def write_polygons(path: Path, polygons: Iterable[ClassPolygon], classes: tuple[
             waiting, written = [], True
     if waiting or not written:
         _append(path, waiting, classes, grid, more=written)
+    add_polygon_style(path, _LAYER, classes)
 
 
 def _append(path: Path, polygons: list[ClassPolygon], classes: tuple[str, ...], grid: Grid, *, more: bool) -> None:
@@ -172,11 +175,13 @@ def _append(path: Path, polygons: list[ClassPolygon], classes: tuple[str, ...], 
             np.asarray(placed, dtype=object),
             columns,
             ["class", "class_id", "area_px"],
-            layer="classes",
+            layer=_LAYER,
             driver="GPKG",
             geometry_type="Polygon",
             crs=grid.crs,
             append=more,
+            # GDAL 3.10 writes 1.4, of which readers before its version 3.7 warn.
+            dataset_options=None if more else {"VERSION": "1.2"},
         )
 
 
