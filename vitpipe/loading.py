@@ -118,7 +118,7 @@ def resolve_paths(config: PipelineConfig, base: Path) -> PipelineConfig:
     }
     if isinstance(config.labels, TableLabels | RegionLabelRecipe):
         places = {"path": absolute(config.labels.path)}
-        if isinstance(config.labels, RasterLabels | VectorLabels) and config.labels.aoi is not None:
+        if isinstance(config.labels, TableLabels | RasterLabels | VectorLabels) and config.labels.aoi is not None:
             places["aoi"] = absolute(config.labels.aoi)
         changes["labels"] = config.labels.model_copy(update=places)
     if config.model is not None and isinstance(config.model.weights, FileWeights):

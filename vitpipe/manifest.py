@@ -21,6 +21,7 @@ from vitpipe.atomic import write_json, write_parquet
 from vitpipe.config import PipelineConfig, TileRecipe
 from vitpipe.digest import digest_bytes
 from vitpipe.errors import ContractError, DataError, LabelError
+from vitpipe.ground import tile_footprints
 from vitpipe.ground.gap import SplitGap
 from vitpipe.ground.gap_examples import Labelled, gap_of_tiles
 from vitpipe.ingest import read_catalog
@@ -119,7 +120,7 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
     if not (path := workspace.labels(labels.digest)).exists():
         write_parquet(path, labels.rows)
 
-    joined = _join_labels(tiles, labels.rows)
+    joined, outside = _within_area(_join_labels(tiles, labels.rows), sources, labels, config.tiles)
     targets_folder, of_pixels = None, None
     if labels.regions is not None and labels.task is Task.CLASSIFICATION:
         joined["label"] = label_tiles(joined, sources, labels, config.tiles, (workspace, recipe_digest))
@@ -153,7 +154,7 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
     unlabelled = int((~labelled).sum())
     pixels = None if of_pixels is None else of_pixels["counts"].reindex(table["tile_id"])
     said = [gap.sentence()] if gap else []
-    notes = (*labels.notes, *torn, *parted.notes, *said, *describe(table, labels, unlabelled, pixels))
+    notes = (*labels.notes, *outside, *torn, *parted.notes, *said, *describe(table, labels, unlabelled, pixels))
     check_train(table, labels, pixels)
     return Manifest(
         table=table,
@@ -205,6 +206,29 @@ def _join_labels(tiles: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     result["label"] = chosen["label"].where(result["label_row"] >= 0, None)
     result["label_group"] = chosen["group_id"].where(result["label_row"] >= 0, "")
     return result
+
+
+def _within_area(
+    joined: pd.DataFrame, sources: Sequence[Source], labels: LabelSet, recipe: TileRecipe
+) -> tuple[pd.DataFrame, list[str]]:
+    """Take the labels of tiles whose centre lies outside the area of interest, if there is one.
+
+    Raises:
+        LabelError: none is left.
+    """
+    if labels.aoi is None:
+        return joined, []
+    ground = tile_footprints(joined, sources, recipe)
+    inside = np.zeros(len(joined), bool) if ground is None else ground.inside(labels.aoi)
+    before = joined["label"].notna()
+    outside = int((before & ~inside).sum())
+    if outside and outside == int(before.sum()):
+        raise LabelError(
+            f"none of the {outside} labelled tile(s) has its centre in the area of interest; check `labels.aoi` and "
+            "its CRS, or remove it"
+        )
+    said = [f"{outside} labelled tile(s) have their centre outside `labels.aoi`: not used"] if outside else []
+    return joined.assign(label=joined["label"].where(inside, None)), said
 
 
 def _with_groups_of_today(tiles: pd.DataFrame, sources: Sequence[Source]) -> pd.DataFrame:

@@ -194,6 +194,7 @@ def prepare_run(config: PipelineConfig) -> PreparedRun:
     from vitpipe.labels import read_labels
     from vitpipe.learn import launch
     from vitpipe.pseudonym import load_pseudonymiser
+    from vitpipe.stale_targets import sweep_targets
 
     if config.labels is None:
         raise ConfigError(f"{config.name}: no `labels` in the configuration, so there is nothing to train on")
@@ -205,9 +206,8 @@ def prepare_run(config: PipelineConfig) -> PreparedRun:
     joined = manifest.build_manifest(config, workspace, labels)
     run_id = launch.run_id_of(joined, config)
     manifest.write_manifest(joined, workspace.run(run_id))
-    summary = StageSummary(
-        "split", done=len(joined.table), notes=tuple(joined.notes), seconds=time.perf_counter() - started
-    )
+    notes = (*joined.notes, *sweep_targets(workspace, joined))
+    summary = StageSummary("split", done=len(joined.table), notes=notes, seconds=time.perf_counter() - started)
     return PreparedRun(run_id=run_id, summary=summary)
 
 

@@ -13,9 +13,9 @@ from evaluate_cases import Case, make_case
 from rasterio.warp import transform as warp
 
 from vitpipe.config import EvaluateRecipe
-from vitpipe.evaluate import evaluation
 from vitpipe.evaluate.evaluation import evaluate
 from vitpipe.evaluate.regions import Ground, _blocks, _by_distance, write_layer
+from vitpipe.learn import baselines
 from vitpipe.evaluate.report_ground import _km
 from vitpipe.loading import parse_config
 from vitpipe.records import Task
@@ -23,7 +23,7 @@ from vitpipe.records import Task
 
 def judge(case: Case) -> dict:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "fit_baselines", lambda *_: case.baselines)
+        patch.setattr(baselines, "fit_baselines", lambda *_: case.baselines)
         evaluate(case.config, case.manifest, case.run_folder, case.workspace)
     return json.loads((case.run_folder / "metrics.json").read_text(encoding="utf-8"))
 

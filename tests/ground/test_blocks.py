@@ -194,4 +194,30 @@ def test_the_size_is_chosen_once_for_a_workspace(tmp_path: Path) -> None:
         parted(config(tmp_path, 5000.0), workspace, labelled(list(sources), 6000.0, 1), sources)  # type: ignore[arg-type]
     workspace.ground_block.write_text("{}")
     with pytest.raises(ContractError, match="does not say the size of blocks"):
+        parted(config(tmp_path, "auto"), workspace, labelled(list(sources), 6000.0, 1), sources)  # type: ignore[arg-type]
+    with pytest.raises(ContractError, match="does not say the size of blocks"):
         read_block_m(workspace.ground_block)
+
+
+def test_a_kill_between_size_and_splits_leaves_nothing_that_binds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = scene("a", 32633, (500_000.0, 5_000_000.0), size=1280)
+    table = tiles_of([source], TileRecipe(size=64))
+    table["label"] = [f"c{number % 2}" for number in range(len(table))]
+    workspace = Workspace(tmp_path)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vitpipe.splits.table.write_parquet", killed)
+        with pytest.raises(KeyboardInterrupt):
+            parted(config(tmp_path, 3000.0), workspace, table, [source])
+    assert read_block_m(workspace.ground_block) == 3000.0
+    assert not workspace.splits.exists()
+    # Whoever comes next may choose again, and what was chosen then stands beside the splits.
+    parted(config(tmp_path, 2000.0), workspace, table, [source])
+    assert (read_block_m(workspace.ground_block), workspace.splits.is_file()) == (2000.0, True)
+    with pytest.raises(ConfigError, match="were made with blocks of 2000 m"):
+        parted(config(tmp_path, 3000.0), workspace, table, [source])

@@ -52,7 +52,7 @@ def run_here(folder: RunFolder) -> None:
 
 
 def start_child(folder: RunFolder, **environment: str) -> subprocess.Popen[bytes]:
-    """Start the child as torchrun does, without the seconds that torchrun itself takes."""
+    """Start the child as a launch of one process does."""
     root = str(Path(vitpipe.__file__).parents[1])
     variables = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"} | environment
     return subprocess.Popen([sys.executable, "-m", "vitpipe.learn.child", str(folder.root)], env=variables)
@@ -325,27 +325,30 @@ from vitpipe.learn.launch import train
 from vitpipe.manifest import read_manifest
 from vitpipe.workspace import Workspace
 root = Path(sys.argv[1])
-config = make_config(root, epochs=10_000, checkpoint_seconds=0.0)
+config = make_config(root, epochs=10_000, checkpoint_seconds=0.0, processes=int(sys.argv[3]))
 train(config, read_manifest(root), Workspace(root / "w"), lambda _: None)
 """
 
 
-def test_no_child_outlives_a_killed_parent(tmp_path: Path, manifest: Manifest) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_no_child_outlives_a_killed_parent(tmp_path: Path, manifest: Manifest, processes: int) -> None:
     from vitpipe.manifest import write_manifest
 
     write_manifest(manifest, tmp_path)
     root = str(Path(vitpipe.__file__).parents[1])
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path), str(Path(__file__).parent)],
-        env=os.environ | {"PYTHONPATH": root},
+        [sys.executable, "-c", PARENT, str(tmp_path), str(Path(__file__).parent), str(processes)],
+        # As if something had launched us with ranks of its own.
+        env=os.environ | {"PYTHONPATH": root, "RANK": "1", "WORLD_SIZE": "3"},
     )
     limit = time.monotonic() + 120
     while not list(tmp_path.glob("w/runs/*/checkpoint/step-*")):
         assert parent.poll() is None
         assert time.monotonic() < limit
         time.sleep(0.05)
-    family = [describe_process(pid) for pids in started_for(Workspace(tmp_path / "w")) for pid in pids]
-    assert len(family) == 2, "torchrun and its worker"
+    torchrun, ranks = started_for(Workspace(tmp_path / "w"))
+    assert (len(torchrun), len(ranks)) == ((0, 1) if processes == 1 else (1, 2))
+    family = [describe_process(pid) for pid in (*torchrun, *ranks)]
     # Not waited for: a zombie must count as dead.
     parent.send_signal(signal.SIGKILL)
     limit = time.monotonic() + 30

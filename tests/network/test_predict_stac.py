@@ -150,6 +150,25 @@ def test_what_does_not_fit_is_said_before_anything_is_fetched(
         results.predict(URI, write_yaml(tmp_path, **source), str(tmp_path / "out"), None)
 
 
+def test_where_a_model_drops_clouds_their_masks_are_fetched(
+    held: Ranges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = {"kind": "geotiff", "bands": list(BANDS), "units": "dn", "clouds": "drop"}
+    hold(monkeypatch, Predictor.load(make_package(tmp_path / "model", source=trained)))
+    (made,) = put_scenes(held, tmp_path / "copies", 1)
+    with rasterio.open(tmp_path / "copies" / "0.tif") as scene:
+        profile = {**scene.profile, "count": 1, "dtype": "uint8"}
+    codes = np.full((70, 100), 4, np.uint8)
+    codes[:, 32:] = 9
+    with rasterio.open(tmp_path / "scl.tif", "w", **profile) as mask:
+        mask.write(codes, 1)
+    held.add("/data/scl.tif", (tmp_path / "scl.tif").read_bytes())
+    made["assets"]["scl"] = {"href": f"{held.url}/data/scl.tif", "type": "image/tiff", "roles": ["data"]}
+    results.predict(URI, StacSource(url=f"{held.url}/v1"), str(tmp_path / "out"), None)
+    tiles = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    assert sorted(tiles["col"].unique()) == [0]
+
+
 def test_a_model_of_other_sources_takes_no_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = {"kind": "images"}
     hold(monkeypatch, Predictor.load(make_package(tmp_path / "model", source=trained)))

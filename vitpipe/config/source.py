@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from vitpipe.config.address import address_problem, is_address, names_addresses, service_problem
+from vitpipe.config.address import address_problem, is_address, service_problem
 from vitpipe.config.base import Recipe
 from vitpipe.config.scenes import SceneFiles, SceneSeries
 from vitpipe.config.stac import StacQuery, stac_file_label
@@ -134,6 +134,7 @@ _SCENE_KEYS_SINCE_FIRST: Final[dict[str, JsonValue]] = {
     "series": None,
     "verify": False,
     "sign": None,
+    "jpeg2000": False,
 }
 """Keys of scenes that came later, with the value that means what was done before."""
 
@@ -147,8 +148,8 @@ class GeotiffSource(Recipe):
         str,
         Field(
             title="Path",
-            description="Folder or file of scenes; or an address (https://host/x.tif, s3://bucket/x.tif) or a list of "
-            "them (.txt, .csv), which are read where they lie.",
+            description="Folder or file of scenes; or an address (https://host/x.tif, s3://bucket/x.tif), a folder "
+            "of S3 (s3://bucket/folder/), or a list of them (.txt, .csv), which are read where they lie.",
             min_length=1,
         ),
     ]
@@ -169,7 +170,7 @@ class GeotiffSource(Recipe):
         "keep",
         title="Clouds",
         description="drop: pixels that Sentinel-2's SCL or Landsat's QA_PIXEL calls cloud, cirrus or cloud shadow are "
-        "not valid.",
+        "not valid; of a STAC item that asset is fetched, too.",
     )
     scenes: SceneFiles | None = Field(
         None, title="Scene files", description="How band files are named, in folders of one-band GeoTIFFs."
@@ -182,7 +183,7 @@ class GeotiffSource(Recipe):
         False,
         title="Verify",
         description="Verifies the checksum of every deflate block when a file is first looked at: its pixels are "
-        "inflated once more, but no changed byte of them goes unseen.",
+        "inflated (and, from afar, sent) once more, but no changed byte of them goes unseen.",
     )
     block_m: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         10_000.0,
@@ -204,8 +205,6 @@ class GeotiffSource(Recipe):
         problem = address_problem(self.path, plain_http=self.plain_http) if is_address(self.path) else ""
         if problem:
             raise ValueError(f"`path`: {problem}")
-        if self.verify and names_addresses(self.path):
-            raise ValueError("`verify` reads files of this machine; download the scenes, or leave it out")
         if self.bands and len(set(self.bands)) < len(self.bands):
             raise ValueError(f"`bands` names a band twice: {', '.join(self.bands)}")
         return self
@@ -247,6 +246,11 @@ class StacSource(GeotiffSource):
         title="Scale and offset",
         description="item: what the item states of scale and offset holds where the file states none. none: it is "
         "passed over, where a catalog is known to be wrong.",
+    )
+    jpeg2000: bool = Field(
+        False,
+        title="JPEG 2000",
+        description="Takes assets that are JPEG 2000 files, too; a band that there is as a GeoTIFF is taken from that.",
     )
     sign: str | None = Field(
         None,
@@ -294,7 +298,8 @@ class StacSource(GeotiffSource):
         if self.scenes is None and len(self.assets) > 1:
             bands = "|".join(re.escape(stac_file_label(name)) for name in self.assets)
             # The folder says where the scene's name ends: B10 is the end of ST_B10, too.
-            options["scenes"] = {"pattern": rf"^(?P<scene>[^/]+)/(?P=scene)_(?P<band>{bands})\.tif$"}
+            ending = "(?:tif|jp2)" if self.jpeg2000 else "tif"
+            options["scenes"] = {"pattern": rf"^(?P<scene>[^/]+)/(?P=scene)_(?P<band>{bands})\.{ending}$"}
         return GeotiffSource.model_validate({**options, "path": self.path or folder})
 
 

@@ -103,7 +103,8 @@ def as_trained(catalog: StacSource, contract: ModelContract, out: str) -> StacSo
         raise ConfigError(
             f"the source states {shown}, which the model reads in another way; leave it out: its own hold"
         )
-    changes: dict[str, Any] = {"path": catalog.path or f"{out}/{FETCHED_SCENES}"}
+    # Where the model's clouds are dropped, the files that say where they are must be fetched too.
+    changes: dict[str, Any] = {"path": catalog.path or f"{out}/{FETCHED_SCENES}", "clouds": known.clouds}
     if "max_reject_share" not in catalog.model_fields_set:
         changes["max_reject_share"] = 1.0
     if not catalog.assets and known.scenes is not None and known.series is None:

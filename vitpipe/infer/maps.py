@@ -31,10 +31,11 @@ from vitpipe.infer.mapping import (
 from vitpipe.infer.mapping.polygons import ClassVectors
 from vitpipe.infer.mapping.scene import Extra
 from vitpipe.infer.mapping.stac import MapItem
+from vitpipe.infer.modelitem import model_item
 from vitpipe.infer.predictor import Predictor
 from vitpipe.infer.tilegrid import TileLayers, tile_grid, tile_rows
 from vitpipe.infer.versions import ModelIdentity
-from vitpipe.records import Json, Source, Task
+from vitpipe.records import Grid, Json, Source, Task
 from vitpipe.resample import ResampledRaster, SlicedRaster, Slices, prepare, whole_axes, with_neighbours
 
 NO_MAP: Final = "NO_MAP"
@@ -94,10 +95,23 @@ def map_source(
         )
         task = _task(predictor, source, (folder, recipe, identity), plan, layers_of(predictor), lineage)
         made = make_map(raster, model, task)
-    notes = watch.notes()
-    if raster.grid.crs is None:
-        notes.append("scenes without a CRS were mapped: their maps are plain TIFFs that lie nowhere")
-    return SceneMap(made, tuple(notes))
+    return SceneMap(made, (*watch.notes(), *_place_notes(source, raster.grid)))
+
+
+def _place_notes(source: Source, grid: Grid) -> list[str]:
+    """Say what is odd about where a map lies."""
+    if grid.gcps:
+        return [
+            "scenes with ground control points and no transform were mapped: their maps have the same points, and "
+            "`gdalwarp -tps` brings them to a CRS; their polygons count columns and rows"
+        ]
+    if grid.crs is None and "RPC_ONLY" in source.notes:
+        return [
+            "scenes with RPCs alone were mapped: their maps are plain TIFFs that lie nowhere; orthorectify the scenes"
+        ]
+    if grid.crs is None:
+        return ["scenes without a CRS were mapped: their maps are plain TIFFs that lie nowhere"]
+    return []
 
 
 def map_tiles(
@@ -169,6 +183,7 @@ def _task(
         # The path of what is no scene may say more than it should.
         derived_from=_uri(source.uri) if source.grid.crs is not None else None,
         model_uri=f"models:/{identity.title}",
+        model=model_item(predictor, identity),
     )
     return MapTask(folder, made_of, plan, layers, tags, extras)
 

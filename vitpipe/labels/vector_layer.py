@@ -82,6 +82,21 @@ class VectorLayer:
         found = [self.tree.query(part, predicate="intersects") for part in parts]
         return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
 
+    def covers(self, points: NDArray[np.float64], crs: str) -> NDArray[np.bool_]:
+        """Tell which points lie on a feature.
+
+        Args:
+            points: (N, 2) x, y.
+            crs: theirs.
+        """
+        own = crs_of(self.shapes.crs)
+        x, y = move_points(points.T, crs_of(crs), own)
+        inside = np.zeros(len(points), bool)
+        # Longitudes may be counted beyond half a turn.
+        for turn in (0.0, _TURN, -_TURN) if own.is_geographic else (0.0,):
+            inside[self.tree.query(shapely.points(x + turn, y), predicate="intersects")[0]] = True
+        return inside
+
     @contextlib.contextmanager
     def open(self, grid: TileGrid) -> Iterator[Painter]:
         """Move the features that touch the grid to its pixels."""

@@ -1,4 +1,4 @@
-"""The child process: one per device, started by torchrun as ``python -m vitpipe.learn.child <run folder>``."""
+"""The child process: one per device, ``python -m vitpipe.learn.child <run folder>``; torchrun starts several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Starts the training child through torchrun, reads its progress along, and turns its end into a result or an error."""
+"""Starts the training child, reads its progress along, and turns its end into a result or an error.
+
+Two and more processes are started by torchrun; one is started as it is, which saves torchrun's own import of torch.
+"""
 
 from __future__ import annotations
 
@@ -249,10 +252,16 @@ def _started(folder: RunFolder, task: LearnTask, log: int) -> Iterator[subproces
         "PYTHONUNBUFFERED": "1",
         SUPERVISOR_VARIABLE: describe_process(os.getpid()),
     }
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
-        "--nproc-per-node", str(task.processes), "-m", "vitpipe.learn.child", str(folder.root),
-    ]  # fmt: skip
+    if task.processes == 1:
+        # What a launcher around us has set is not for the child.
+        environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        launcher = [sys.executable]
+    else:
+        launcher = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+            *("--nproc-per-node", str(task.processes)),
+        ]
+    command = [*launcher, "-m", "vitpipe.learn.child", str(folder.root)]
     # A session of its own: Ctrl-C in the terminal reaches the child through us, as SIGTERM, once.
     process = subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -137,10 +137,12 @@ def _ask(file: WantedFile, partial: _Partial, client: Client, before: str) -> Ar
             raise BusyError(f"{shown(file.address)} has changed while it was fetched")
         validator = current or (validator if start else "")
         partial.begin(start, validator)
+        _check_length(file, total or 0, partial)
         with workspace_errors(partial.target), partial.path.open("r+b") as stream:
             stream.seek(start)
             for chunk in client.chunks(response, file.address):
                 stream.write(chunk)
+                _check_length(file, stream.tell(), partial)
             stream.flush()
             os.fsync(stream.fileno())
             size = stream.tell()
@@ -155,6 +157,18 @@ def _ask(file: WantedFile, partial: _Partial, client: Client, before: str) -> Ar
         raise
     partial.finish()
     return Arrived(size, validator, unchecked)
+
+
+def _check_length(file: WantedFile, size: int, partial: _Partial) -> None:
+    """Refuse a file that is longer than one of its kind is, by what its server says, or once so much has arrived."""
+    if file.longest is None or size <= file.longest:
+        return
+    partial.remove()
+    reason = (
+        f"{shown(file.address)} is longer than {file.longest >> 20} MiB, the most that is fetched of its kind; choose "
+        "another asset, or put it as a GeoTIFF"
+    )
+    raise UnreadableSource(FETCH_FAILED, reason, str(partial.target))
 
 
 def _span(response: requests.Response, asked: int, address: str) -> tuple[int, int | None]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vitpipe.atomic import write_json
-from vitpipe.domains.geotiff.item import ITEM_NAME
+from vitpipe.opening import ITEM_NAME
 from vitpipe.stac.items import WantedScene
 
 COMMIT_NAME: Final = ".scene.json"

@@ -24,7 +24,8 @@ from vitpipe.errors import TransientError
 from vitpipe.opening import (
     TRANSIENT,
     gdal_environment,
-    is_safe_jp2,
+    in_safe,
+    is_known_jp2,
     jp2_is_whole,
     missing_bytes,
     open_tiff,
@@ -126,7 +127,7 @@ def _before_gdal(path: Path, start: bytes) -> Mapping[str, Json] | Rejected | No
     uri = str(path)
     if start and is_metadata(path.name):
         return read_metadata(path)
-    if start.startswith(_JP2) and is_safe_jp2(path):
+    if start.startswith(_JP2) and is_known_jp2(path):
         return _unusable_jp2(path)
     if not is_tiff(start):
         return not_tiff(path, start)
@@ -136,7 +137,7 @@ def _before_gdal(path: Path, start: bytes) -> Mapping[str, Json] | Rejected | No
 
 
 def _unusable_jp2(path: Path) -> Rejected | None:
-    if band_of(path) is None:
+    if in_safe(path) and band_of(path) is None:
         return Rejected(str(path), "PRODUCT_FILE", "a file of a product that holds no band; it is not read", junk=True)
     if not jp2_is_whole(path):
         return Rejected(str(path), "TRUNCATED", "the file ends before its pixels do: cut off; fetch it again")
@@ -295,8 +296,13 @@ def _place(dataset: DatasetReader) -> tuple[dict[str, Json], list[str]]:
         "transform": list(values) if usable and not fitted and (crs or not transform.is_identity) else None,
         "ground": None,
         "gsd_m": None,
-        "fitted": {"crs": crs_text(crs), "transform": list(values)} if crs and fitted and usable else None,
+        "fitted": None,
     }
+    if fitted and crs and usable:
+        points: list[Json] = [
+            [float(value) for value in (point.row, point.col, point.x, point.y)] for point in dataset.gcps[0]
+        ]
+        placed["fitted"] = {"crs": crs_text(crs), "transform": list(values), "gcps": points}
     if crs and usable:
         a, b, c, d, e, f = values
         x = a * dataset.width / 2 + b * dataset.height / 2 + c
