@@ -15,8 +15,8 @@ from rasterio.warp import transform as warp
 from vitpipe.config import EvaluateRecipe
 from vitpipe.evaluate.evaluation import evaluate
 from vitpipe.evaluate.regions import Ground, _blocks, _by_distance, write_layer
-from vitpipe.learn import baselines
 from vitpipe.evaluate.report_ground import _km
+from vitpipe.learn import baselines
 from vitpipe.loading import parse_config
 from vitpipe.records import Task
 
