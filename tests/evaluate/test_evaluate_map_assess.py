@@ -223,6 +223,38 @@ def test_a_reference_on_another_grid_that_cannot_be_used_is_said(
     refused(write(tmp_path / "large.tif", large, from_origin(500_000, 5_500_000, 20, 20), nodata=0), "NOT_CLASSES.*300")
 
 
+def test_the_errors_of_blocks_are_a_picture_and_a_layer(
+    scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, values, truth = scene
+    request = AccuracyRequest(path, write(tmp_path / "truth.tif", truth.astype(np.uint8)), block_m=500)
+    found = judge_map(request).by_block
+    assert found is not None
+    # Blocks of 50 pixels: the last ones of 120 rows hold 20, the first one has a corner of nodata.
+    parts = [(slice(50 * row, 50 * row + 50), slice(50 * col, 50 * col + 50)) for row in range(3) for col in range(4)]
+    units = [int((values[part] != 255).sum()) for part in parts]
+    wrong = [int(((values[part] != 255) & (values[part] != truth[part])).sum()) for part in parts]
+    assert found.units.ravel().tolist() == units
+    assert found.wrong.ravel().tolist() == wrong
+    said = assess_map(request, tmp_path / "out")
+    assert "error_blocks.tif" in said.lines[-1]
+    with rasterio.open(tmp_path / "out" / "error_blocks.tif") as layer:
+        assert (layer.crs.to_epsg(), layer.shape) == (32632, (3, 4))
+        assert layer.transform == from_origin(500_000, 5_500_000, 500, 500)
+        assert layer.read(1).ravel() == pytest.approx(np.array(wrong) / np.array(units))
+        assert layer.read(2).ravel().tolist() == units
+    page = (tmp_path / "out" / "accuracy.html").read_text()
+    assert "The 12 blocks of 500 m" in page
+    worst = max(range(12), key=lambda at: wrong[at] / units[at])
+    x, y = 500_250 + 500 * (worst % 4), 5_499_750 - 500 * (worst // 4)
+    assert "<h3>Blocks with the largest error</h3><div class='scroll'>" in page
+    assert page.split("Blocks with the largest error")[1].index(f"<td>{x:,}</td><td>{y:,}</td>") < 400
+    monkeypatch.setattr("vitpipe.evaluate.map_blocks.MOST_BLOCKS", 11)
+    many = judge_map(request)
+    assert many.by_block is None
+    assert any("more than" in note for note in many.notes)
+
+
 def test_strata_of_an_older_map(scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
     path, values, truth = scene
     older = np.where(np.arange(200)[None, :] < 80, 4, 9).astype(np.uint8) * np.ones((120, 1), np.uint8)

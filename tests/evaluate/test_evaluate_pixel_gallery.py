@@ -96,6 +96,25 @@ def test_of_a_volume_the_slice_with_the_most_labels_is_shown(tmp_path: Path) -> 
     assert [(truth[..., 3] > 0).sum() / 400 for _, truth in shown[1::4]] == most.tolist()
 
 
+def test_where_tiles_overlap_the_difference_is_of_the_pixels_that_count(tmp_path: Path) -> None:
+    case = PixelCase(tiles=12, size=16)
+    manifest = make_pixel_manifest(tmp_path, case)
+    # Two tiles of the test split, the second half a tile to the right of the first.
+    table = manifest.table.assign(source_id="one", split="test", row=20 * np.arange(12), col=0)
+    table.loc[1, ["row", "col"]] = (0, 8)
+    manifest = replace(manifest, table=table)
+    write_pixel_tables(tmp_path / "run", manifest, TileStore(manifest.tiles_folder), by_brightness)
+    tiles = tile_table(read_tiles(tmp_path / "run", manifest), manifest)
+    plain = Calibration.plain(manifest.classes, 0.1)
+    judged = Judged(config_of(tmp_path), manifest, tmp_path / "run", Workspace(tmp_path), plain, tiles, {}, {})
+    page = pixel_gallery(judged, by_brightness)
+    assert "Tiles overlap:" in page
+    counts = [int(number) for number in re.findall(r" (\d+) labelled pixels", page)]
+    # Each pixel is shown 10 times as large.
+    assert counts == [(differing[..., 3] > 0).sum() / 100 for _, differing in pictures(page)[3::4]]
+    assert min(counts) < 0.8 * 256
+
+
 def test_values_have_one_scale_with_its_unit_and_errors_an_even_one(tmp_path: Path) -> None:
     judged = judged_of(tmp_path, PixelCase(labelled=0.5, task=Task.REGRESSION), values, "kg/m²")
     page = pixel_gallery(judged, values)
