@@ -23,6 +23,7 @@ from vitpipe.config.address import address_problem, is_address
 from vitpipe.digest import digest
 from vitpipe.domains.geotiff.remote import read_stand_in, stand_in
 from vitpipe.errors import ConfigError, DataError, TooManyRejected, UnreadableSource
+from vitpipe.fetch_listing import is_prefix, scenes_below
 from vitpipe.fetch_scenes import FAILURES
 from vitpipe.pseudonym import Pseudonymiser, load_pseudonymiser
 from vitpipe.records import StageSummary
@@ -99,7 +100,7 @@ def stand_for(
         DataError: the list is empty.
         TransientError: a server does not answer.
     """
-    addresses = list(dict.fromkeys(_addresses(source)))
+    addresses = list(dict.fromkeys(_addresses(source, backoff)))
     places = dict(zip(addresses, _places(root, addresses), strict=True))
     by_server: dict[str, list[str]] = defaultdict(list)
     for address in addresses:
@@ -138,15 +139,23 @@ def _look_at(
             client.stop.set()
 
 
-def _addresses(source: GeotiffSource) -> Iterator[str]:
-    """Give the addresses of a source: its own, or those of its list.
+def _expanded(address: str, backoff: Backoff | None) -> Iterator[str]:
+    """Give an address, or of a prefix of S3 those of the scenes below it."""
+    if is_prefix(address):
+        yield from scenes_below(address, backoff)
+    else:
+        yield address
+
+
+def _addresses(source: GeotiffSource, backoff: Backoff | None) -> Iterator[str]:
+    """Give the addresses of a source: its own, or those of its list; a prefix of S3 stands for the scenes below it.
 
     Raises:
         ConfigError: the list cannot be read, or holds something else.
         DataError: it is empty.
     """
     if is_address(source.path):
-        yield source.path
+        yield from _expanded(source.path, backoff)
         return
     path = Path(source.path)
     try:
@@ -163,7 +172,7 @@ def _addresses(source: GeotiffSource) -> Iterator[str]:
         if problem:
             raise ConfigError(f"{path}, line {number}: {problem}; expected https://host/x.tif or s3://bucket/x.tif")
         found = True
-        yield text
+        yield from _expanded(text, backoff)
     if not found:
         raise DataError(f"{path} lists no address; write one a line, such as https://host/x.tif or s3://bucket/x.tif")
 

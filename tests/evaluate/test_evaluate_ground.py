@@ -13,15 +13,17 @@ from evaluate_cases import Case, make_case
 from rasterio.warp import transform as warp
 
 from vitpipe.config import EvaluateRecipe
-from vitpipe.evaluate import evaluation
 from vitpipe.evaluate.evaluation import evaluate
 from vitpipe.evaluate.regions import Ground, _blocks, _by_distance, write_layer
+from vitpipe.learn import baselines
+from vitpipe.evaluate.report_ground import _km
 from vitpipe.loading import parse_config
+from vitpipe.records import Task
 
 
 def judge(case: Case) -> dict:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "fit_baselines", lambda *_: case.baselines)
+        patch.setattr(baselines, "fit_baselines", lambda *_: case.baselines)
         evaluate(case.config, case.manifest, case.run_folder, case.workspace)
     return json.loads((case.run_folder / "metrics.json").read_text(encoding="utf-8"))
 
@@ -43,6 +45,12 @@ def test_a_classifier_of_tiles_has_its_errors_on_the_ground_where_there_is_any(t
     assert "ground" not in judge(without)
     assert "Errors on the ground" not in (without.run_folder / "report.html").read_text(encoding="utf-8")
     case = on_ground(make_case(tmp_path / "with", groups=80))
+    assert case.manifest.tiles_make_maps
+    assert (_km(312.4), _km(99_950.0), _km(1_489_000.0)) == ("0.312", "100", "1,489")
+    assert not without.manifest.tiles_make_maps
+    one_each = case.manifest.table.drop_duplicates("source_id")
+    assert not replace(case.manifest, table=one_each).tiles_make_maps
+    assert not replace(case.manifest, task=Task.SEGMENTATION).tiles_make_maps
     numbers = judge(case)
     assert "Errors on the ground" in (case.run_folder / "report.html").read_text(encoding="utf-8")
     assert not (without.run_folder / "error_blocks.geojson").exists()

@@ -90,6 +90,10 @@ class RemoteTiff:
             self.raise_failure()
             raise
 
+    def stream(self) -> RangeFile:
+        """Give its bytes; after a failure none come, see `raise_failure`."""
+        return RangeFile(self._ranges)
+
     def raise_failure(self) -> None:
         """Raise what kept bytes from coming, if anything did.
 
