@@ -298,7 +298,7 @@ def _map(job: PredictJob, predictor: Predictor, source: Source, identity: ModelI
     from vitpipe.infer.maps import map_source
 
     found = map_source(predictor, source, job.map_room.root / source.source_id, job.maps, identity)
-    return _Made(found.made.fresh, found.notes)
+    return _Made(found.made.fresh, found.notes, found.refused)
 
 
 def _mask(job: PredictJob, predictor: Predictor, source: Source, identity: ModelIdentity) -> _Made:
