@@ -155,7 +155,7 @@ def predict(  # noqa: PLR0913 - a parameter an option
     source: Annotated[
         str,
         typer.Argument(
-            help="File or folder of DICOM files, GeoTIFF scenes or photographs; https:// or s3:// address of a scene, a "
+            help="File or folder of DICOM files, GeoTIFF scenes or photographs; https:// or s3:// address of a scene; "
             "folder of S3; of STAC a YAML file with `source: {kind: stac, ...}`, a JSON file, or the address of a "
             "collection or item."
         ),
