@@ -202,9 +202,7 @@ def accuracy(  # noqa: PLR0913 - a parameter an option
     class_map: Annotated[Path, typer.Argument(metavar="MAP", help="GeoTIFF whose first band holds classes 0..255.")],
     reference: Annotated[
         Path,
-        typer.Argument(
-            help="Points or polygons (CSV, GeoJSON, GPKG, Shapefile), or a class GeoTIFF on the map's grid."
-        ),
+        typer.Argument(help="Points or polygons (CSV, GeoJSON, GPKG, Shapefile), or a class GeoTIFF."),
     ],
     column: Annotated[str, typer.Option("--column", help="Holds the reference class.")] = "label",
     strata: Annotated[

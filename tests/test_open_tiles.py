@@ -14,7 +14,7 @@ import pytest
 from vitpipe.domains.base import Visit
 from vitpipe.errors import UnreadableSource
 from vitpipe.lent import Lender
-from vitpipe.open_tiles import Wanted, can_be_open, filled
+from vitpipe.open_tiles import OpenTiles, Wanted, can_be_open, filled
 from vitpipe.records import Grid
 
 
@@ -145,3 +145,26 @@ def test_a_row_that_fails_ahead_is_said_when_its_tiles_are_asked_for() -> None:
         with pytest.raises(UnreadableSource):
             next(tiles)
         assert scene.at_work == 0
+
+
+def test_tiles_take_memory_when_their_first_block_comes() -> None:
+    lent: list[tuple[int, ...]] = []
+
+    class Noted(Lender):
+        def lend(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> np.ndarray[Any, Any]:
+            lent.append(shape)
+            return super().lend(shape, dtype)
+
+    scene: Any = _Rows(Grid(1, 200, 512))
+    tiles = OpenTiles(Wanted(np.array([128, 128]), np.array([0, 100]), (100, 100)), scene, Noted())
+    block = np.ones((1, 64, 64), np.uint16)
+    tiles.fill(64, 0, block, None)
+    tiles.fill(128, 256, block, None)
+    assert lent == []
+    tiles.fill(128, 64, block, None)
+    tiles.fill(192, 64, block[:, :8], None)
+    assert lent == [(2, 1, 100, 100), (2, 100, 100)]
+    # The scene ends 28 rows before the tiles do.
+    assert not tiles.whole
+    assert not tiles.masks[:, 72:].any()
+    assert tiles.masks[:, :72].all()

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from vitpipe.config import TileRecipe
 from vitpipe.domains.base import BlockRow, BlockRowRaster, Raster
 from vitpipe.errors import UnreadableSource
-from vitpipe.held_rows import PIECE_BYTES, HeldRows, copy_columns, thread_count, valid_rows
+from vitpipe.held_rows import PIECE_BYTES, HeldRows, copy_columns, valid_rows
 from vitpipe.open_tiles import OPEN_BYTES, Wanted, can_be_open, filled
+from vitpipe.processors import thread_count
 from vitpipe.records import Grid, Window, box_mm
 from vitpipe.resample import (
     FrameCache,
@@ -150,7 +151,7 @@ def cut(raster: Raster, recipe: TileRecipe, *, source_id: str, threads: int | No
             are; ``NO_REGULAR_STACK``: the recipe goes along a stack, and it is none; ``TOO_SMALL``: it is smaller than
             a tile and the recipe drops edges.
     """
-    base = prepare(raster, recipe, uri=source_id)
+    base = prepare(raster, recipe, uri=source_id, threads=threads)
     if window_count(base.grid, recipe) == 0:
         through = f"{base.grid.frames} x " if recipe.depth else ""
         tile = f"{recipe.depth} x {recipe.size} x {recipe.size}" if recipe.depth else f"{recipe.size}"

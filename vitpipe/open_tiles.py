@@ -7,6 +7,7 @@ costs once a whole row of blocks was decoded after it.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -52,7 +53,7 @@ class Wanted:
 
 
 class OpenTiles:
-    """Tiles that are being filled.
+    """Tiles that are being filled; they take no memory before the first block comes.
 
     Args:
         wanted: where they lie.
@@ -61,23 +62,45 @@ class OpenTiles:
     """
 
     def __init__(self, wanted: Wanted, raster: BlockRowRaster, lender: Lender) -> None:
-        self._wanted, (self.top, self.bottom), (self._left, self._right) = wanted, wanted.span, wanted.across
+        self._wanted, self._raster, self._lender = wanted, raster, lender
+        (self.top, self.bottom), (self._left, self._right) = wanted.span, wanted.across
         (height, width), grid = wanted.size, raster.grid
-        count = len(wanted.rows)
-        self.tiles: NDArray[Any] = lender.lend((count, len(raster.channels), height, width), raster.dtype)
-        """(N, channels, height, width)."""
-        self.masks: NDArray[np.bool_] = lender.lend((count, height, width), np.dtype(np.bool_))
-        """(N, height, width)."""
-        self.masks[...] = True
         over = (wanted.rows + height > grid.height) | (wanted.cols + width > grid.width)
-        for place in np.flatnonzero(over).tolist():
-            below, beside = grid.height - int(wanted.rows[place]), grid.width - int(wanted.cols[place])
-            for part in (self.tiles[place], self.masks[place]):
+        self._over: list[int] = np.flatnonzero(over).tolist()
+        self.whole = not self._over
+        """Every pixel of every tile is valid, as far as is known."""
+        self.nbytes = _bytes_of(wanted, raster)
+        self._lock = threading.Lock()
+        self._memory: tuple[NDArray[Any], NDArray[np.bool_]] | None = None
+
+    @property
+    def tiles(self) -> NDArray[Any]:
+        """(N, channels, height, width)."""
+        return self._taken()[0]
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """(N, height, width)."""
+        return self._taken()[1]
+
+    def _taken(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        with self._lock:
+            if self._memory is None:
+                self._memory = self._lent()
+            return self._memory
+
+    def _lent(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        wanted, raster, (height, width) = self._wanted, self._raster, self._wanted.size
+        count = len(wanted.rows)
+        tiles: NDArray[Any] = self._lender.lend((count, len(raster.channels), height, width), raster.dtype)
+        masks: NDArray[np.bool_] = self._lender.lend((count, height, width), np.dtype(np.bool_))
+        masks[...] = True
+        for place in self._over:
+            below, beside = raster.grid.height - int(wanted.rows[place]), raster.grid.width - int(wanted.cols[place])
+            for part in (tiles[place], masks[place]):
                 part[..., below:, :] = 0
                 part[..., beside:] = 0
-        self.whole = not over.any()
-        """Every pixel of every tile is valid, as far as is known."""
-        self.nbytes = self.tiles.nbytes + self.masks.nbytes
+        return tiles, masks
 
     def fill(self, row: int, col: int, pixels: NDArray[Any], valid: NDArray[np.bool_] | None) -> None:
         """Copy what the tiles share with a block; threads may do so side by side.
@@ -94,6 +117,7 @@ class OpenTiles:
         if valid is not None:
             # Before a mask is written: a block that comes a second time then writes its mask too.
             self.whole = False
+        tiles, masks = self._taken()
         wanted, (height, width) = self._wanted, self._wanted.size
         inside = (wanted.rows < bottom) & (wanted.rows + height > row)
         inside &= (wanted.cols < right) & (wanted.cols + width > col)
@@ -103,9 +127,9 @@ class OpenTiles:
             across = max(col, at_col), min(right, at_col + width)
             here = slice(down[0] - at_row, down[1] - at_row), slice(across[0] - at_col, across[1] - at_col)
             there = slice(down[0] - row, down[1] - row), slice(across[0] - col, across[1] - col)
-            self.tiles[place][:, *here] = pixels[:, *there]
+            tiles[place][:, *here] = pixels[:, *there]
             if not self.whole:
-                self.masks[place][here] = True if valid is None else valid[there]
+                masks[place][here] = True if valid is None else valid[there]
 
 
 def can_be_open(wanted: Sequence[Wanted], raster: BlockRowRaster) -> bool:

@@ -173,6 +173,56 @@ def test_a_reference_raster_needs_blocks_and_gives_the_whole_matrix(
     assert found.accuracy.areas["1"].estimate == pytest.approx((truth[valid] == 1).mean(), abs=1e-5)
 
 
+@pytest.mark.parametrize(("crs", "edge_m"), [("EPSG:32632", 30.0), ("EPSG:32632", 7.0), ("EPSG:32633", 25.0)])
+def test_a_reference_on_another_grid_is_read_at_the_centres_of_the_maps_pixels(
+    scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, crs: str, edge_m: float
+) -> None:
+    path, values, _ = scene
+    left, top = rasterio.warp.transform("EPSG:32632", crs, [500_050.0], [5_499_950.0])
+    generator = np.random.default_rng(3)
+    # 255 is a class here and 9 says nothing; the reference ends inside the map, and begins there.
+    theirs = generator.choice(np.array([0, 1, 2, 9, 255], np.uint8), (40, 60))
+    place = from_origin(left[0], top[0], edge_m, edge_m)
+    reference = write(tmp_path / "other.tif", theirs, place, crs, nodata=9)
+    with rasterio.open(path) as raster:
+        rows, cols = np.indices(raster.shape)
+        x, y = raster.transform @ (cols.ravel() + 0.5, rows.ravel() + 0.5)
+    x, y = (np.asarray(each) for each in rasterio.warp.transform("EPSG:32632", crs, x, y))
+    col, row = np.floor((x - left[0]) / edge_m).astype(int), np.floor((top[0] - y) / edge_m).astype(int)
+    inside = (col >= 0) & (row >= 0) & (col < 60) & (row < 40)
+    said = np.full(x.size, 9, np.uint8)
+    said[inside] = theirs[row[inside], col[inside]]
+    both = (said != 9) & (values.ravel() != 255)
+    expected = pd.crosstab(values.ravel()[both], said[both]).to_numpy()
+    found = judge_map(AccuracyRequest(path, reference, block_m=200))
+    counts = found.accuracy.counts[:, [found.accuracy.classes.index(name) for name in ("0", "1", "2", "255")]]
+    if crs == "EPSG:32632":
+        assert counts[:3].tolist() == expected.tolist()
+    else:
+        # GDAL places pixels to an eighth of one.
+        assert np.abs(counts[:3] - expected).sum() < 0.02 * expected.sum()
+    assert any("another grid" in note and "nearest" in note for note in found.notes)
+
+
+def test_a_reference_on_another_grid_that_cannot_be_used_is_said(
+    scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    path, _, _ = scene
+    coarse = from_origin(500_000, 5_500_000, 300, 300)
+    ones = np.ones((4, 7), np.uint8)
+
+    def refused(reference: Path, match: str, kind: type[Exception] = DataError) -> None:
+        with pytest.raises(kind, match=match):
+            judge_map(AccuracyRequest(path, reference, block_m=200))
+
+    refused(write(tmp_path / "coarse.tif", ones, coarse), r"blocks of 200 m are narrower.*\(300 m\)", ConfigError)
+    refused(write(tmp_path / "bare.tif", ones, from_origin(500_000, 5_500_000, 20, 20), None), "OTHER_GRID.*no CRS")
+    far = from_origin(600_000, 5_500_000, 20, 20)
+    refused(write(tmp_path / "far.tif", ones, far), "REFERENCE_EMPTY")
+    large = np.full((40, 70), 300, np.int16)
+    refused(write(tmp_path / "large.tif", large, from_origin(500_000, 5_500_000, 20, 20), nodata=0), "NOT_CLASSES.*300")
+
+
 def test_strata_of_an_older_map(scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
     path, values, truth = scene
     older = np.where(np.arange(200)[None, :] < 80, 4, 9).astype(np.uint8) * np.ones((120, 1), np.uint8)

@@ -126,6 +126,7 @@ def _judged(
     counted["name"] = counted["map"] if request.strata is None else [f"stratum {each}" for each in counted["stratum"]]
     sizes = {str(name): float(size) for name, size in counted.groupby("name")[measure].sum().items()}
     notes = [f"{count} unit(s) of the reference left out: {reason}" for reason, count in reference.dropped.items()]
+    notes += reference.notes
     if not has_crs:
         notes.append("the map has no CRS: areas are shares of its pixels, not of ground")
     if request.pool_small:

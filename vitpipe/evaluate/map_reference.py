@@ -19,7 +19,8 @@ from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 
 from vitpipe.errors import ConfigError, DataError
-from vitpipe.evaluate.map_ground import VALUES, ClassRaster, open_classes
+from vitpipe.evaluate.map_ground import VALUES, ClassRaster, open_classes, pixel_edge_m
+from vitpipe.evaluate.map_warped import grid_note, strips_on_grid
 
 REFERENCE_UNREADABLE: Final = "REFERENCE_UNREADABLE"
 REFERENCE_EMPTY: Final = "REFERENCE_EMPTY"
@@ -57,6 +58,8 @@ class Reference:
     """points, polygons or raster."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """What was left out, by reason."""
+    notes: tuple[str, ...] = ()
+    """Sentences on how it was read."""
 
 
 def read_reference(path: Path, look: Look) -> Reference:
@@ -64,8 +67,8 @@ def read_reference(path: Path, look: Look) -> Reference:
 
     Args:
         path: CSV (`x, y` and `crs`, or `lon, lat`), GeoJSON, GPKG or Shapefile of points or polygons, or a class
-            GeoTIFF on the grid of the map. A point is one unit; a polygon is a cluster of the pixels whose centres it
-            holds.
+            GeoTIFF, on any grid (nearest neighbour). A point is one unit; a polygon is a cluster of the pixels whose
+            centres it holds.
         look: map, strata, names of columns.
 
     Raises:
@@ -393,16 +396,15 @@ def _of_raster(path: Path, look: Look) -> Reference:
             f"the pixels of {path} lie side by side and are no independent units; say how wide the blocks of ground "
             "are that count as one, with `--block-m` (wider than things on the ground are alike)"
         )
-    parts, labelled, unmapped = [], 0, 0
+    parts, unmapped, notes = [], 0, list[str]()
     with open_classes(path) as reference:
+        strips = reference.strips()
         if not look.raster.same_grid(reference):
-            raise DataError(
-                f"OTHER_GRID: {path} ({reference.height} x {reference.width}) is not on the grid of {look.raster.path} "
-                f"({look.raster.height} x {look.raster.width}); warp it to that grid (nearest neighbour) first"
-            )
-        for strip in reference.strips():
+            _require_wide_blocks(reference, look)
+            strips = strips_on_grid(look.raster, reference)
+            notes.append(grid_note(look.raster, reference))
+        for strip in strips:
             values, valid, strata = _read(look, (strip.row, 0, *strip.values.shape))
-            labelled += int(strip.valid.sum())
             unmapped += int((strip.valid & ~valid).sum())
             at = np.nonzero(strip.valid & valid)
             blocks = _blocks(look, at[0] + strip.row, at[1])
@@ -410,4 +412,14 @@ def _of_raster(path: Path, look: Look) -> Reference:
     keys = ["reference", "value", "stratum", "cluster"]
     table: pd.DataFrame = pd.concat(parts, ignore_index=True).groupby(keys)[["count"]].sum().reset_index()
     table["reference"] = table["reference"].astype(str)
-    return Reference(table, "raster", _counted({"where the map has no class": unmapped}))
+    return Reference(table, "raster", _counted({"where the map has no class": unmapped}), tuple(notes))
+
+
+def _require_wide_blocks(reference: ClassRaster, look: Look) -> None:
+    """Refuse blocks that are no wider than a reference pixel: parts of one pixel would count as independent units."""
+    theirs, ours = pixel_edge_m(reference), pixel_edge_m(look.raster)
+    if theirs is not None and ours is not None and (look.block_px or 1) * ours < theirs:
+        raise ConfigError(
+            f"blocks of {(look.block_px or 1) * ours:.3g} m are narrower than the pixels of {reference.path} "
+            f"({theirs:.3g} m), so pieces of one label would count as independent; give a wider `--block-m`"
+        )

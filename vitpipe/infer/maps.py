@@ -32,6 +32,7 @@ from vitpipe.infer.mapping import (
 from vitpipe.infer.mapping.polygons import ClassVectors
 from vitpipe.infer.mapping.scene import Extra
 from vitpipe.infer.mapping.stac import MapItem
+from vitpipe.infer.modelitem import model_item
 from vitpipe.infer.predictor import Predictor
 from vitpipe.infer.tilegrid import TileLayers, tile_grid, tile_rows
 from vitpipe.infer.versions import ModelIdentity
@@ -183,6 +184,7 @@ def _task(
         # The path of what is no scene may say more than it should.
         derived_from=address_of(source) if source.grid.crs is not None else None,
         model_uri=f"models:/{identity.title}",
+        model=model_item(predictor, identity),
     )
     return MapTask(folder, made_of, plan, layers, tags, extras)
 
