@@ -62,7 +62,7 @@ def test_the_four_pictures_say_what_is_right_wrong_and_not_known(tmp_path: Path)
     judged = judged_of(tmp_path, PixelCase(labelled=0.3), by_brightness)
     page = pixel_gallery(judged, by_brightness)
     shown = pictures(page)
-    assert len(shown) == 9 * 4
+    assert len(shown) == 10 * 4
     palette = np.array(colours(["a", "b", "c"]))
     for at in range(0, len(shown), 4):
         (_, image), (about, truth), (_, said), (_, differing) = shown[at : at + 4]
@@ -123,7 +123,7 @@ def test_values_have_one_scale_with_its_unit_and_errors_an_even_one(tmp_path: Pa
     assert "Difference &minus;" in page
     assert "mean absolute error <b>" in page
     shown = pictures(page)
-    assert len(shown) == 9 * 4
+    assert len(shown) == 10 * 4
     (_, truth), (_, differing) = shown[1], shown[3]
     assert ((truth[..., 3] > 0) == (differing[..., 3] > 0)).all()
     assert len(np.unique(truth[truth[..., 3] > 0], axis=0)) <= 3
@@ -150,8 +150,8 @@ def test_few_labels_make_no_worst_tile_and_a_group_does_not_fill_a_row() -> None
     errors = np.linspace(1, 0, 20)
     errors[19] = 2.0
     chosen = choose(test, errors)
-    assert chosen.loc[chosen["kind"] == "worst", "tile_id"].tolist() == ["t00", "t01", "t05"]
-    assert chosen.loc[chosen["kind"] == "best", "tile_id"].tolist() == ["t18", "t17", "t16"]
+    assert chosen.loc[chosen["kind"] == "worst", "tile_id"].tolist() == ["t00", "t01", "t05", "t06"]
+    assert chosen.loc[chosen["kind"] == "best", "tile_id"].tolist() == ["t18", "t17", "t16", "t15"]
     assert set(chosen.loc[chosen["kind"] == "middle", "tile_id"]) <= {f"t{at:02d}" for at in range(7, 13)}
     assert chosen["tile_id"].is_unique
     few = choose(test.head(2), errors[:2])

@@ -32,7 +32,7 @@ from vitpipe.pixel_targets import IGNORE
 from vitpipe.records import Split, Task
 from vitpipe.store import TileStore
 
-_MOST: Final = 3
+_MOST: Final = 4
 """Tiles of each kind: worst, middle, best."""
 _PER_GROUP: Final = 2
 _LEAST_SHARE: Final = 0.25
