@@ -96,6 +96,22 @@ def test_of_a_volume_the_slice_with_the_most_labels_is_shown(tmp_path: Path) -> 
     assert [(truth[..., 3] > 0).sum() / 400 for _, truth in shown[1::4]] == most.tolist()
 
 
+def test_few_logits_are_held_at_once_and_the_pictures_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = judged_of(tmp_path, PixelCase(labelled=0.3), by_brightness)
+    asked: list[int] = []
+
+    def counted(tiles: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        asked.append(len(tiles))
+        return by_brightness(tiles, valid)
+
+    whole = pixel_gallery(judged, counted)
+    monkeypatch.setattr("vitpipe.evaluate.pixels.gallery._LOGIT_BYTES", 4 * 3 * 20 * 20 * 4)
+    assert pixel_gallery(judged, counted) == whole
+    assert asked == [10, 4, 4, 2]
+
+
 def test_where_tiles_overlap_the_difference_is_of_the_pixels_that_count(tmp_path: Path) -> None:
     case = PixelCase(tiles=12, size=16)
     manifest = make_pixel_manifest(tmp_path, case)
