@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from vitpipe import arrivals
 from vitpipe.atomic import make_folder, write_json
 from vitpipe.config import GeotiffSource, PipelineConfig
 from vitpipe.config.address import address_problem, is_address
 from vitpipe.digest import digest
 from vitpipe.domains.geotiff.remote import read_stand_in, stand_in
-from vitpipe.errors import ConfigError, DataError, TooManyRejected, UnreadableSource
+from vitpipe.errors import ConfigError, DataError, UnreadableSource
 from vitpipe.fetch_listing import is_prefix, scenes_below
-from vitpipe.fetch_scenes import FAILURES
 from vitpipe.pseudonym import Pseudonymiser, load_pseudonymiser
-from vitpipe.records import StageSummary
+from vitpipe.records import Rejected, StageSummary, count_codes
 from vitpipe.web.ranges import RemoteFile, client_of, look
 from vitpipe.web.retries import Backoff
 from vitpipe.workspace import Workspace
@@ -61,20 +61,15 @@ def fetch_addresses(
     make_folder(root)
     places, failed, changed = stand_for(source, root, load_pseudonymiser(workspace.root), backoff)
     _sweep(root, set(places.values()))
-    write_json(workspace.root / FAILURES, {"root": str(root), "rejected": failed})
-    count = len(places) + len(failed)
-    if len(failed) / count > source.max_reject_share:
-        address, (code, reason) = min(failed.items())
-        raise TooManyRejected(
-            f"{len(failed)} of {count} files cannot be read, more than `source.max_reject_share:"
-            f" {source.max_reject_share:g}` allows; first {code} {address}: {reason}"
-        )
-    codes = [code for code, _ in failed.values()]
+    rejected = [Rejected(address, code, reason) for address, (code, reason) in failed.items()]
+    arrivals.keep_failures(workspace.root, root, rejected)
+    count = len(places) + len(rejected)
+    arrivals.check_share(source.max_reject_share, rejected, count, "files")
     return StageSummary(
         "fetch",
         done=changed,
         skipped=len(places) - changed,
-        rejected={code: codes.count(code) for code in sorted(set(codes))},
+        rejected=count_codes(rejected),
         seconds=time.perf_counter() - started,
         notes=(f"{count} files are read where they lie",),
     )

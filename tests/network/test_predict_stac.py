@@ -42,7 +42,9 @@ def put_scenes(held: Ranges, folder: Path, count: int) -> list[dict[str, Any]]:
         content = (folder / f"{number}.tif").read_bytes()
         held.add(f"/data/{number}.tif", content)
         items.append(item(number, f"{held.url}/data/{number}.tif?{SIGNATURE}", content, **{"eo:bands": NAMED}))
-        held.add(f"/v1/collections/small/items/scene-{number}", items[-1])
+        place = f"/v1/collections/small/items/scene-{number}"
+        items[-1]["links"].append({"rel": "self", "href": f"{held.url}{place}?{SIGNATURE}"})
+        held.add(place, items[-1])
     answer_with(held, *items)
     return items
 
@@ -78,6 +80,10 @@ def test_maps_of_a_catalog_are_those_of_copies(held: Ranges, tmp_path: Path, mon
     answer_with(held, items[0], items[2])
     again = results.predict(URI, wanted, str(out), None)
     assert (again.done, again.skipped, held.paths(".tif")) == (0, 2, [])
+    # Each map names the item that it is of.
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in (out / "maps").glob("*/item.json")]
+    links = {link["href"] for made in found for link in made["links"] if link["rel"] == "derived_from"}
+    assert links == {f"{held.url}/v1/collections/small/items/scene-{number}" for number in (0, 2)}
     told = [path for path in out.rglob("*") if path.is_file() and b"canary" in path.read_bytes()]
     assert told == []
 

@@ -19,6 +19,7 @@ from vitpipe.config import MapRecipe, TileRecipe
 from vitpipe.digest import digest
 from vitpipe.domains.base import Raster
 from vitpipe.domains.geotiff.header import MAP_TAG
+from vitpipe.domains.known import address_of
 from vitpipe.errors import UnreadableSource
 from vitpipe.infer.contract import RangeWatch
 from vitpipe.infer.mapping import (
@@ -205,15 +206,11 @@ def _task(
         lineage=lineage,
         facts={"model": identity.title, "model_sha256": identity.sha256, **identity.facts},
         # The path of what is no scene may say more than it should.
-        derived_from=_uri(source.uri) if source.grid.crs is not None else None,
+        derived_from=address_of(source) if source.grid.crs is not None else None,
         model_uri=f"models:/{identity.title}",
         model=model_item(predictor, identity),
     )
     return MapTask(folder, made_of, plan, layers, tags, extras)
-
-
-def _uri(place: str) -> str:
-    return place if "://" in place else Path(place).absolute().as_uri()
 
 
 def as_cut(raster: Raster, tiles: TileRecipe, *, uri: str) -> Raster:

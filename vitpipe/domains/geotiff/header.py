@@ -135,12 +135,17 @@ def is_tiff(start: bytes) -> bool:
     return start[:4] in _MAGIC
 
 
+def is_jp2(start: bytes) -> bool:
+    """Say whether first bytes are those of a JPEG 2000 file."""
+    return start.startswith(_JP2)
+
+
 def _before_gdal(path: Path, start: bytes) -> Mapping[str, Json] | Rejected | None:
     """Tell what GDAL need not, or must not, look at; None where it may."""
     uri = str(path)
     if start and is_metadata(path.name):
         return read_metadata(path)
-    if start.startswith(_JP2) and is_known_jp2(path):
+    if is_jp2(start) and is_known_jp2(path):
         return _unusable_jp2(path)
     if not is_tiff(start):
         return not_tiff(path, start)
