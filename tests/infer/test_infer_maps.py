@@ -61,6 +61,7 @@ def test_scenes_give_maps_and_a_bad_one_is_a_row_of_the_quarantine(
     assert tags["VITPIPE_MLFLOW_RUN_ID"] == "run1"
     said = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
     assert (said["maps"], said["rejected"]) == (2, {"NOT_GEOTIFF": 1, "UNDECODABLE": 1})
+    assert [reason.split(":")[0] for reason in said["reasons"]] == ["UNDECODABLE", "NOT_GEOTIFF"]
     # Nothing of a run is left but what it is for.
     assert not list(room.root.glob("*refused*"))
     again = run(tmp_path / "in", tmp_path / "out")
