@@ -32,6 +32,7 @@ from vitpipe.web.ranges import RemoteFile
 _WANTED_ROWS: Final = 256
 _WANTED_BYTES: Final = 64 * MIB
 _EXACT: Final = 2.0**53
+_READ_BYTES: Final = 16 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,10 @@ class GeotiffRaster:
         self._cache_bytes = 2 * block_bytes
         row_bytes = block_height * dataset.width * len(self._bands) * self._dtype.itemsize
         self._block_rows: int = block_height * max(1, min(_WANTED_ROWS // block_height, _WANTED_BYTES // row_bytes))
+        col_bytes = max(1, self._block_rows // block_height) * block_bytes
+        # From afar a row comes in fewer requests as a whole.
+        blocks = max(1, _READ_BYTES // col_bytes) if self._remote is None else -(-dataset.width // block_width)
+        self._cols_a_read: int = blocks * block_width
 
     @property
     def grid(self) -> Grid:
@@ -173,7 +178,7 @@ class GeotiffRaster:
         return BlockRow(start, stop, [(0, pixels)], valid)
 
     def visit_blocks(self, start: int, stop: int, visit: Visit, *, pool: Executor | None = None) -> None:
-        """Show each block of some rows right after it was decoded; all as one where the file is not plain.
+        """Show each block of some rows right after it was decoded; some at once where the file is not plain.
 
         Args:
             start: first row, a multiple of `block_rows`.
@@ -197,7 +202,10 @@ class GeotiffRaster:
                 raise self._unreadable(self._opened().datasets[0]) from error
             else:
                 return
-        visit(start, 0, *self._judge(self._stored(place), mask))
+        for left in range(0, self.grid.width, self._cols_a_read):
+            right = min(left + self._cols_a_read, self.grid.width)
+            part = RasterioWindow(left, start, right - left, stop - start)
+            visit(start, left, *self._judge(self._stored(part), None if mask is None else mask[:, left:right]))
 
     def _assembled(self, window: Window, bottom: int) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Read whole rows of blocks into one array."""
