@@ -21,11 +21,9 @@ from vitpipe.domains.geotiff import Geotiff
 from vitpipe.errors import ConfigError, TooManyRejected, UnreadableSource
 from vitpipe.fetch import fetch
 from vitpipe.ingest import ingest, read_catalog, read_quarantine
-from vitpipe.loading import load_config
 from vitpipe.records import Window
 from vitpipe.stac.catalog import Found
 from vitpipe.stac.items import choose, scene_names
-from vitpipe.web.access import read_access
 from vitpipe.web.address import Rules, resolve, s3_address, shown
 
 
@@ -337,65 +335,6 @@ def test_an_object_of_s3_is_fetched_from_the_endpoint_of_the_environment(
     assert fetch(config, workspace, QUICK).done == 1
 
 
-# -------------------------------------------------------------------------------------------------------- configuration
-
-
-@pytest.mark.parametrize(
-    ("values", "word"),
-    [
-        ({"url": "http://stac.example.org"}, "plain http"),
-        ({"url": "https://u:canary@a.org"}, "holds credentials"),
-        ({"url": "https://a.org/v1?key=canary"}, "must end with its path"),
-        ({"url": "ftp://a.org"}, "must be an address"),
-        ({"url": "x.json", "query": {"bbox": [0, 50, 10, 40]}}, "south below north"),
-        ({"url": "x.json", "query": {"datetime": "June"}}, "`datetime` must be"),
-        ({"url": "x.json", "query": {"datetime": "2024-01-01/2023-01-01"}}, "before its end"),
-        ({"url": "x.json", "query": {"properties": {"gsd": {"about": 3}}}}, "test by one of"),
-    ],
-)
-def test_a_wrong_source_is_refused_without_a_secret(values: dict[str, Any], word: str, tmp_path: Path) -> None:
-    path = tmp_path / "pipeline.yaml"
-    path.write_text(json.dumps({"name": "t", "source": {"kind": "stac", **values}}))
-    with pytest.raises(ConfigError, match=word) as caught:
-        load_config(path)
-    assert "canary" not in str(caught.value)
-    with pytest.raises(ValidationError):
-        StacSource(**values)
-
-
-def test_paths_are_relative_to_the_pipeline_file(tmp_path: Path) -> None:
-    path = tmp_path / "pipeline.yaml"
-    path.write_text(json.dumps({"name": "t", "source": {"kind": "stac", "url": "cat/catalog.json"}}))
-    config = load_config(path)
-    assert isinstance(config.source, StacSource)
-    assert config.source.url == str(tmp_path / "cat" / "catalog.json")
-    assert config.on_disk().source.path == str(tmp_path / "workspace" / "scenes")
-    assert config.on_disk().source.kind == "geotiff"
-    # Where things lie is no part of what was asked for.
-    assert "cat" not in json.dumps(config.without_places())
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"X-Key": 1}', '{"Range": "bytes=0-"}', '{"X": "a\\nb"}'])
-def test_headers_come_from_a_private_file(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "headers.json"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match="VITPIPE_STAC_HEADERS"):
-        read_access({"VITPIPE_STAC_HEADERS": str(path)})
-    path.write_text('{"X-Api-Key": "canary"}')
-    access = read_access({"VITPIPE_STAC_HEADERS": str(path), "VITPIPE_STAC_TOKEN": "t"})
-    assert access.headers == {"X-Api-Key": "canary", "Authorization": "Bearer t"}
-    assert "canary" not in repr(access)
-
-
-def test_check_fetches_and_says_what_would_be_done(tmp_path: Path) -> None:
-    (tmp_path / "red.tif").write_bytes(tiff(0))
-    (tmp_path / "one.json").write_text(json.dumps(item(0, "red.tif")))
-    findings = check_pipeline(load_config_of(tmp_path))
-    assert findings.values["sources"] == 1
-    with rasterio.open(next((tmp_path / "workspace").rglob("*.tif"))) as dataset:
-        assert dataset.count == 1
-
-
 # ------------------------------------------------------------------------------------------------- scenes of many files
 
 
@@ -452,3 +391,12 @@ def test_a_wavelength_of_an_item_names_a_band(held: Ranges, tmp_path: Path) -> N
     config, workspace = pipeline(tmp_path, f"{held.url}/v1", assets=["swir16"], bands=["1600nm"])
     ingest(config, workspace)
     assert read_catalog(workspace)[0].channels == ("1600nm",)
+
+
+def test_check_fetches_and_says_what_would_be_done(tmp_path: Path) -> None:
+    (tmp_path / "red.tif").write_bytes(tiff(0))
+    (tmp_path / "one.json").write_text(json.dumps(item(0, "red.tif")))
+    findings = check_pipeline(load_config_of(tmp_path))
+    assert findings.values["sources"] == 1
+    with rasterio.open(next((tmp_path / "workspace").rglob("*.tif"))) as dataset:
+        assert dataset.count == 1
