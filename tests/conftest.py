@@ -19,6 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+_LONGEST = ("test_pipeline_on_servers.py", "test_servers.py", "test_readme.py", "test_kill.py", "test_whole_chain.py")
+"""Files whose tests take a minute and more. One process runs all tests on servers, one after the other."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,8 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("servers"))
         elif not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.xdist_group(item.path.name))
-    # The long ones first: else one process would be left with them at the end.
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    # The long ones first, the longest before: else one process would be left with them at the end.
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, _rank(item.path.name)))
+
+
+def _rank(file: str) -> int:
+    return _LONGEST.index(file) if file in _LONGEST else len(_LONGEST)
 
 
 @pytest.fixture

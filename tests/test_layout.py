@@ -75,6 +75,15 @@ def test_importing_vitpipe_loads_nothing_heavy() -> None:
     assert not names & heavy
 
 
+def test_what_reads_results_loads_no_torch() -> None:
+    # A run that was judged before, and the origin of a report, take a second and not ten.
+    code = "import sys, vitpipe.evaluate.evaluation, vitpipe.infer.dicom_results.whence; print(' '.join(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = {name.split(".")[0] for name in loaded.stdout.split()}
+    assert {"vitpipe", "numpy"} <= names
+    assert not names & {"torch", "timm", "monai", "sklearn", "mlflow", "prefect", "matplotlib"}
+
+
 def test_help_costs_little_more_than_typer_itself(tmp_path: Path) -> None:
     bare = tmp_path / "bare.py"
     bare.write_text("import typer\napp = typer.Typer()\n@app.command()\ndef hello(name: str) -> None: ...\napp()\n")

@@ -90,6 +90,12 @@ class Manifest:
         through = () if self.depth is None else (self.depth,)
         return len(self.channels), *through, self.tile_size, self.tile_size
 
+    @property
+    def tiles_make_maps(self) -> bool:
+        """Whether the classes of tiles make a map: several tiles of one source, with a place on the ground."""
+        of_tiles = self.task is Task.CLASSIFICATION and self.depth is None
+        return of_tiles and "x" in self.table and bool(self.table["source_id"].duplicated().any())
+
 
 def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSet) -> Manifest:
     """Join tiles, labels and splits; new groups get their split here, for good.

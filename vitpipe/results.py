@@ -127,11 +127,18 @@ def predict(
         TransientError: a server or a disk does not answer.
     """
     job = plan_job(model_uri, source, out, workspace, dicom, maps or MapRecipe())
-    bring_scenes(job)
-    if not job.per_pixel:
-        return predict_tiles(job)
-    planned = plan_maps(job)
-    return finish_maps(job, sum((map_scenes(job, batch) for batch in planned), start=StageSummary("predict")))
+    fetched = bring_scenes(job)
+    if job.per_pixel:
+        mapped = (map_scenes(job, batch) for batch in plan_maps(job))
+        summary = finish_maps(job, sum(mapped, start=StageSummary("predict")))
+    else:
+        summary = predict_tiles(job)
+    return after_fetch(summary, fetched)
+
+
+def after_fetch(summary: StageSummary, fetched: StageSummary) -> StageSummary:
+    """Give the summary of a prediction with what the fetch of its scenes has to say, such as that there may be more."""
+    return dataclasses.replace(summary, notes=(*fetched.notes, *summary.notes))
 
 
 def bring_scenes(job: PredictJob) -> StageSummary:
@@ -298,7 +305,7 @@ def _map(job: PredictJob, predictor: Predictor, source: Source, identity: ModelI
     from vitpipe.infer.maps import map_source
 
     found = map_source(predictor, source, job.map_room.root / source.source_id, job.maps, identity)
-    return _Made(found.made.fresh, found.notes)
+    return _Made(found.made.fresh, found.notes, found.refused)
 
 
 def _mask(job: PredictJob, predictor: Predictor, source: Source, identity: ModelIdentity) -> _Made:

@@ -12,18 +12,40 @@ import pandas as pd
 import pytest
 import rasterio
 import shapely
-import yaml
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 from rio_cogeo.cogeo import cog_validate
 
 from tests.conftest import SHARED
-from tests.end_to_end.pipeline_cases import CHAIN, run_script, vitpipe
+from tests.end_to_end.pipeline_cases import CHAIN, run_script
 from tests.labels.test_label_vector import write_vectors
 
 pytestmark = pytest.mark.slow
 
-STAGES = f"{CHAIN}\nprint(json.dumps(chain(sys.argv[1])))"
+COMMANDS = f"""
+{CHAIN}
+import yaml
+from typer.testing import CliRunner
+from flows import cli, settings
+
+def command(*arguments):
+    # In one process: each of its own would import torch and MLflow again.
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, (arguments, result.output, result.exception)
+
+folder, changes, options = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
+pipeline, workspace = folder.parent / "pipeline.yaml", folder.parent / "workspace"
+command("init", folder, "--out", pipeline)
+guessed = yaml.safe_load(pipeline.read_text(encoding="utf-8"))
+small = {{key: {{**guessed.get(key, {{}}), **part}} for key, part in changes.items()}}
+pipeline.write_text(yaml.safe_dump({{**guessed, **small}}, sort_keys=False), encoding="utf-8")
+settings.apply_environment(workspace)
+done = chain(pipeline)
+uri = f"models:/{{guessed['register']['model']}}@champion"
+source = folder.parent / guessed["source"]["path"]
+command("predict", uri, source, "--out", folder.parent / "predictions", "--workspace", workspace, *options)
+print(json.dumps([guessed, done]))
+"""
 X, Y = 400_000, 5_000_000
 NAMES = ("forest", "urban", "water")
 LEVELS = ((30, 90, 40), (160, 120, 110), (20, 40, 120))
@@ -60,17 +82,7 @@ def chain(folder: Path, changes: dict[str, dict[str, Any]], *options: str) -> tu
         changes: keys of the configuration, so that it takes seconds.
         options: of predict.
     """
-    home = folder.parent / "home"
-    pipeline = folder.parent / "pipeline.yaml"
-    vitpipe("init", str(folder), "--out", str(pipeline), home=home)
-    guessed = yaml.safe_load(pipeline.read_text(encoding="utf-8"))
-    small = {key: {**guessed.get(key, {}), **part} for key, part in changes.items()}
-    pipeline.write_text(yaml.safe_dump({**guessed, **small}, sort_keys=False), encoding="utf-8")
-    done = run_script(STAGES, str(pipeline), home=home)
-    uri = f"models:/{guessed['register']['model']}@champion"
-    out = ("--out", str(folder.parent / "predictions"), "--workspace", str(folder.parent / "workspace"))
-    source = folder.parent / guessed["source"]["path"]
-    vitpipe("predict", uri, str(source), *out, *options, home=home)
+    guessed, done = run_script(COMMANDS, str(folder), json.dumps(changes), *options, home=folder.parent / "home")
     return guessed, done
 
 

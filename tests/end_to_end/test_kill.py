@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.end_to_end.pipeline_cases import CHAIN, environment, make_scenes, result_of, run_script, vitpipe
+from tests.end_to_end.pipeline_cases import CHAIN, environment, make_scenes, run_script
 
 pytestmark = pytest.mark.slow
 
@@ -106,8 +106,7 @@ def test_a_run_that_is_killed_in_every_stage_ends_as_an_unbroken_one(tmp_path: P
     # Registration: the evaluation is complete, the registry is being written.
     kill_when((run / "metrics.json").exists, pipeline, home)
 
-    done = vitpipe("run", str(pipeline), "--json", home=home)
-    result = result_of(done)
+    result = run_script(STAGES, str(pipeline), home=home)
     assert {"champion", "challenger"} <= set(result["aliases"])
     assert result["model_uri"] == "models:/stripes/1"
     assert result["run_id"] == unbroken["run_id"] == run.name

@@ -18,10 +18,10 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
 from vitpipe.errors import ConfigError, ContractError
-from vitpipe.evaluate import evaluation
 from vitpipe.evaluate.calibration import load_calibration
 from vitpipe.evaluate.evaluation import EvaluationSummary, evaluate
 from vitpipe.evaluate.report_gallery import choose, middle_slice, short_group, shown_channels, thumbnail, window_of
+from vitpipe.learn import baselines
 
 Judge = Callable[[Case], EvaluationSummary]
 METRICS = {"accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precision", "brier", "nll", "ece"}
@@ -30,7 +30,7 @@ METRICS = {"accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precis
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> Judge:
     def run(case: Case) -> EvaluationSummary:
-        monkeypatch.setattr(evaluation, "fit_baselines", lambda *_: case.baselines)
+        monkeypatch.setattr(baselines, "fit_baselines", lambda *_: case.baselines)
         return evaluate(case.config, case.manifest, case.run_folder, case.workspace)
 
     return run
@@ -41,7 +41,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, EvaluationSumm
     """One run, judged once for the tests that only look."""
     case = make_case(tmp_path_factory.mktemp("whole"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "fit_baselines", lambda *_: case.baselines)
+        patch.setattr(baselines, "fit_baselines", lambda *_: case.baselines)
         return case, evaluate(case.config, case.manifest, case.run_folder, case.workspace)
 
 
@@ -116,6 +116,9 @@ def test_the_report_stands_alone_and_names_no_one(done: tuple[Case, EvaluationSu
     assert not re.findall(r"(?:src|href)=['\"](?!data:)", page)
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page).replace("http-equiv", "")
     assert page.count("data:image/png;base64,") == 24
+    said = re.findall("<img alt='tile said to be (?:cat|dog|owl)(, labelled (?:cat|dog|owl))?' ", page)
+    assert (len(said), sum(map(bool, said))) == (24, 16)
+    assert page.count("<img ") == len(re.findall("<img alt='[^']+'", page))
     for heading in ("Numbers by level", "Beside trivial baselines", "Confusion", "By class", "Ranking", "Subgroups"):
         assert f"<h2>{heading}</h2>" in page
     assert "Training</h2>" in page

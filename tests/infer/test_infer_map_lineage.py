@@ -2,92 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import numpy as np
 import pyogrio
 import pytest
 import rasterio
 import shapely
 
-from tests.infer.infer_cases import CLASSES, make_package, write_scene
+from tests.infer.infer_cases import BANDS, CLASSES, MEAN, make_package, write_scene
 from tests.infer.pixel_cases import hold, pixel_predictor
+from tests.infer.stac_rules import read_item
 from vitpipe import results
 from vitpipe.config import MapRecipe, TileRecipe
 from vitpipe.infer.mapping.footprint import footprint
 from vitpipe.infer.predictor import Predictor
 from vitpipe.infer.tilegrid import tile_grid
-from vitpipe.records import Grid, Json
-
-NUMBERS = {"type": "array", "items": {"type": "number"}}
-# What STAC 1.0.0 and the schemas of its extensions ask of the fields that are used, in our own words.
-ITEM: dict[str, Any] = {
-    "type": "object",
-    "required": ["type", "stac_version", "stac_extensions", "id", "geometry", "properties", "links", "assets"],
-    "oneOf": [
-        {"required": ["bbox"], "properties": {"geometry": {"type": "object"}, "bbox": NUMBERS | {"minItems": 4}}},
-        {"not": {"required": ["bbox"]}, "properties": {"geometry": {"type": "null"}}},
-    ],
-    "properties": {
-        "type": {"const": "Feature"},
-        "stac_version": {"const": "1.0.0"},
-        "stac_extensions": {"type": "array", "uniqueItems": True, "items": {"pattern": r"^https://.*/schema\.json$"}},
-        "id": {"type": "string", "minLength": 1},
-        "properties": {
-            "required": ["datetime", "processing:lineage", "processing:software", "proj:shape"],
-            "properties": {
-                "datetime": {"pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"},
-                "processing:lineage": {"type": "string"},
-                "processing:software": {"additionalProperties": {"type": "string"}},
-                "proj:epsg": {"type": ["integer", "null"]},
-                "proj:shape": {"minItems": 2, "maxItems": 2, "items": {"type": "integer"}},
-                "proj:transform": NUMBERS | {"minItems": 6, "maxItems": 9},
-            },
-        },
-        "links": {"items": {"required": ["rel", "href"], "additionalProperties": {"type": "string"}}},
-        "assets": {
-            "minProperties": 1,
-            "additionalProperties": {
-                "required": ["href", "type", "roles"],
-                "properties": {
-                    "raster:bands": {
-                        "minItems": 1,
-                        "items": {
-                            "properties": {
-                                "data_type": {"enum": ["uint8", "float32"]},
-                                "nodata": {"oneOf": [{"type": "number"}, {"enum": ["nan"]}]},
-                                "sampling": {"enum": ["area", "point"]},
-                                "scale": {"type": "number"},
-                            }
-                        },
-                    },
-                    "classification:classes": {
-                        "minItems": 1,
-                        "uniqueItems": True,
-                        "items": {
-                            "required": ["value", "description"],
-                            "properties": {
-                                "value": {"type": "integer"},
-                                "color-hint": {"pattern": "^[0-9A-Fa-f]{6}$"},
-                            },
-                        },
-                    },
-                },
-            },
-        },
-    },
-}
-
-
-def read_item(folder: Path) -> dict[str, Any]:
-    """Read the item of a map, valid and with all its files there."""
-    item: dict[str, Any] = json.loads((folder / "item.json").read_text(encoding="utf-8"))
-    jsonschema.Draft7Validator(ITEM).validate(item)
-    assert all((folder / asset["href"]).is_file() for asset in item["assets"].values())
-    return item
+from vitpipe.records import Grid, Json, Task
 
 
 def only_map(out: Path) -> Path:
@@ -109,16 +42,45 @@ def test_the_item_says_what_made_the_map_of_what(tmp_path: Path, monkeypatch: py
     assert "land/3" in properties["processing:lineage"]
     assert "25% overlap" in properties["processing:lineage"]
     assert (properties["vitpipe:model_sha256"], properties["vitpipe:mlflow_run_id"]) == ("ab" * 32, "run1")
-    assert (properties["proj:epsg"], properties["proj:shape"]) == (32633, [70, 100])
+    assert (properties["proj:code"], properties["proj:shape"]) == ("EPSG:32633", [70, 100])
+    assert properties["proj:bbox"] == [500_000, 4_999_300, 501_000, 5_000_000]
     assert {link["rel"]: link["href"] for link in item["links"]}["derived_from"] == (tmp_path / "a.tif").as_uri()
+    about = [link["href"] for link in item["links"] if link["rel"] == "about"]
+    assert about == ["models:/land/3", "./model.json"]
     classes = item["assets"]["classes"]["classification:classes"]
     assert [entry["name"] for entry in classes] == list(CLASSES)
-    assert [band["name"] for band in item["assets"]["probabilities"]["raster:bands"]] == list(CLASSES)
+    assert [band["name"] for band in item["assets"]["probabilities"]["bands"]] == list(CLASSES)
     shape = shapely.geometry.shape(item["geometry"])
     assert shape.is_valid
     assert shape.bounds == pytest.approx(item["bbox"])
+    for asset in item["assets"].values():
+        content = (folder / asset["href"]).read_bytes()
+        assert asset["file:size"] == len(content)
+        assert asset["file:checksum"] == "1220" + hashlib.sha256(content).hexdigest()
     catalog = json.loads((tmp_path / "out" / "maps" / "catalog.json").read_text(encoding="utf-8"))
     assert [link["href"] for link in catalog["links"] if link["rel"] == "item"] == [f"./{folder.name}/item.json"]
+
+
+def test_the_model_is_described_beside_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_scene(tmp_path / "a.tif")
+    for task, outputs in ((Task.SEGMENTATION, len(CLASSES)), (Task.REGRESSION, 1)):
+        hold(monkeypatch, pixel_predictor(tmp_path / "model", task))
+        out = tmp_path / str(task)
+        results.predict("models:/land@champion", str(tmp_path / "a.tif"), str(out), None)
+        folder = only_map(out)
+        read_item(folder)
+        model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        properties = model["properties"]
+        assert (properties["mlm:name"], properties["mlm:pretrained"]) == ("land", False)
+        (entry,), (result,) = properties["mlm:input"], properties["mlm:output"]
+        assert entry["bands"] == list(BANDS)
+        assert entry["input"]["shape"] == [-1, 3, 32, 32]
+        assert [scaling["mean"] for scaling in entry["value_scaling"]] == [MEAN] * 3
+        assert result["result"]["shape"] == [-1, outputs, 32, 32]
+        names = [item["name"] for item in result["classification:classes"]]
+        assert names == (list(CLASSES) if task is Task.SEGMENTATION else [])
+        assert model["assets"]["model"]["href"] == "models:/land/3"
+        assert model["assets"]["model"]["file:checksum"] == "1220" + "ab" * 32
 
 
 def test_vectors_are_the_classes_of_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from tests.domains.scene_cases import write_band
 from tests.network.network_cases import QUICK
 from tests.network.range_server import Ranges, serving
 from tests.network.stac_cases import SIGNATURE, answer_with, item, multihash, open_pixels, pipeline, tiff
+from vitpipe.config import PipelineConfig
 from vitpipe.domains.geotiff import Geotiff
 from vitpipe.errors import TooManyRejected
 from vitpipe.fetch import fetch
@@ -22,6 +23,7 @@ from vitpipe.ingest import ingest, read_catalog, read_quarantine
 from vitpipe.records import Window
 from vitpipe.stac import items
 from vitpipe.web import client
+from vitpipe.workspace import Workspace
 
 SCALED = {"raster:bands": [{"scale": 0.0001, "offset": -0.1, "nodata": 0}]}
 CLOUD, CLEAR = 9, 4
@@ -143,6 +145,16 @@ def test_a_jpeg_2000_is_taken_only_where_it_is_asked_for(held: Ranges, tmp_path:
     with pytest.raises(TooManyRejected, match=r"NOT_GEOTIFF.*jpeg2000: true"):
         fetch(config, workspace, QUICK)
     assert "jpeg2000" not in config.source.model_dump()
+
+
+def test_a_jpeg_2000_from_a_list_of_addresses_is_told_what_to_do(held: Ranges, tmp_path: Path) -> None:
+    put_granule(held, tmp_path)
+    held.add("/data/good.tif", tiff(0))
+    (tmp_path / "list.txt").write_text(f"{held.url}/data/B04.jp2\n{held.url}/data/good.tif\n")
+    source = {"kind": "geotiff", "path": str(tmp_path / "list.txt"), "max_reject_share": 0.5}
+    config = PipelineConfig.model_validate({"name": "t", "source": source, "workspace": str(tmp_path / "w")})
+    assert ingest(config, Workspace(tmp_path / "w")).rejected == {"NOT_GEOTIFF": 1}
+    assert "jpeg2000: true" in read_quarantine(Workspace(tmp_path / "w")).iloc[0]["reason"]
 
 
 def test_a_file_that_is_too_long_is_refused_before_it_is_fetched(

@@ -34,7 +34,8 @@ def address_problem(text: str, *, plain_http: bool) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError:
         return "it is no address"
-    if not host or not parts.path.strip("/"):
+    # A bucket is a folder, where a slash ends it.
+    if not host or not (parts.path.strip("/") or (parts.scheme == "s3" and parts.path)):
         return "it names no file of a host"
     if "@" in parts.netloc:
         return "it holds credentials; set VITPIPE_STAC_TOKEN or VITPIPE_STAC_HEADERS instead"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from vitpipe.config.address import address_problem, is_address, names_addresses, service_problem
+from vitpipe.config.address import address_problem, is_address, service_problem
 from vitpipe.config.base import Recipe
 from vitpipe.config.scenes import SceneFiles, SceneSeries
 from vitpipe.config.stac import StacQuery, stac_file_label
@@ -148,8 +148,8 @@ class GeotiffSource(Recipe):
         str,
         Field(
             title="Path",
-            description="Folder or file of scenes; or an address (https://host/x.tif, s3://bucket/x.tif) or a list of "
-            "them (.txt, .csv), which are read where they lie.",
+            description="Folder or file of scenes; or an address (https://host/x.tif, s3://bucket/x.tif), a folder "
+            "of S3 (s3://bucket/folder/), or a list of them (.txt, .csv), which are read where they lie.",
             min_length=1,
         ),
     ]
@@ -183,7 +183,7 @@ class GeotiffSource(Recipe):
         False,
         title="Verify",
         description="Verifies the checksum of every deflate block when a file is first looked at: its pixels are "
-        "inflated once more, but no changed byte of them goes unseen.",
+        "inflated (and, from afar, sent) once more, but no changed byte of them goes unseen.",
     )
     block_m: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         10_000.0,
@@ -205,8 +205,6 @@ class GeotiffSource(Recipe):
         problem = address_problem(self.path, plain_http=self.plain_http) if is_address(self.path) else ""
         if problem:
             raise ValueError(f"`path`: {problem}")
-        if self.verify and names_addresses(self.path):
-            raise ValueError("`verify` reads files of this machine; download the scenes, or leave it out")
         if self.bands and len(set(self.bands)) < len(self.bands):
             raise ValueError(f"`bands` names a band twice: {', '.join(self.bands)}")
         return self

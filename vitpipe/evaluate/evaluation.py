@@ -45,7 +45,6 @@ from vitpipe.evaluate.statistics import MIN_BOOTSTRAP_GROUPS, Estimate
 from vitpipe.evaluate.subgroups import subgroup_columns, subgroup_numbers, unused_columns
 from vitpipe.evaluate.units import Units, mixed_groups, pool
 from vitpipe.labels.base import ATTRIBUTE_PREFIX
-from vitpipe.learn.baselines import fit_baselines
 from vitpipe.manifest import Manifest
 from vitpipe.records import Json, Level, Split, StageSummary, Task
 from vitpipe.splits import record_test_use
@@ -184,6 +183,9 @@ def read_metrics(run_folder: Path) -> dict[str, Json] | None:
 
 def judge(judged: Judged) -> Judged:
     """Make every number of the test split; nothing is written."""
+    # torch and scikit-learn take seconds to import, and a run that was judged before has no use for them.
+    from vitpipe.learn.baselines import fit_baselines
+
     config, manifest, calibration = judged.config, judged.manifest, judged.calibration
     recipe, classes = config.evaluate, tuple(manifest.classes)
     test = judged.predictions.loc[judged.predictions["split"] == str(Split.TEST)].reset_index(drop=True)

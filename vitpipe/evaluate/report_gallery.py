@@ -177,8 +177,10 @@ def _card(row: dict[str, object], png: bytes, classes: Sequence[str]) -> str:
     kind = "tile hit" if row["hit"] else "tile"
     own = row[f"p_{label}"] if label in classes else None
     said = f"<b>{escape(predicted)}</b> {row['probability']:.0%}"
+    about = f"tile said to be {predicted}" + ("" if row["hit"] else f", labelled {label}")
     truth = "" if row["hit"] else f"<br>label <b>{escape(label)}</b> {own:.0%}"
     return (
-        f"<div class='{kind}'><div class='pixels'><img alt='tile' src='data:image/png;base64,{data}'></div>"
+        f"<div class='{kind}'><div class='pixels'>"
+        f"<img alt='{escape(about, quote=True)}' src='data:image/png;base64,{data}'></div>"
         f"{said}{truth}<br><span class='dim'>group {escape(short_group(str(row['group_id'])))}</span></div>"
     )

@@ -95,7 +95,8 @@ code{font-size:12.5px;overflow-wrap:anywhere}
 details summary{cursor:pointer;color:#374151;margin:8px 0}
 footer{margin-top:22px;font-size:12.5px;color:#6b7280}
 @media print{body{background:#fff}section,header.top{box-shadow:none;border:1px solid #e5e7eb;break-inside:avoid}}
-@media(max-width:640px){.cards{grid-template-columns:1fr 1fr}section,header.top{padding:16px}main{padding:10px}}
+@media(max-width:640px){.cards{grid-template-columns:1fr 1fr}section,header.top{padding:16px}main{padding:10px}
+section>figure{overflow-x:auto}section>figure>img{min-width:600px}}
 """
 
 WORDS: Final = {

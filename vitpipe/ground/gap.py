@@ -2,7 +2,8 @@
 
 The same examples are judged twice in five folds: once tiles are dealt to the folds, once whole groups (blocks of
 ground). What the first claims beyond the second is what neighbours give away. Of pixels, tiles are dealt too: pixels of
-one tile are never on both sides.
+one tile are never on both sides. Tiles that reach across the border of two blocks stay in, although a run leaves them
+out, so the gap is rather too small.
 """
 
 from __future__ import annotations

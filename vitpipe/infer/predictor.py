@@ -24,7 +24,7 @@ from vitpipe.infer.batches import SharedBatches
 from vitpipe.infer.contract import MISFITS, ModelContract, RangeWatch
 from vitpipe.infer.package import open_package
 from vitpipe.infer.reading import place_of, read_sources
-from vitpipe.learn.model import LoadedModel, load_model
+from vitpipe.learn.model import LoadedModel, ModelRecord, load_model
 from vitpipe.records import BOX_COLUMN, Json, Rejected, Source, Task, Window, count_codes
 from vitpipe.tiling import Block, cut
 
@@ -82,6 +82,11 @@ class Predictor:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the outputs."""
         return self.contract.classes
+
+    @property
+    def record(self) -> ModelRecord:
+        """What ``model.json`` says: architecture, starting weights, training."""
+        return self._model.record
 
     @property
     def batch_size(self) -> int:

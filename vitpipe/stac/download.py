@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from vitpipe.arrivals import FETCH_FAILED
 from vitpipe.atomic import PARTIAL_PREFIX, make_folder, sync_directory, workspace_errors, write_json
 from vitpipe.errors import ConfigError, TransientError, UnreadableSource, WorkspaceError
 from vitpipe.stac.items import WantedFile
@@ -24,7 +25,6 @@ from vitpipe.web.retries import BusyError
 if TYPE_CHECKING:
     import requests
 
-FETCH_FAILED: Final = "FETCH_FAILED"
 _RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _HASHES: Final = {
     0x11: "sha1", 0x12: "sha256", 0x13: "sha512", 0x14: "sha3_512", 0x15: "sha3_384", 0x16: "sha3_256",

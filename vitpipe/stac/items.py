@@ -15,7 +15,7 @@ from vitpipe.config.stac import stac_file_label
 from vitpipe.digest import digest
 from vitpipe.domains.geotiff.item import bands_of, cloud_mask_kind
 from vitpipe.errors import ConfigError, UnreadableSource
-from vitpipe.stac.catalog import Found
+from vitpipe.stac.catalog import Found, links
 from vitpipe.web.address import resolve, shown
 
 _SUFFIXES: Final = {".tif": "tif", ".tiff": "tif", ".gtif": "tif", ".gtiff": "tif", ".jp2": "jp2"}
@@ -54,7 +54,7 @@ class WantedScene:
     name: str
     files: tuple[WantedFile, ...]
     item: Mapping[str, Any]
-    """A STAC item whose assets are the files beside it; no signed address, no link."""
+    """A STAC item whose assets are the files beside it; no signed address, and no link but that to itself."""
     updated: str
     """When the catalog says that it was changed; empty where it says nothing."""
 
@@ -109,11 +109,21 @@ def _choose(found: Found, name: str, source: StacSource) -> WantedScene:
     kept = {file.key: _cleaned(assets[file.key]) | {"href": f"./{file.name}"} for file in files}
     for asset in kept.values():
         asset.pop("alternate", None)
-    item = {**_cleaned(found.item), "links": [], "assets": kept}
+    item = {**_cleaned(found.item), "links": _own_link(found), "assets": kept}
     if source.scaling == "none":
         item = _without_scaling(item)
     properties = found.item.get("properties") or {}
     return WantedScene(name, files, item, str(properties.get("updated") or ""))
+
+
+def _own_link(found: Found) -> list[dict[str, str]]:
+    """Give the link to where the item lies, without its secret: what is made of the item names it so."""
+    href = next((str(link["href"]) for link in links(found.item, "self")), None)
+    try:
+        place = None if href is None else shown(resolve(found.base, href))
+    except (ConfigError, ValueError):
+        place = None
+    return [{"rel": "self", "href": place}] if place and place.startswith(("https://", "http://")) else []
 
 
 def _cloud_masks(assets: Mapping[str, Any], source: StacSource, name: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from vitpipe.digest import digest, digest_of_digests
 from vitpipe.errors import TransientError
+from vitpipe.opening import ITEM_NAME
 from vitpipe.records import FileRecord, Json, Rejected
 
 _LONGEST: Final = 16 << 20
@@ -181,6 +182,16 @@ def _moment(properties: Mapping[str, Any]) -> str | None:
         except (KeyError, TypeError, ValueError):
             continue
     return None
+
+
+def address_of_item(file: Path) -> str | None:
+    """Give the address of the STAC item that describes a file, by the one beside it; None where none says so."""
+    try:
+        item = json.loads(file.with_name(ITEM_NAME).read_bytes())
+        found = [link["href"] for link in item["links"] if link["rel"] == "self"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found[0] if found and isinstance(found[0], str) and "://" in found[0] else None
 
 
 def apply_items(records: Sequence[FileRecord]) -> Iterator[FileRecord | Rejected]:

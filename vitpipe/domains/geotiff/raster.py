@@ -32,6 +32,7 @@ from vitpipe.web.ranges import RemoteFile
 _WANTED_ROWS: Final = 256
 _WANTED_BYTES: Final = 64 * MIB
 _READ_BYTES: Final = 16 * MIB
+_EXACT: Final = 2.0**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,7 +391,13 @@ def _size_of(path: Path) -> int:
 
 def _nodata_of(dataset: DatasetReader, band: int) -> np.generic | None:
     """Give a band's nodata value in the band's dtype; None where no pixel can have it (NaN is never valid anyway)."""
-    return _as_stored(dataset.nodatavals[band - 1], dataset.dtypes[band - 1])
+    return None if _is_rounded(dataset, band) else _as_stored(dataset.nodatavals[band - 1], dataset.dtypes[band - 1])
+
+
+def _is_rounded(dataset: DatasetReader, band: int) -> bool:
+    """Tell whether rasterio gives a rounded nodata value: a float does not hold every whole number past 2^53."""
+    value = dataset.nodatavals[band - 1]
+    return value is not None and np.dtype(dataset.dtypes[band - 1]).kind in "iu" and abs(value) >= _EXACT
 
 
 def _as_stored(value: float | None, name: str) -> np.generic | None:
@@ -404,8 +411,11 @@ def _as_stored(value: float | None, name: str) -> np.generic | None:
 
 
 def _has_inner_mask(dataset: DatasetReader) -> str:
-    """Tell whether the file holds mask bands: "" none, "dataset" one for all bands, "band" one a band."""
+    """Tell whether masks are asked of GDAL: "" none, "dataset" one for all bands, "band" one a band.
+
+    These are mask bands in the file; and nodata values that GDAL alone knows exactly.
+    """
     flags = dataset.mask_flag_enums
-    if any(not band for band in flags):
+    if any(not band for band in flags) or any(_is_rounded(dataset, band) for band in dataset.indexes):
         return "band"
     return "dataset" if any(MaskFlags.per_dataset in band and MaskFlags.alpha not in band for band in flags) else ""

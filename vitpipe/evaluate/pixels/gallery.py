@@ -7,17 +7,17 @@ saved.
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vitpipe.errors import ContractError
 from vitpipe.evaluate.judged import Judged
 from vitpipe.evaluate.metrics import mean_of_defined, ratio
 from vitpipe.evaluate.palette import colours, hexadecimal
@@ -26,16 +26,20 @@ from vitpipe.evaluate.pixels.tables import COUNTS, matrices
 from vitpipe.evaluate.report_gallery import png_of, short_group, shown_channels, stretch, thumbnail
 from vitpipe.evaluate.report_style import section
 from vitpipe.evaluate.statistics import Floats
+from vitpipe.learn.counted import JudgedTiles
+from vitpipe.learn.loader import SplitTiles
 from vitpipe.manifest import Manifest
-from vitpipe.pixel_targets import IGNORE, PixelTargets
+from vitpipe.pixel_targets import IGNORE
 from vitpipe.records import Split, Task
 from vitpipe.store import TileStore
 
-_MOST: Final = 3
+_MOST: Final = 4
 """Tiles of each kind: worst, middle, best."""
 _PER_GROUP: Final = 2
 _LEAST_SHARE: Final = 0.25
 """Of the median number of labelled pixels: a tile with fewer is the worst or the best by chance."""
+_LOGIT_BYTES: Final = 64 << 20
+"""Volumes of many classes have hundreds of megabytes of logits each."""
 _MOST_NAMED: Final = 24
 _RIGHT: Final = (199, 221, 236)
 _WRONG: Final = (213, 94, 0)
@@ -77,21 +81,21 @@ def pixel_gallery(judged: Judged, predict: Predict) -> str:
     chosen = choose(test, tile_errors(test, manifest))
     if chosen.empty:
         return ""
-    if manifest.targets_folder is None:
-        raise ContractError("the manifest of the run names no targets of pixels; prepare the run again")
-    places = manifest.table.set_index("tile_id", drop=False).loc[chosen["tile_id"]]
     store = TileStore(manifest.tiles_folder)
-    tiles, valid = store.gather(places)
-    truth = PixelTargets(manifest.targets_folder, manifest.task, manifest.tile_shape[1:]).gather(places)
-    said = predict(tiles, valid)
-    answers = said.argmax(axis=1) if manifest.task is Task.SEGMENTATION else said[:, 0]
-    known = (truth != IGNORE if manifest.task is Task.SEGMENTATION else np.isfinite(truth)) & valid
-    flat = [_flat(tiles[at], valid[at], truth[at], answers[at], known[at]) for at in range(len(chosen))]
+    of_split = SplitTiles(manifest, store, Split.TEST), JudgedTiles(manifest, store, Split.TEST)
+    places = pd.Index(of_split[0].tile_ids).get_indexer(pd.Index(chosen["tile_id"])).astype(np.int64)
+    tiles, valid = of_split[0].read(places)
+    truth, counted = (each.targets_at(places, valid).numpy() for each in of_split)
+    answers = _answers(predict, tiles, valid, manifest)
+    flat = [
+        _flat((tiles[at], valid[at]), (truth[at], answers[at]), (_is_label(truth[at]), _is_label(counted[at])))
+        for at in range(len(chosen))
+    ]
     looks = _looks(manifest, flat)
     window, seen = stretch(judged.config.preprocess.clip, manifest, store)
     bands = shown_channels(store.channels)
     cards = [
-        _card(row, _panels(parts, thumbnail(parts[0][bands], parts[1], window), looks), manifest)
+        _card(row, _panels(parts, thumbnail(parts.image[bands], parts.valid, window), looks), manifest)
         for row, parts in zip(chosen.to_dict("records"), flat, strict=True)
     ]
     kinds = chosen["kind"].tolist()
@@ -102,14 +106,32 @@ def pixel_gallery(judged: Judged, predict: Predict) -> str:
         if kind in kinds
     )
     measure = "mean IoU of the tile" if manifest.task is Task.SEGMENTATION else "mean absolute error of the tile"
+    overlap = (
+        " Tiles overlap: the difference, and the number above it, are of the pixels that a tile answers for, so that "
+        "each is judged once."
+        if any((each.known != each.judged).any() for each in flat)
+        else ""
+    )
     return section(
         "Tiles to look at",
         f"By the {measure}, among those with a quarter or more of the median number of labelled pixels, at most "
         f"{_PER_GROUP} of a group in each row. An image {seen}. Hatched: not labelled in the reference and the "
-        "difference, not valid in image and prediction.",
+        "difference, not valid in image and prediction." + overlap,
         looks.legend,
         shown,
     )
+
+
+def _answers(predict: Predict, tiles: NDArray[np.float32], valid: Mask, manifest: Manifest) -> NDArray[Any]:
+    """Give the class or the value of every pixel (N, *size); the logits of few tiles are held at once."""
+    classes = manifest.task is Task.SEGMENTATION
+    tile_bytes = 4 * math.prod(valid.shape[1:]) * (len(manifest.classes) if classes else 1)
+    step = max(1, _LOGIT_BYTES // tile_bytes)
+    parts = []
+    for start in range(0, len(tiles), step):
+        said = predict(tiles[start : start + step], valid[start : start + step])
+        parts.append(said.argmax(axis=1) if classes else said[:, 0])
+    return np.concatenate(parts)
 
 
 def tile_errors(test: pd.DataFrame, manifest: Manifest) -> Floats:
@@ -153,25 +175,41 @@ def _few(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[table.groupby("group_id").cumcount() < _PER_GROUP].head(_MOST)
 
 
-_Flat: TypeAlias = tuple[NDArray[np.float32], Mask, NDArray[Any], NDArray[Any], Mask]
-"""Image (C, H, W), valid mask, truth, prediction, and where there is a truth."""
+class _Flat(NamedTuple):
+    """A tile as it is shown; of a volume one slice."""
+
+    image: NDArray[np.float32]
+    """(C, H, W)."""
+    valid: Mask
+    """(H, W), as all below."""
+    truth: NDArray[Any]
+    said: NDArray[Any]
+    known: Mask
+    """Where there is a label."""
+    judged: Mask
+    """Where the tile is judged by it: where tiles overlap, each pixel in one of them."""
 
 
-def _flat(tile: NDArray[np.float32], valid: Mask, truth: NDArray[Any], said: NDArray[Any], known: Mask) -> _Flat:
-    """Give a tile as it is; of a volume the slice with the most labelled pixels."""
-    if valid.ndim == 2:
-        return tile, valid, truth, said, known
-    at = int(known.sum(axis=(1, 2)).argmax())
-    return tile[:, at], valid[at], truth[at], said[at], known[at]
+def _is_label(targets: NDArray[Any]) -> Mask:
+    return np.asarray(targets != IGNORE if targets.dtype == np.uint8 else np.isfinite(targets))
+
+
+def _flat(
+    tile: tuple[NDArray[np.float32], Mask], answers: tuple[NDArray[Any], NDArray[Any]], labelled: tuple[Mask, Mask]
+) -> _Flat:
+    """Give a tile as it is; of a volume the slice with the most judged pixels."""
+    if tile[1].ndim == 2:
+        return _Flat(*tile, *answers, *labelled)
+    at = int(labelled[1].sum(axis=(1, 2)).argmax())
+    return _Flat(tile[0][:, at], tile[1][at], answers[0][at], answers[1][at], labelled[0][at], labelled[1][at])
 
 
 def _panels(parts: _Flat, image: bytes, looks: _Looks) -> Iterator[tuple[str, str, bytes]]:
     """Give caption, description and PNG of each picture."""
-    _, valid, truth, said, known = parts
     yield "image", "image of the tile", image
-    yield "reference", f"reference: {looks.describe(truth, known)}", png_of(looks.paint(truth, known), smooth=False)
-    yield "prediction", f"prediction: {looks.describe(said, valid)}", png_of(looks.paint(said, valid), smooth=False)
-    differing = png_of(looks.differ(truth, said, known), smooth=False)
+    for name, values, there in (("reference", parts.truth, parts.known), ("prediction", parts.said, parts.valid)):
+        yield name, f"{name}: {looks.describe(values, there)}", png_of(looks.paint(values, there), smooth=False)
+    differing = png_of(looks.differ(parts.truth, parts.said, parts.judged), smooth=False)
     yield "difference", "difference of prediction and reference where there is a label", differing
 
 
@@ -217,9 +255,9 @@ def _class_looks(classes: Sequence[str], tiles: Sequence[_Flat]) -> _Looks:
         most = [at for at in np.argsort(-counts, kind="stable")[:3] if counts[at]]
         return ", ".join(f"{classes[at]} {counts[at] / counts.sum():.0%}" for at in most) or "nothing"
 
-    used = {
-        int(at) for _, valid, truth, said, known in tiles for at in (*np.unique(truth[known]), *np.unique(said[valid]))
-    }
+    used: set[int] = set()
+    for each in tiles:
+        used |= {int(at) for at in (*np.unique(each.truth[each.known]), *np.unique(each.said[each.valid]))}
     named = range(len(classes)) if len(classes) <= _MOST_NAMED else sorted(used)
     swatches = [(f"#{hexadecimal(colours(classes)[at])}", classes[at]) for at in named]
     swatches += [(_hexadecimal(_RIGHT), "right"), (_hexadecimal(_WRONG), "wrong"), ("", "not labelled, or not valid")]
@@ -228,8 +266,8 @@ def _class_looks(classes: Sequence[str], tiles: Sequence[_Flat]) -> _Looks:
 
 def _value_looks(unit: str, tiles: Sequence[_Flat]) -> _Looks:
     """Paint values on one scale for all tiles, and errors on one that is even about 0."""
-    truths = np.concatenate([truth[known] for _, _, truth, _, known in tiles])
-    errors = np.concatenate([np.abs(said[known] - truth[known]) for _, _, truth, said, known in tiles])
+    truths = np.concatenate([each.truth[each.known] for each in tiles])
+    errors = np.concatenate([np.abs(each.said - each.truth)[each.known] for each in tiles])
     low, high = (float(edge) for edge in np.quantile(truths, (0.02, 0.98)))
     reach = max(float(np.quantile(errors, 0.98)), 1e-12)
     high = high if high > low else low + 1.0

@@ -9,7 +9,6 @@ import numpy as np
 from vitpipe.evaluate.judged import Judged, estimate_of
 from vitpipe.evaluate.pixels.assess import Asked, sample_units
 from vitpipe.evaluate.pixels.figures import agreement
-from vitpipe.evaluate.pixels.gallery import pixel_gallery
 from vitpipe.evaluate.pixels.sums import COUNTED, SAMPLED, VALUES
 from vitpipe.evaluate.pixels.tables import read_sample, read_tiles, thinned
 from vitpipe.evaluate.report_figures import reliability
@@ -86,6 +85,7 @@ def _gallery(judged: Judged) -> str:
     if not judged.model_record.is_file():
         return ""
     # torch takes seconds to import, and a report of tiles has no use for it.
+    from vitpipe.evaluate.pixels.gallery import pixel_gallery
     from vitpipe.learn.model import load_model
 
     return pixel_gallery(judged, load_model(judged.model_record.parent).logits)

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitpipe.evaluate.units import probability_columns
-from vitpipe.infer.contract import ModelContract
 from vitpipe.labels.base import CLASS_SEPARATOR, table_digest
 from vitpipe.records import Source, Window
 from vitpipe.tile_places import Box, TilePlaces
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from vitpipe.infer.contract import ModelContract
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from vitpipe import __version__
 from vitpipe.atomic import write_file
@@ -16,12 +16,15 @@ from vitpipe.digest import digest_bytes
 from vitpipe.domains.dicom.files import PARSE_ERRORS
 from vitpipe.domains.dicom.quiet import quiet
 from vitpipe.errors import ConfigError, UnreadableSource
-from vitpipe.infer.contract import ModelContract
 from vitpipe.infer.dicom_results.findings import MaskFindings, SourceFindings, findings_of
 from vitpipe.infer.dicom_results.originals import NO_RESULT, Originals, read_originals
-from vitpipe.infer.predictor import PredictionResult
 from vitpipe.infer.versions import ModelIdentity
 from vitpipe.records import Rejected, Source, Task
+
+if TYPE_CHECKING:
+    # Both import torch, which who reads a result has no use for.
+    from vitpipe.infer.contract import ModelContract
+    from vitpipe.infer.predictor import PredictionResult
 
 ResultKind = Literal["sr", "seg"]
 

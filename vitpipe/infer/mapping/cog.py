@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Final
 from xml.etree import ElementTree as ET
@@ -52,14 +53,19 @@ def write_cogs(store: StripStore, grid: Grid, folder: Path, tags: Mapping[str, s
     sizes = [
         [store.sizes(strip, level) for strip in range(store.count_of(level))] for level in range(len(store.shapes))
     ]
-    written = []
-    for number, file in enumerate(store.layers.files):
-        path = folder / f"{file.name}.tif"
+    files = store.layers.files
+    paths = [folder / f"{file.name}.tif" for file in files]
+    templates = []
+    for file, path in zip(files, paths, strict=True):
         with gdal_writes(path):
-            template = _template(file, store, grid, tags)
-        _write(store, number, path, sizes, template)
-        written.append(path)
-    return written
+            templates.append(_template(file, store, grid, tags))
+    # Most of their time is the disk's.
+    with ThreadPoolExecutor(len(files)) as pool:
+        for done in [
+            pool.submit(_write, store, number, path, sizes, templates[number]) for number, path in enumerate(paths)
+        ]:
+            done.result()
+    return paths
 
 
 def _write(
