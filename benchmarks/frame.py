@@ -96,7 +96,7 @@ def run_table(table: Table, *, rounds: int) -> list[Row]:
 
 def format_table(table: Table, rows: list[Row]) -> str:
     """Give a table that reads as Markdown and as plain text."""
-    head = ("case", "CPU s", f"{table.unit}/CPU s", "x ours", "wall s", "extra MiB")
+    head = ("case", "CPU s", f"{table.unit}/CPU s", "x ours", "wall s", "wall x ours", "extra MiB")
     body = [_format_row(row, table, rows[0]) for row in rows]
     widths = [max(len(line[column]) for line in (head, *body)) for column in range(len(head))]
     lines = [f"| {' | '.join(_pad(line, widths))} |" for line in (head, *body)]
@@ -119,11 +119,15 @@ def to_json(table: Table, rows: list[Row]) -> dict[str, object]:
 
 def _format_row(row: Row, table: Table, ours: Row) -> tuple[str, ...]:
     if row.missing:
-        return row.name, f"{row.missing} is not installed", "", "", "", ""
+        return row.name, f"{row.missing} is not installed", "", "", "", "", ""
     cpu = statistics.median(row.cpu_s)
-    ratio = f"{cpu / statistics.median(ours.cpu_s):.2f}" if ours.cpu_s else ""
-    rate, wall = table.amount / max(cpu, 1e-9), statistics.median(row.wall_s)
-    return row.name, f"{cpu:.3f}", f"{rate:,.0f}", ratio, f"{wall:.3f}", f"{statistics.median(row.extra_mib):.0f}"
+    wall = statistics.median(row.wall_s)
+    ratios = [
+        f"{value / statistics.median(beside):.2f}" if beside else ""
+        for value, beside in ((cpu, ours.cpu_s), (wall, ours.wall_s))
+    ]
+    rate, memory = table.amount / max(cpu, 1e-9), statistics.median(row.extra_mib)
+    return row.name, f"{cpu:.3f}", f"{rate:,.0f}", ratios[0], f"{wall:.3f}", ratios[1], f"{memory:.0f}"
 
 
 def _missing(case: Case) -> str:

@@ -155,7 +155,9 @@ def predict(  # noqa: PLR0913 - a parameter an option
     source: Annotated[
         str,
         typer.Argument(
-            help="File or folder of DICOM files, GeoTIFF scenes or photographs; https:// or s3:// address of a scene."
+            help="File or folder of DICOM files, GeoTIFF scenes or photographs; https:// or s3:// address of a scene; "
+            "folder of S3; of STAC a YAML file with `source: {kind: stac, ...}`, a JSON file, or the address of a "
+            "collection or item."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the predictions.")] = Path("predictions"),
@@ -200,9 +202,7 @@ def accuracy(  # noqa: PLR0913 - a parameter an option
     class_map: Annotated[Path, typer.Argument(metavar="MAP", help="GeoTIFF whose first band holds classes 0..255.")],
     reference: Annotated[
         Path,
-        typer.Argument(
-            help="Points or polygons (CSV, GeoJSON, GPKG, Shapefile), or a class GeoTIFF on the map's grid."
-        ),
+        typer.Argument(help="Points or polygons (CSV, GeoJSON, GPKG, Shapefile), or a class GeoTIFF."),
     ],
     column: Annotated[str, typer.Option("--column", help="Holds the reference class.")] = "label",
     strata: Annotated[

@@ -7,9 +7,9 @@ from prefect import flow, unmapped
 from flows import tasks
 from flows.artifacts import publish_summary
 from flows.pipeline import runner
-from vitpipe.config import MapRecipe
+from vitpipe.config import MapRecipe, StacSource
 from vitpipe.records import StageSummary
-from vitpipe.results import ResultKind
+from vitpipe.results import ResultKind, after_fetch
 
 _AS_USUAL = MapRecipe()
 
@@ -17,7 +17,7 @@ _AS_USUAL = MapRecipe()
 @flow(name="predict", flow_run_name="predict {model_uri}", task_runner=runner())
 def predict(
     model_uri: str,
-    source: str,
+    source: str | StacSource,
     out: str,
     workspace: str | None = None,
     dicom: ResultKind | None = None,
@@ -27,18 +27,20 @@ def predict(
 
     Args:
         model_uri: Such as models:/ct-contrast@champion.
-        source: File or folder of DICOM files, GeoTIFF scenes or photographs; or an address of a scene.
+        source: File or folder of DICOM files, GeoTIFF scenes or photographs; an address of a scene; or a STAC catalog.
         out: Folder for predictions.parquet and predictions.json, and for maps.
         workspace: Where the registry lies when there is no MLflow server.
         dicom: Write a DICOM structured report (sr) or segmentation (seg) of each source too.
         maps: How maps of whole scenes are made.
     """
     job = tasks.plan_prediction(model_uri, source, out, workspace, dicom, maps)
+    fetched = StageSummary("fetch") if job.catalog is None else tasks.bring_scenes(job)
     if job.per_pixel:
         batches = tasks.plan_maps(job)
         futures = tasks.map_scenes.map(unmapped(job), batches, list(range(len(batches))))
         summary = tasks.finish_maps(job, sum(futures.result(), start=StageSummary("predict")))
     else:
         summary = tasks.predict_tiles(job)
+    summary = after_fetch(summary, fetched)
     publish_summary(model_uri.removeprefix("models:/"), summary)
     return summary

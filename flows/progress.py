@@ -18,7 +18,7 @@ from rich.progress import Progress as Bar
 
 from flows.artifacts import artifact_key
 from flows.settings import configure_logging
-from vitpipe.learn.progress import DONE, EPOCH, Progress
+from vitpipe.learn.progress import DONE, EPOCH, NOTE, Progress
 
 _LOGGER = logging.getLogger("vitpipe.progress")
 # An artifact is a request to the server; steps may come many times a second.
@@ -109,6 +109,8 @@ def describe(progress: Progress) -> str:
             parts.append(f"{name} {value:.3f}")
     if progress.images_per_second is not None:
         parts.append(f"{progress.images_per_second:.0f} tiles/s")
+    if progress.event == NOTE and parts:
+        return f"{progress.message}: {', '.join(parts)}"
     if progress.message:
         parts.append(progress.message)
     return ", ".join(parts) or progress.event

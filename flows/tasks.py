@@ -18,7 +18,7 @@ from prefect.tasks import exponential_backoff
 
 from flows.progress import ProgressReporter
 from vitpipe import results, stages
-from vitpipe.config import MapRecipe, PipelineConfig
+from vitpipe.config import MapRecipe, PipelineConfig, StacSource
 from vitpipe.errors import TransientError
 from vitpipe.fetch import fetch as fetch_studies
 from vitpipe.records import StageSummary
@@ -152,10 +152,29 @@ def register(config: PipelineConfig, run_id: str) -> stages.RegisteredRun:
 
 @task(name="plan prediction", task_run_name="plan prediction", cache_policy=NO_CACHE)
 def plan_prediction(
-    model_uri: str, source: str, out: str, workspace: str | None, dicom: results.ResultKind | None, maps: MapRecipe
+    model_uri: str,
+    source: str | StacSource,
+    out: str,
+    workspace: str | None,
+    dicom: results.ResultKind | None,
+    maps: MapRecipe,
 ) -> results.PredictJob:
     """Settle which version predicts, and on what."""
     return results.plan_job(model_uri, source, out, workspace, dicom, maps)
+
+
+@task(
+    name="fetch scenes",
+    task_run_name="fetch scenes",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=BACKOFF,
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_transient,
+)
+def bring_scenes(job: results.PredictJob) -> StageSummary:
+    """Fetch the scenes of a catalog; what has arrived is kept."""
+    return results.bring_scenes(job)
 
 
 @task(

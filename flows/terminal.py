@@ -77,6 +77,8 @@ def print_result(result: PipelineResult, *, as_json: bool) -> None:
     if result.model_uri:
         typer.echo(f"  registered  {result.model_uri}  ({', '.join(result.aliases) or 'no alias'})")
         typer.echo(f"  use it      {result.use_command()}")
+        if result.tiles_make_maps:
+            typer.echo(f"  as a map    {result.use_command(as_map=True)}")
 
 
 def _line(summary: StageSummary) -> str:

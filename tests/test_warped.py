@@ -205,3 +205,20 @@ def test_labels_follow_the_tiles_onto_the_new_grid(tmp_path: Path) -> None:
         assert (part[shown == 0] == IGNORE).all(), "what is not valid has no target"
     assert seen > 4000
     assert agreed > 0.97 * seen
+
+
+def test_threads_warp_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def noted(*rest: Any, num_threads: int, **options: Any) -> Any:
+        asked.append(num_threads)
+        return reproject(*rest, num_threads=num_threads, **options)
+
+    monkeypatch.setattr("rasterio.warp.reproject", noted)
+    recipe = TileRecipe(size=64, crs="EPSG:3857", min_valid_fraction=0)
+    one, three = (list(cut(_scene(), recipe, source_id="x", threads=threads)) for threads in (1, 3))
+    assert set(asked[: len(asked) // 2]) == {1}
+    assert set(asked[len(asked) // 2 :]) == {3}
+    for block, again in zip(one, three, strict=True):
+        assert np.array_equal(block.tiles, again.tiles)
+        assert np.array_equal(block.valid, again.valid)

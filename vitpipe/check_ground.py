@@ -18,8 +18,9 @@ from vitpipe.domains.geotiff.ground import block_names
 from vitpipe.domains.known import domain_of
 from vitpipe.errors import UnreadableSource
 from vitpipe.ground import tile_footprints
-from vitpipe.ground.blocks import check_kept, choose_blocks, read_block_m
-from vitpipe.ground.gap import colour_features, measure_gap, sample_of_groups
+from vitpipe.ground.blocks import check_kept, choose_blocks, kept_block_m
+from vitpipe.ground.gap import measure_gap
+from vitpipe.ground.gap_examples import colour_features, examples_of_tiles, sample_of_groups
 from vitpipe.labels.base import CLASS_SEPARATOR, LabelSet
 from vitpipe.labels.ground import GroundLabels
 from vitpipe.partition import class_indicators
@@ -43,7 +44,7 @@ def ground_findings(
     """
     if not isinstance(config.source, GeotiffSource):
         return Findings(())
-    kept_m = read_block_m(workspace.ground_block)
+    kept_m = kept_block_m(workspace.ground_block, workspace.splits)
     check_kept(workspace.ground_block, config.source.block_m, kept_m)
     if isinstance(labels.regions, GroundLabels):
         return _tiles_on_ground(config, sources, labels, kept_m)
@@ -58,13 +59,15 @@ def _whole_scenes(
     ground = tile_footprints(table, sources, TileRecipe())
     if ground is None or not ground.known.any():
         return Findings(("no labelled scene lies on known ground",))
-    table, ground = table[ground.known].reset_index(drop=True), ground.where(ground.known)
+    # A scene counts by its middle; its tiles are asked one by one when they are cut.
+    kept = ground.known if labels.aoi is None else ground.inside(labels.aoi)
+    if not kept.any():
+        return Findings(("WARNING: no labelled scene has its middle in `labels.aoi`; check it and its CRS",))
+    table, ground = table[kept].reset_index(drop=True), ground.where(kept)
     indicators = class_indicators(table["label"], multi_label=labels.multi_label)
     blocks = choose_blocks(config.source.block_m, ground.centres, indicators, kept_m, config.split.seed)
     lines = blocks.sentences()
     values = {"ground": blocks.to_json()}
-    if labels.multi_label:
-        return Findings(tuple(lines), values)
     table["group_id"] = block_names(ground.centres.T, blocks.block_m, otherwise="")
     chosen = table.iloc[sample_of_groups(table["group_id"].to_numpy(dtype=object), config.split.seed)]
     found = {source.source_id: source for source in sources}
@@ -74,8 +77,7 @@ def _whole_scenes(
     chosen = chosen[kept]
     gap = None
     if len(features):
-        names, groups = (chosen[name].to_numpy(dtype=object) for name in ("label", "group_id"))
-        gap = measure_gap(features, names, groups, config.split.seed)
+        gap = measure_gap(examples_of_tiles(features, chosen, multi_label=labels.multi_label), config.split.seed)
     if gap is None:
         lines.append(_AFTER_A_RUN)
         return Findings(tuple(lines), values)

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from vitpipe.config import TileRecipe
 from vitpipe.domains.base import BlockRow, BlockRowRaster, Raster
 from vitpipe.errors import UnreadableSource
-from vitpipe.held_rows import PIECE_BYTES, HeldRows, copy_columns, thread_count, valid_rows
-from vitpipe.open_tiles import OpenTiles, Wanted, can_be_open, filled
+from vitpipe.held_rows import PIECE_BYTES, HeldRows, copy_columns, valid_rows
+from vitpipe.open_tiles import OPEN_BYTES, Wanted, can_be_open, filled
+from vitpipe.processors import thread_count
 from vitpipe.records import Grid, Window, box_mm
 from vitpipe.resample import (
     FrameCache,
@@ -34,6 +35,8 @@ from vitpipe.resample import (
     whole_axes,
     with_neighbours,
 )
+
+_NAMED_AT_ONCE: Final = 1024
 
 _Cut: TypeAlias = "tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.float64]]"
 """Tiles, masks, valid shares."""
@@ -148,7 +151,7 @@ def cut(raster: Raster, recipe: TileRecipe, *, source_id: str, threads: int | No
             are; ``NO_REGULAR_STACK``: the recipe goes along a stack, and it is none; ``TOO_SMALL``: it is smaller than
             a tile and the recipe drops edges.
     """
-    base = prepare(raster, recipe, uri=source_id)
+    base = prepare(raster, recipe, uri=source_id, threads=threads)
     if window_count(base.grid, recipe) == 0:
         through = f"{base.grid.frames} x " if recipe.depth else ""
         tile = f"{recipe.depth} x {recipe.size} x {recipe.size}" if recipe.depth else f"{recipe.size}"
@@ -162,6 +165,7 @@ def cut(raster: Raster, recipe: TileRecipe, *, source_id: str, threads: int | No
     shown = ResampledRaster(base, *whole_axes(base.grid, recipe.size)) if whole else base
     least = _least_fraction(shown.grid, recipe)
     wholes = windows(base.grid, recipe) if whole else []
+    groups = _Groups(base, recipe)
     for frame, row, cols, (tiles, valid, fraction) in _pieces(shown, recipe, thread_count(threads)):
         kept = np.flatnonzero(fraction >= least)
         if len(kept) == 0:
@@ -174,7 +178,8 @@ def cut(raster: Raster, recipe: TileRecipe, *, source_id: str, threads: int | No
         # A copy only where something is left out.
         chosen = kept if len(kept) < len(tiles) else slice(None)
         boxes = [box_mm(base.grid, window) for window in covered]
-        yield Block(tiles[chosen], valid[chosen], covered, base.groups(covered), boxes, fraction[chosen])
+        names = base.groups(covered) if whole else groups.of(covered)
+        yield Block(tiles[chosen], valid[chosen], covered, names, boxes, fraction[chosen])
 
 
 def _least_fraction(grid: Grid, recipe: TileRecipe) -> float:
@@ -187,6 +192,26 @@ def _least_fraction(grid: Grid, recipe: TileRecipe) -> float:
     return recipe.min_valid_fraction * (frames * reachable) / (recipe.depth * recipe.size**2)
 
 
+class _Groups:
+    """Names the groups of windows, of several rows of tiles at once: a call for each row costs more than its points."""
+
+    def __init__(self, raster: Raster, recipe: TileRecipe) -> None:
+        self._raster, self._size, self._depth = raster, recipe.size, recipe.depth or 1
+        self._rows, self._cols = origins(raster.grid.height, recipe), origins(raster.grid.width, recipe)
+        self._names: dict[tuple[int, int, int], str] = {}
+
+    def of(self, covered: Sequence[Window]) -> list[str]:
+        """Give the group of each window; all begin in one row of one frame."""
+        frame, row = covered[0][:2]
+        if (frame, row, self._cols[0]) not in self._names:
+            first = bisect_left(self._rows, row)
+            rows = self._rows[first : first + max(1, _NAMED_AT_ONCE // len(self._cols))]
+            asked = [Window(frame, top, col, self._size, self._size, self._depth) for top in rows for col in self._cols]
+            places = [window[:3] for window in asked]
+            self._names = dict(zip(places, self._raster.groups(asked), strict=True))
+        return [self._names[window[:3]] for window in covered]
+
+
 def _pieces(shown: Raster, recipe: TileRecipe, threads: int) -> Iterator[tuple[int, int, list[int], _Cut]]:
     """Cut row after row of tiles, a piece of a row at a time: first frame, first row, first columns, and the tiles."""
     if recipe.depth is None:
@@ -195,7 +220,7 @@ def _pieces(shown: Raster, recipe: TileRecipe, threads: int) -> Iterator[tuple[i
             cutter = _Cutter(shown, recipe)
             if isinstance(shown, BlockRowRaster) and recipe.cut == "grid":
                 pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
-                cutter = _block_cutter(shown, recipe, pool)
+                cutter = stack.enter_context(contextlib.closing(_block_cutter(shown, recipe, pool)))
             for frame in range(shown.grid.frames):
                 for row in cutter.row_origins:
                     for cols in cutter.pieces():
@@ -224,6 +249,7 @@ class _Cutter:
         else:
             self.row_origins, self._cols = origins(grid.height, recipe), origins(grid.width, recipe)
         self._tile_bytes = len(raster.channels) * (recipe.depth or 1) * recipe.size**2 * raster.dtype.itemsize
+        self._piece_bytes = PIECE_BYTES
 
         def read(frame: int, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
             return raster.read(Window(frame, start, 0, stop - start, grid.width))
@@ -232,7 +258,7 @@ class _Cutter:
 
     def pieces(self) -> Iterator[list[int]]:
         """Give the columns of a row of tiles, in pieces that bound the memory however much tiles overlap."""
-        step = max(1, PIECE_BYTES // self._tile_bytes)
+        step = max(1, self._piece_bytes // self._tile_bytes)
         for start in range(0, len(self._cols), step):
             yield self._cols[start : start + step]
 
@@ -246,6 +272,9 @@ class _Cutter:
             return tiles, np.ones((len(cols), size, size), bool), np.ones(len(cols))
         masks = self._cut_rows(valid[np.newaxis], cols)[:, 0]
         return tiles, masks, _fractions(masks)
+
+    def close(self) -> None:
+        """Nothing is held beyond memory."""
 
     def cut_volume(self, cache: FrameCache, span: tuple[int, int], row: int, cols: list[int]) -> _Cut:
         """Give tiles (N, C, depth, size, size), masks (N, depth, size, size) and the share of valid pixels (N,).
@@ -293,33 +322,32 @@ class _Cutter:
 
 def _block_cutter(raster: BlockRowRaster, recipe: TileRecipe, pool: Executor | None) -> _Cutter:
     """Give a cutter that fills tiles block by block; one that holds rows of blocks where too many would be open."""
-    cols = np.array(origins(raster.grid.width, recipe))
-    rows = [
-        Wanted(np.full(len(cols), row), cols, (recipe.size, recipe.size)) for row in origins(raster.grid.height, recipe)
-    ]
-    if can_be_open(rows, raster):
-        return _OpenCutter(raster, recipe, filled(raster, rows, pool))
-    return _BlockRowCutter(raster, recipe, pool)
+    opened = _OpenCutter(raster, recipe, pool)
+    return opened if opened.is_possible else _BlockRowCutter(raster, recipe, pool)
 
 
 class _OpenCutter(_Cutter):
-    """Gives rows of tiles that are filled block by block; asked for in the order of rows, then columns."""
+    """Gives pieces of rows of tiles that are filled block by block; asked for in the order of rows, then columns."""
 
-    def __init__(self, raster: BlockRowRaster, recipe: TileRecipe, rows: Iterator[OpenTiles]) -> None:
+    def __init__(self, raster: BlockRowRaster, recipe: TileRecipe, pool: Executor | None) -> None:
         super().__init__(raster, recipe)
-        self._open = rows
-        self._tiles: OpenTiles | None = None
+        self._piece_bytes = min(PIECE_BYTES, OPEN_BYTES)
+        wanted = [
+            Wanted(np.full(len(cols), row), np.array(cols), (recipe.size, recipe.size))
+            for row in self.row_origins
+            for cols in self.pieces()
+        ]
+        self.is_possible = can_be_open(wanted, raster)
+        self._open = filled(raster, wanted, pool)
 
     def cut(self, frame: int, row: int, cols: list[int]) -> _Cut:  # noqa: ARG002 - a scene has one frame
         """Give tiles (N, C, size, size), masks (N, size, size) and the share of valid pixels (N,)."""
-        if self._tiles is None or self._tiles.top != row:
-            # Let go of the last row before the next one is filled.
-            self._tiles = None
-            self._tiles = next(self._open)
-        first = bisect_left(self._cols, cols[0])
-        piece = slice(first, first + len(cols))
-        masks = self._tiles.masks[piece]
-        return self._tiles.tiles[piece], masks, np.ones(len(cols)) if self._tiles.whole else _fractions(masks)
+        done = next(self._open)
+        return done.tiles, done.masks, np.ones(len(cols)) if done.whole else _fractions(done.masks)
+
+    def close(self) -> None:
+        """Wait for what still writes."""
+        self._open.close()
 
 
 class _BlockRowCutter(_Cutter):

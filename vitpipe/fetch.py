@@ -6,7 +6,6 @@ at the next missing instance. Studies that the query does not find any more are 
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -17,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from vitpipe import studies
-from vitpipe.atomic import make_folder, write_file, write_json
+from vitpipe import arrivals, studies
+from vitpipe.arrivals import FETCH_FAILED
+from vitpipe.atomic import make_folder
 from vitpipe.config import DicomwebSource, GeotiffSource, PipelineConfig, StacSource
-from vitpipe.config.stac import names_addresses
+from vitpipe.config.address import names_addresses
 from vitpipe.dicomweb.access import Access, read_access, read_persons
 from vitpipe.dicomweb.client import (
-    FETCH_FAILED,
     INSTANCE_COUNT,
     INSTANCE_UID,
     SERIES_UID,
@@ -33,9 +32,9 @@ from vitpipe.dicomweb.client import (
     value_of,
 )
 from vitpipe.digest import digest
-from vitpipe.errors import ConfigError, DataError, TooManyRejected, TransientError, UnreadableSource
+from vitpipe.errors import DataError, TransientError, UnreadableSource
 from vitpipe.fetch_addresses import fetch_addresses
-from vitpipe.fetch_scenes import FAILURES, fetch_scenes
+from vitpipe.fetch_scenes import fetch_scenes
 from vitpipe.pseudonym import Pseudonymiser, load_pseudonymiser
 from vitpipe.records import Rejected, StageSummary
 from vitpipe.studies import StoredFile, StudyCommit
@@ -43,7 +42,6 @@ from vitpipe.web.retries import Backoff
 from vitpipe.workspace import Workspace
 
 _LOGGER = logging.getLogger(__name__)
-_OWNER: Final = ".fetched-by"
 _TAGS: Final = {
     "PatientID": "00100020",
     "AccessionNumber": "00080050",
@@ -107,19 +105,18 @@ def fetch(config: PipelineConfig, workspace: Workspace, backoff: Backoff | None 
     offers = job.search_studies()
     if not offers:
         raise DataError(f"{source.url} has no study that fits `source.query`; widen it, or look at the server")
-    _own(root, pseudonym("fetch", config.name))
+    arrivals.claim(root, pseudonym("fetch", config.name), studies.COMMIT_NAME, "studies")
     wanted = {job.pseudonym("study_uid", offer.uid): offer for offer in offers}
-    left_out = [name for name in studies.committed(root) if name not in wanted]
-    for name in left_out:
-        studies.in_use(root, name).rename(studies.out_of_use(root, name))
+    left_out = arrivals.leave_out(root, studies.COMMIT_NAME, wanted)
     fetched = job.fetch_all(wanted)
     done, skipped = sum(item.done for item in fetched), sum(item.skipped for item in fetched)
-    rejected = {path: reason for item in fetched for path, reason in item.rejected.items()}
-    write_json(workspace.root / FAILURES, {"root": str(root), "rejected": rejected})
+    lacking = {path: reason for item in fetched for path, reason in item.rejected.items()}
+    rejected = [Rejected(path, FETCH_FAILED, reason) for path, reason in lacking.items()]
+    arrivals.keep_failures(workspace.root, root, rejected)
     notes = [f"{len(offers)} studies, {done + skipped} instances"]
     if left_out:
-        notes.append(f"{len(left_out)} study(ies) that `source.query` does not find any more are left out")
-    _check_share(source, rejected, done + skipped)
+        notes.append(f"{left_out} study(ies) that `source.query` does not find any more are left out")
+    arrivals.check_share(source.max_reject_share, rejected, len(rejected) + done + skipped, "instances")
     return StageSummary(
         "fetch",
         done=done,
@@ -130,53 +127,9 @@ def fetch(config: PipelineConfig, workspace: Workspace, backoff: Backoff | None 
     )
 
 
-def _own(root: Path, owner: str) -> None:
-    """Refuse a folder of another fetch or of a receiver: what this query does not find would be left out there.
-
-    Raises:
-        ConfigError: it is not this pipeline's.
-    """
-    mark = root / _OWNER
-    if mark.is_file():
-        taken = mark.read_text(encoding="ascii").strip() != owner
-    else:
-        taken = next(studies.committed(root), None) is not None
-        if not taken:
-            with write_file(mark) as partial:
-                partial.write_text(f"{owner}\n", encoding="ascii")
-    if taken:
-        raise ConfigError(
-            f"{root} holds studies that another pipeline fetched or received (or this one under another name or key)"
-            f"; give `source.path` a folder of its own, or remove {mark.name} and the studies from it"
-        )
-
-
 def read_failures(config: PipelineConfig, workspace: Workspace) -> list[Rejected]:
     """Name what the last fetch could not get, for the quarantine table; none where nothing is fetched."""
-    path = workspace.root / FAILURES
-    if not path.is_file():
-        return []
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if values["root"] != config.on_disk().source.path:
-        return []
-    listed: dict[str, str | list[str]] = values["rejected"]
-    # Of a catalog's files the code stands beside the reason: there are several.
-    return [
-        Rejected(name, FETCH_FAILED, found) if isinstance(found, str) else Rejected(name, found[0], found[1])
-        for name, found in sorted(listed.items())
-    ]
-
-
-def _check_share(source: DicomwebSource, rejected: Mapping[str, str], there: int) -> None:
-    total = len(rejected) + there
-    if not total or len(rejected) / total <= source.max_reject_share:
-        return
-    path, reason = min(rejected.items())
-    raise TooManyRejected(
-        f"{len(rejected)} of {total} instances could not be fetched, more than `source.max_reject_share:"
-        f" {source.max_reject_share:g}` allows; first {path}: {reason}. Repair the server, or raise the share to go on"
-        " without them"
-    )
+    return arrivals.failures_of(workspace.root, config.on_disk().source.path)
 
 
 class _Job:
@@ -255,7 +208,7 @@ class _Job:
         return found, whole and bool(found)
 
     def _fetch_study(self, name: str, offer: _Offer) -> _Fetched:
-        shown, hidden = studies.in_use(self._root, name), studies.out_of_use(self._root, name)
+        shown, hidden = arrivals.in_use(self._root, name), arrivals.out_of_use(self._root, name)
         folder = shown if shown.is_dir() else hidden
         commit = studies.read_commit(folder)
         if commit is not None and self._is_current(folder, commit, offer):

@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from vitpipe import arrivals
 from vitpipe.atomic import make_folder, write_json
 from vitpipe.config import GeotiffSource, PipelineConfig
-from vitpipe.config.stac import address_problem, is_address
+from vitpipe.config.address import address_problem, is_address
 from vitpipe.digest import digest
 from vitpipe.domains.geotiff.remote import read_stand_in, stand_in
-from vitpipe.errors import ConfigError, DataError, TooManyRejected, UnreadableSource
-from vitpipe.fetch_scenes import FAILURES
+from vitpipe.errors import ConfigError, DataError, UnreadableSource
+from vitpipe.fetch_listing import is_prefix, scenes_below
 from vitpipe.pseudonym import Pseudonymiser, load_pseudonymiser
-from vitpipe.records import StageSummary
+from vitpipe.records import Rejected, StageSummary, count_codes
 from vitpipe.web.ranges import RemoteFile, client_of, look
 from vitpipe.web.retries import Backoff
 from vitpipe.workspace import Workspace
@@ -60,20 +61,15 @@ def fetch_addresses(
     make_folder(root)
     places, failed, changed = stand_for(source, root, load_pseudonymiser(workspace.root), backoff)
     _sweep(root, set(places.values()))
-    write_json(workspace.root / FAILURES, {"root": str(root), "rejected": failed})
-    count = len(places) + len(failed)
-    if len(failed) / count > source.max_reject_share:
-        address, (code, reason) = min(failed.items())
-        raise TooManyRejected(
-            f"{len(failed)} of {count} files cannot be read, more than `source.max_reject_share:"
-            f" {source.max_reject_share:g}` allows; first {code} {address}: {reason}"
-        )
-    codes = [code for code, _ in failed.values()]
+    rejected = [Rejected(address, code, reason) for address, (code, reason) in failed.items()]
+    arrivals.keep_failures(workspace.root, root, rejected)
+    count = len(places) + len(rejected)
+    arrivals.check_share(source.max_reject_share, rejected, count, "files")
     return StageSummary(
         "fetch",
         done=changed,
         skipped=len(places) - changed,
-        rejected={code: codes.count(code) for code in sorted(set(codes))},
+        rejected=count_codes(rejected),
         seconds=time.perf_counter() - started,
         notes=(f"{count} files are read where they lie",),
     )
@@ -99,7 +95,7 @@ def stand_for(
         DataError: the list is empty.
         TransientError: a server does not answer.
     """
-    addresses = list(dict.fromkeys(_addresses(source)))
+    addresses = list(dict.fromkeys(_addresses(source, backoff)))
     places = dict(zip(addresses, _places(root, addresses), strict=True))
     by_server: dict[str, list[str]] = defaultdict(list)
     for address in addresses:
@@ -138,15 +134,23 @@ def _look_at(
             client.stop.set()
 
 
-def _addresses(source: GeotiffSource) -> Iterator[str]:
-    """Give the addresses of a source: its own, or those of its list.
+def _expanded(address: str, backoff: Backoff | None) -> Iterator[str]:
+    """Give an address, or of a prefix of S3 those of the scenes below it."""
+    if is_prefix(address):
+        yield from scenes_below(address, backoff)
+    else:
+        yield address
+
+
+def _addresses(source: GeotiffSource, backoff: Backoff | None) -> Iterator[str]:
+    """Give the addresses of a source: its own, or those of its list; a prefix of S3 stands for the scenes below it.
 
     Raises:
         ConfigError: the list cannot be read, or holds something else.
         DataError: it is empty.
     """
     if is_address(source.path):
-        yield source.path
+        yield from _expanded(source.path, backoff)
         return
     path = Path(source.path)
     try:
@@ -163,7 +167,7 @@ def _addresses(source: GeotiffSource) -> Iterator[str]:
         if problem:
             raise ConfigError(f"{path}, line {number}: {problem}; expected https://host/x.tif or s3://bucket/x.tif")
         found = True
-        yield text
+        yield from _expanded(text, backoff)
     if not found:
         raise DataError(f"{path} lists no address; write one a line, such as https://host/x.tif or s3://bucket/x.tif")
 

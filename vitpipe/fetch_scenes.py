@@ -14,14 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from vitpipe.atomic import make_folder, write_file, write_json
+from vitpipe import arrivals
+from vitpipe.arrivals import FETCH_FAILED
+from vitpipe.atomic import make_folder
 from vitpipe.config import PipelineConfig, StacSource
 from vitpipe.digest import digest
-from vitpipe.errors import ConfigError, DataError, TooManyRejected, TransientError, UnreadableSource
+from vitpipe.errors import DataError, TransientError, UnreadableSource
 from vitpipe.records import Rejected, StageSummary, count_codes
 from vitpipe.stac import folders
 from vitpipe.stac.catalog import find_items
-from vitpipe.stac.download import FETCH_FAILED, Arrived, StillBusy, download
+from vitpipe.stac.download import Arrived, StillBusy, download
 from vitpipe.stac.folders import SceneCommit, StoredFile
 from vitpipe.stac.items import WantedFile, WantedScene, choose, scene_names
 from vitpipe.web.access import read_access
@@ -30,8 +32,6 @@ from vitpipe.web.client import Client
 from vitpipe.web.retries import Backoff
 from vitpipe.workspace import Workspace
 
-FAILURES: Final = "fetch.json"
-_OWNER: Final = ".fetched-by"
 _LOGGER = logging.getLogger(__name__)
 _SAY_SECONDS: Final = 10.0
 _HOPELESS: Final = 3
@@ -74,30 +74,31 @@ def fetch_scenes(
     started = time.perf_counter()
     root = Path(config.on_disk().source.path)
     make_folder(root)
-    with Client(Rules(source.url, source.plain_http), read_access(), source.connections, backoff) as client:
+    rules = Rules(source.url, source.plain_http, source.sign or "")
+    with Client(rules, read_access(), source.connections, backoff) as client:
         found = find_items(source, client)
         if not found:
             raise DataError(
                 f"{shown(source.url)} has no item that fits `source.query`; widen it, or look at the catalog"
             )
-        _own(root, config.name)
+        arrivals.claim(root, digest(["stac", config.name]), folders.COMMIT_NAME, "scenes")
         progress = _Progress()
         wanted: dict[str, WantedScene] = {}
         for entry, name in zip(found, scene_names(found), strict=True):
             try:
                 wanted[name] = choose(entry, name, source)
             except UnreadableSource as error:
-                progress.rejected[name] = Rejected(str(folders.in_use(root, name)), error.code, error.reason)
-        left_out = _leave_out(root, wanted)
+                progress.rejected[name] = Rejected(str(arrivals.in_use(root, name)), error.code, error.reason)
+        left_out = arrivals.leave_out(root, folders.COMMIT_NAME, wanted)
         missing = [name for name, scene in wanted.items() if not _is_there(root, scene)]
         _fetch_all(root, [wanted[name] for name in missing], client, progress, source.connections)
     if progress.busy and not progress.arrived and len(missing) == len(wanted):
         # Nothing at all has ever come: it is the server, not a file.
         raise progress.busy
-    failed = {item.uri: [item.code, item.reason] for item in progress.rejected.values()}
-    write_json(workspace.root / FAILURES, {"root": str(root), "rejected": failed})
+    rejected = list(progress.rejected.values())
+    arrivals.keep_failures(workspace.root, root, rejected)
     there = sum(len(wanted[name].files) for name in wanted.keys() - set(missing))
-    _check_share(source, list(progress.rejected.values()), len(found))
+    arrivals.check_share(source.max_reject_share, rejected, len(found), "scenes")
     arrived = [file for files in progress.arrived.values() for file in files.values()]
     fresh, unchecked = sum(file.fresh for file in arrived), sum(file.unchecked for file in arrived)
     notes = [f"{len(found)} items, {len(wanted) - len(missing)} of them were there"]
@@ -110,44 +111,15 @@ def fetch_scenes(
         "fetch",
         done=fresh,
         skipped=there + len(arrived) - fresh,
-        rejected=count_codes(progress.rejected.values()),
+        rejected=count_codes(rejected),
         seconds=time.perf_counter() - started,
         notes=tuple(notes),
     )
 
 
-def _own(root: Path, name: str) -> None:
-    """Refuse a folder of another fetch: what this query does not find would be left out there.
-
-    Raises:
-        ConfigError: it is not this pipeline's.
-    """
-    mark, owner = root / _OWNER, digest(["stac", name])
-    if mark.is_file():
-        taken = mark.read_text(encoding="ascii").strip() != owner
-    else:
-        taken = next(folders.committed(root), None) is not None
-        if not taken:
-            with write_file(mark) as partial:
-                partial.write_text(f"{owner}\n", encoding="ascii")
-    if taken:
-        raise ConfigError(
-            f"{root} holds scenes that another pipeline fetched (or this one under another name); give `source.path` a"
-            f" folder of its own, or remove {mark.name} and the scenes from it"
-        )
-
-
-def _leave_out(root: Path, wanted: Mapping[str, WantedScene]) -> int:
-    """Put a dot before the scenes that are not wanted now; gives their number."""
-    names = [name for name in folders.committed(root) if name not in wanted]
-    for name in names:
-        folders.in_use(root, name).rename(folders.out_of_use(root, name))
-    return len(names)
-
-
 def _is_there(root: Path, scene: WantedScene) -> bool:
     """Say whether a scene is complete and in use; one that was left out comes back, one that is not whole is hidden."""
-    visible, hidden = folders.in_use(root, scene.name), folders.out_of_use(root, scene.name)
+    visible, hidden = arrivals.in_use(root, scene.name), arrivals.out_of_use(root, scene.name)
     folder = visible if visible.is_dir() else hidden
     current = folders.is_current(folder, folders.read_commit(folder), scene)
     if current:
@@ -171,7 +143,7 @@ def _fetch_all(
     with ThreadPoolExecutor(connections) as pool:
         futures: dict[Future[Arrived], tuple[WantedScene, WantedFile]] = {}
         for scene in scenes:
-            folder = folders.out_of_use(root, scene.name)
+            folder = arrivals.out_of_use(root, scene.name)
             make_folder(folder)
             folders.set_aside(folder, scene)
             before = folders.read_commit(folder)
@@ -199,7 +171,7 @@ def _fetch_file(
     known = before.files.get(file.name) if before else None
     if client.stop.is_set():
         raise TransientError("stopped, since another part of the fetch has failed")
-    if known is None or known.identity != file.identity or folders.size_of(folder / file.name) != known.bytes:
+    if known is None or known.identity != file.identity or arrivals.size_of(folder / file.name) != known.bytes:
         return download(file, folder, client)
     if before is not None and before.updated == scene.updated:
         return Arrived(known.bytes, known.validator, fresh=False)
@@ -213,11 +185,11 @@ def _take(future: Future[Arrived], root: Path, scene: WantedScene, file: WantedF
     Raises:
         TransientError: several in a row did not come.
     """
-    place = str(folders.in_use(root, scene.name) / file.name)
+    place = str(arrivals.in_use(root, scene.name) / file.name)
     try:
         progress.arrived.setdefault(scene.name, {})[file.name] = future.result()
         progress.in_vain = 0
-        _write_commit(folders.out_of_use(root, scene.name), scene, progress.arrived[scene.name])
+        _write_commit(arrivals.out_of_use(root, scene.name), scene, progress.arrived[scene.name])
     except UnreadableSource as error:
         progress.rejected.setdefault(scene.name, Rejected(place, error.code, error.reason))
     except StillBusy as error:
@@ -233,9 +205,9 @@ def _finish(root: Path, scene: WantedScene, arrived: Mapping[str, Arrived]) -> N
     """Bring a scene into use that is whole; one that lacks a file stays out of use."""
     if len(arrived) < len(scene.files):
         return
-    hidden = folders.out_of_use(root, scene.name)
+    hidden = arrivals.out_of_use(root, scene.name)
     folders.write_item(hidden, scene.item)
-    hidden.rename(folders.in_use(root, scene.name))
+    hidden.rename(arrivals.in_use(root, scene.name))
 
 
 def _write_commit(folder: Path, scene: WantedScene, arrived: Mapping[str, Arrived]) -> None:
@@ -246,14 +218,3 @@ def _write_commit(folder: Path, scene: WantedScene, arrived: Mapping[str, Arrive
         if file.name in arrived
     }
     folders.write_commit(folder, SceneCommit(stored, scene.updated))
-
-
-def _check_share(source: StacSource, rejected: Sequence[Rejected], items: int) -> None:
-    if len(rejected) / items <= source.max_reject_share:
-        return
-    first = min(rejected, key=lambda item: item.uri)
-    raise TooManyRejected(
-        f"{len(rejected)} of {items} scenes could not be fetched, more than `source.max_reject_share:"
-        f" {source.max_reject_share:g}` allows; first {first.code} {first.uri}: {first.reason}. Repair it, or raise the"
-        " share to go on without them"
-    )

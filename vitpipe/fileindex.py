@@ -26,11 +26,12 @@ from vitpipe.digest import digest, digest_bytes, digest_file
 from vitpipe.domains.base import Domain, ScanContext, render
 from vitpipe.domains.known import domain_of
 from vitpipe.errors import ConfigError, TransientError
+from vitpipe.label_files import without_labels
 from vitpipe.pseudonym import load_pseudonymiser
 from vitpipe.records import FileRecord, Json, Rejected, StageSummary
 from vitpipe.workspace import Workspace
 
-INDEX_VERSION: Final = 3
+INDEX_VERSION: Final = 4
 """Raise it when the meaning of a row changes: every header is then read again."""
 
 MOST_BATCHES: Final = 300
@@ -61,9 +62,9 @@ CheapKey = tuple[str, int, int]
 def list_files(config: PipelineConfig) -> list[Path]:
     """List the files of the source, sorted by path.
 
-    Left out: names that begin with a dot, the workspace, anything that is no file (sockets, pipes). Links to folders
-    are followed, each folder once. A link that leads nowhere is listed: its rejection says so. Where the path is a file
-    that names others, as a DICOMDIR does, these are listed.
+    Left out: names that begin with a dot, the workspace, anything that is no file (sockets, pipes), and label rasters,
+    see `vitpipe.label_files`. Links to folders are followed, each folder once. A link that leads nowhere is listed: its
+    rejection says so. Where the path is a file that names others, as a DICOMDIR does, these are listed.
 
     Raises:
         ConfigError: the path is missing or is the workspace itself, or a folder cannot be read.
@@ -74,6 +75,15 @@ def list_files(config: PipelineConfig) -> list[Path]:
 
 def list_paths(config: PipelineConfig) -> list[str]:
     """List the files as texts: see :func:`list_files`."""
+    return list_apart(config)[0]
+
+
+def list_apart(config: PipelineConfig) -> tuple[list[str], list[Rejected]]:
+    """List the files as texts, and beside them those that are the labels: see :func:`list_files`."""
+    return without_labels(_list_all(config), Path(config.source.path), config.labels)
+
+
+def _list_all(config: PipelineConfig) -> list[str]:
     root = Path(config.source.path)
     if root.is_file():
         named = domain_of(config.source.kind).listed_in(root)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,23 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitpipe.domains.base import BlockRow, BlockRowRaster, Raster
-from vitpipe.open_tiles import Wanted, can_be_open, filled
+from vitpipe.open_tiles import OPEN_BYTES, Wanted, can_be_open, filled
+from vitpipe.processors import thread_count
 from vitpipe.records import Window
 from vitpipe.resample import RowBuffer
 
 PIECE_BYTES: Final = 32 << 20
 """Bytes of tiles that are cut at once."""
-_MOST_THREADS: Final = 4
 _WINDOWS_A_JOB: Final = 16
-
-
-def thread_count(wanted: int | None) -> int:
-    """Give how many threads read a source; None: as many as this process has processors, at most four."""
-    if wanted is not None:
-        return wanted
-    # Where a scheduler gave this process some processors only, the others are not its own.
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(own, _MOST_THREADS)
+_WANTED_ROWS: Final = 256
 
 
 class HeldRows:
@@ -100,7 +92,7 @@ def cut_windows(
         raster: an opened source.
         windows: each of one frame, all of one height and width, beginning inside the grid; what reaches past its edge
             is zero and not valid. They may overlap or repeat.
-        threads: see :func:`thread_count`.
+        threads: see :func:`vitpipe.processors.thread_count`.
 
     Yields:
         Places in `windows` (N,), tiles (N, channels, height, width) and masks (N, height, width); each place once.
@@ -119,20 +111,22 @@ def cut_windows(
         raise ValueError(f"a window begins outside the grid of {grid.frames} x {grid.height} x {grid.width} pixels")
     height, width = int(asked[0, 3]), int(asked[0, 4])
     order = np.lexsort((asked[:, 2], asked[:, 1], asked[:, 0]))
-    block_rows = max(1, raster.block_rows)
-    row_of = asked[order, 0] * (grid.height // block_rows + 1) + asked[order, 1] // block_rows
-    most = max(1, PIECE_BYTES // (len(raster.channels) * height * width * raster.dtype.itemsize))
+    together = _rows_together(raster)
+    row_of = asked[order, 0] * (grid.height // together + 1) + asked[order, 1] // together
+    tile_bytes = len(raster.channels) * height * width * raster.dtype.itemsize
+    most = max(1, PIECE_BYTES // tile_bytes)
     count = thread_count(threads)
     pool = ThreadPoolExecutor(count) if count > 1 and isinstance(raster, BlockRowRaster) else None
     groups = np.split(order, np.flatnonzero(np.diff(row_of)) + 1)
     try:
         if isinstance(raster, BlockRowRaster):
-            wanted = [Wanted(asked[group, 1], asked[group, 2], (height, width)) for group in groups]
+            few = max(1, min(PIECE_BYTES, OPEN_BYTES) // tile_bytes)
+            pieces = [group[start : start + few] for group in groups for start in range(0, len(group), few)]
+            wanted = [Wanted(asked[piece, 1], asked[piece, 2], (height, width)) for piece in pieces]
             if can_be_open(wanted, raster):
-                for group, done in zip(groups, filled(raster, wanted, pool), strict=True):
-                    for start in range(0, len(group), most):
-                        piece = slice(start, start + most)
-                        yield group[piece], done.tiles[piece], done.masks[piece]
+                with contextlib.closing(filled(raster, wanted, pool)) as opened:
+                    for piece, done in zip(pieces, opened, strict=True):
+                        yield piece, done.tiles, done.masks
                 return
         held = HeldRows(raster, pool) if isinstance(raster, BlockRowRaster) else _ReadRows(raster)
         for group in groups:
@@ -145,6 +139,18 @@ def cut_windows(
     finally:
         if pool is not None:
             pool.shutdown()
+
+
+def _rows_together(raster: Raster) -> int:
+    """Give in how many rows windows begin that are cut together.
+
+    A scene that is warped reads as few rows as it is asked for, but a call for each costs more than its pixels.
+    """
+    block_rows = max(1, raster.block_rows)
+    if isinstance(raster, BlockRowRaster):
+        return block_rows
+    row_bytes = block_rows * raster.grid.width * len(raster.channels) * raster.dtype.itemsize
+    return block_rows * max(1, min(_WANTED_ROWS // block_rows, PIECE_BYTES // row_bytes))
 
 
 def _cut_batch(

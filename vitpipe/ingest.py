@@ -22,8 +22,8 @@ from vitpipe.fetch import fetch, read_failures
 from vitpipe.fileindex import (
     batches,
     index_files,
+    list_apart,
     list_files,
-    list_paths,
     merge_index,
     missing_from,
     plan_batches,
@@ -93,14 +93,14 @@ def build_catalog(config: PipelineConfig, workspace: Workspace) -> StageSummary:
         TransientError: the storage does not answer.
     """
     started = time.perf_counter()
-    paths = list_paths(config)
+    paths, labels = list_apart(config)
     context = scan_context(config, workspace)
     index = merge_index(workspace, keep=paths)
     if late := missing_from(index, paths, reader_key(context)):
         index_files(config, workspace, late)
         index = merge_index(workspace, keep=paths)
     records, rejected = split_index(index)
-    rejected += read_failures(config, workspace)
+    rejected += [*read_failures(config, workspace), *labels]
     sources: list[Source] = []
     for item in domain_of(config.source.kind).assemble(records, context):
         if isinstance(item, Source):

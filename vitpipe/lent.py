@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import weakref
 from collections import deque
@@ -30,11 +31,14 @@ class Lender:
         return np.asarray(owner)[:size].view(dtype).reshape(shape)
 
     def _taken(self, size: int) -> NDArray[np.uint8]:
-        for _ in range(len(self._free)):
-            memory = self._free.popleft()
-            if size <= memory.nbytes <= 2 * size:
-                return memory
-            # Of another size: it would be in the way of what is asked for now.
+        # None is free. Asked first, another thread could take the last one meanwhile.
+        with contextlib.suppress(IndexError):
+            while True:
+                # What came back last: it may lie in the processor's cache still.
+                memory = self._free.pop()
+                if size <= memory.nbytes <= 2 * size:
+                    return memory
+                # Of another size: it would be in the way of what is asked for now.
         return np.empty(size, np.uint8)
 
 

@@ -16,11 +16,12 @@ from vitpipe.config import (
     RasterLabels,
     Recipe,
     RegionLabelRecipe,
+    SourceRecipe,
     StacSource,
     TableLabels,
     VectorLabels,
 )
-from vitpipe.config.stac import is_address
+from vitpipe.config.address import is_address
 from vitpipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,6 +45,28 @@ def load_config(path: Path) -> PipelineConfig:
         path = path / "pipeline.yaml"
     if not path.is_file():
         raise ConfigError(f"no pipeline file at {path}; `vitpipe init FOLDER` writes one")
+    return resolve_paths(parse_config(_read_keys(path), origin=str(path)), path.resolve().parent)
+
+
+def load_source(path: Path) -> SourceRecipe:
+    """Read the source of a pipeline file, or of a file that holds nothing else; paths are relative to the file.
+
+    Raises:
+        ConfigError: the file is no YAML, names no source, or its source does not fit.
+    """
+    values = _read_keys(path)
+    if "source" not in values:
+        raise ConfigError(f"{path}: no `source:`; write one as in a pipeline file, such as source: {{kind: stac, ...}}")
+    config = parse_config({"name": "source", "source": values["source"]}, origin=str(path))
+    return resolve_paths(config, path.resolve().parent).source
+
+
+def _read_keys(path: Path) -> dict[str, object]:
+    """Read a YAML file of keys.
+
+    Raises:
+        ConfigError: it cannot be read, or is no such file.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
@@ -58,7 +81,7 @@ def load_config(path: Path) -> PipelineConfig:
         raise ConfigError(
             f"{path}: expected keys such as `name:` and `source:`, found {_KINDS.get(type(values), 'text')}"
         )
-    return resolve_paths(parse_config(values, origin=str(path)), path.resolve().parent)
+    return values
 
 
 def parse_config(values: Mapping[str, object], *, origin: str) -> PipelineConfig:
@@ -95,7 +118,7 @@ def resolve_paths(config: PipelineConfig, base: Path) -> PipelineConfig:
     }
     if isinstance(config.labels, TableLabels | RegionLabelRecipe):
         places = {"path": absolute(config.labels.path)}
-        if isinstance(config.labels, RasterLabels | VectorLabels) and config.labels.aoi is not None:
+        if isinstance(config.labels, TableLabels | RasterLabels | VectorLabels) and config.labels.aoi is not None:
             places["aoi"] = absolute(config.labels.aoi)
         changes["labels"] = config.labels.model_copy(update=places)
     if config.model is not None and isinstance(config.model.weights, FileWeights):

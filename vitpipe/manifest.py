@@ -21,11 +21,14 @@ from vitpipe.atomic import write_json, write_parquet
 from vitpipe.config import PipelineConfig, TileRecipe
 from vitpipe.digest import digest_bytes
 from vitpipe.errors import ContractError, DataError, LabelError
-from vitpipe.ground.gap import gap_of_tiles
+from vitpipe.ground import tile_footprints
+from vitpipe.ground.gap import SplitGap
+from vitpipe.ground.gap_examples import Labelled, gap_of_tiles
 from vitpipe.ingest import read_catalog
 from vitpipe.labels.base import ATTRIBUTE_PREFIX, LabelSet
 from vitpipe.manifest_notes import check_train, describe
 from vitpipe.partition import partition, place_on_ground
+from vitpipe.pixel_targets import PixelTargets
 from vitpipe.records import BOX_COLUMN, WHOLE_SOURCE, Json, Source, Task, Window, box_mm
 from vitpipe.resample import prepared_grid
 from vitpipe.store import TileStore
@@ -87,6 +90,12 @@ class Manifest:
         through = () if self.depth is None else (self.depth,)
         return len(self.channels), *through, self.tile_size, self.tile_size
 
+    @property
+    def tiles_make_maps(self) -> bool:
+        """Whether the classes of tiles make a map: several tiles of one source, with a place on the ground."""
+        of_tiles = self.task is Task.CLASSIFICATION and self.depth is None
+        return of_tiles and "x" in self.table and bool(self.table["source_id"].duplicated().any())
+
 
 def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSet) -> Manifest:
     """Join tiles, labels and splits; new groups get their split here, for good.
@@ -111,7 +120,7 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
     if not (path := workspace.labels(labels.digest)).exists():
         write_parquet(path, labels.rows)
 
-    joined = _join_labels(tiles, labels.rows)
+    joined, outside = _within_area(_join_labels(tiles, labels.rows), sources, labels, config.tiles)
     targets_folder, of_pixels = None, None
     if labels.regions is not None and labels.task is Task.CLASSIFICATION:
         joined["label"] = label_tiles(joined, sources, labels, config.tiles, (workspace, recipe_digest))
@@ -138,16 +147,14 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
         columns.append(LABELLED_COLUMN)
     table = pd.concat([table[columns], attributes], axis=1)
     parted = partition(config, workspace, table, sources, grounded=grounded, multi_label=labels.multi_label)
-    gap = None
-    if parted.extra and not labels.multi_label and labels.task is Task.CLASSIFICATION:
-        # Before anything is left out: the same for every fold and buffer.
-        gap = gap_of_tiles(table.sort_values("tile_id"), store, config.split.seed)
+    # Before anything is left out: the same for every fold and buffer.
+    gap = _gap(table, store, labels, targets_folder, config.split.seed) if parted.extra else None
     columns = [*_COLUMNS, *columns[len(_COLUMNS) - 1 :], *parted.extra, *attributes.columns]
     table = parted.table[columns].sort_values("tile_id", ignore_index=True)
     unlabelled = int((~labelled).sum())
     pixels = None if of_pixels is None else of_pixels["counts"].reindex(table["tile_id"])
     said = [gap.sentence()] if gap else []
-    notes = (*labels.notes, *torn, *parted.notes, *said, *describe(table, labels, unlabelled, pixels))
+    notes = (*labels.notes, *outside, *torn, *parted.notes, *said, *describe(table, labels, unlabelled, pixels))
     check_train(table, labels, pixels)
     return Manifest(
         table=table,
@@ -166,6 +173,15 @@ def build_manifest(config: PipelineConfig, workspace: Workspace, labels: LabelSe
         target_units=labels.units,
         audit={**parted.audit, **({"gap": gap.to_json()} if gap else {})},
     )
+
+
+def _gap(
+    table: pd.DataFrame, store: TileStore, labels: LabelSet, targets_folder: Path | None, seed: int
+) -> SplitGap | None:
+    targets = None
+    if targets_folder is not None:
+        targets = PixelTargets(targets_folder, labels.task, (store.tile_size, store.tile_size))
+    return gap_of_tiles(table.sort_values("tile_id"), store, Labelled(labels.task, labels.multi_label, targets), seed)
 
 
 # -------------------------------------------------------------------------------------------------------------- joining
@@ -190,6 +206,29 @@ def _join_labels(tiles: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     result["label"] = chosen["label"].where(result["label_row"] >= 0, None)
     result["label_group"] = chosen["group_id"].where(result["label_row"] >= 0, "")
     return result
+
+
+def _within_area(
+    joined: pd.DataFrame, sources: Sequence[Source], labels: LabelSet, recipe: TileRecipe
+) -> tuple[pd.DataFrame, list[str]]:
+    """Take the labels of tiles whose centre lies outside the area of interest, if there is one.
+
+    Raises:
+        LabelError: none is left.
+    """
+    if labels.aoi is None:
+        return joined, []
+    ground = tile_footprints(joined, sources, recipe)
+    inside = np.zeros(len(joined), bool) if ground is None else ground.inside(labels.aoi)
+    before = joined["label"].notna()
+    outside = int((before & ~inside).sum())
+    if outside and outside == int(before.sum()):
+        raise LabelError(
+            f"none of the {outside} labelled tile(s) has its centre in the area of interest; check `labels.aoi` and "
+            "its CRS, or remove it"
+        )
+    said = [f"{outside} labelled tile(s) have their centre outside `labels.aoi`: not used"] if outside else []
+    return joined.assign(label=joined["label"].where(inside, None)), said
 
 
 def _with_groups_of_today(tiles: pd.DataFrame, sources: Sequence[Source]) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """The one place that hands a file to GDAL: to its GTiff driver alone, and nothing that lies beside the file.
 
-A JPEG 2000 file is opened only inside a SAFE folder, by the JP2OpenJPEG driver alone.
+A JPEG 2000 file is opened only inside a SAFE folder or beside the STAC item that describes it, by the JP2OpenJPEG
+driver alone.
 
 A VRT, GML or netCDF named ``.tif`` makes GDAL read other files or addresses, and so does a VRT named ``.tif.msk`` even
 where the scene itself is opened by the GTiff driver alone. Thus sidecars are not looked for: what is read is what was
@@ -25,6 +26,8 @@ TRANSIENT: Final = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errn
 """What the operating system says when the store, not the file, is to blame."""
 MIB: Final = 1 << 20
 _STREAM_NAME: Final = "scene.tif"
+ITEM_NAME: Final = "item.json"
+"""Name of the STAC item beside the files that it describes."""
 LEAST_CACHE_BYTES: Final = 16 * MIB
 MOST_CACHE_BYTES: Final = 256 * MIB
 
@@ -45,9 +48,14 @@ def gdal_environment(cache_bytes: int = LEAST_CACHE_BYTES) -> Iterator[None]:
         yield
 
 
-def is_safe_jp2(path: PurePath) -> bool:
-    """Tell whether a file is a JPEG 2000 inside a SAFE folder, by its name and place."""
-    return path.suffix.lower() == ".jp2" and any(parent.name.upper().endswith(".SAFE") for parent in path.parents)
+def is_known_jp2(path: Path) -> bool:
+    """Tell whether a file is a JPEG 2000 that says what it is: inside a SAFE folder, or beside a STAC item."""
+    return path.suffix.lower() == ".jp2" and (in_safe(path) or path.with_name(ITEM_NAME).is_file())
+
+
+def in_safe(path: PurePath) -> bool:
+    """Tell whether a file lies inside a SAFE folder."""
+    return any(parent.name.upper().endswith(".SAFE") for parent in path.parents)
 
 
 def jp2_is_whole(path: Path) -> bool:
@@ -78,7 +86,7 @@ def jp2_is_whole(path: Path) -> bool:
 def open_tiff(path: Path) -> DatasetReader:
     """Open a file by the GTiff driver (it reads BigTIFF and COG too); call it inside :func:`gdal_environment`.
 
-    A JPEG 2000 file inside a SAFE folder is opened by the JP2OpenJPEG driver.
+    A JPEG 2000 file that says what it is, see :func:`is_known_jp2`, is opened by the JP2OpenJPEG driver.
 
     Raises:
         rasterio.errors.RasterioIOError: it is no TIFF, or its header is broken.
@@ -87,7 +95,7 @@ def open_tiff(path: Path) -> DatasetReader:
         # What the warning says is kept as the note NO_CRS.
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         # A path object, not text: rasterio reads schemes such as zip:// into text.
-        return rasterio.open(path, driver="JP2OpenJPEG" if is_safe_jp2(path) else "GTiff", sharing=False)
+        return rasterio.open(path, driver="JP2OpenJPEG" if is_known_jp2(path) else "GTiff", sharing=False)
 
 
 def open_stream(opener: Callable[[], io.RawIOBase]) -> DatasetReader:

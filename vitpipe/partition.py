@@ -21,7 +21,7 @@ from vitpipe.domains.geotiff.ground import block_names
 from vitpipe.errors import SplitError
 from vitpipe.ground import Footprints, distance_to_train, ground_audit, left_out, tile_footprints
 from vitpipe.ground.audit import check_audit
-from vitpipe.ground.blocks import Blocks, check_kept, choose_blocks, keep_blocks, read_block_m
+from vitpipe.ground.blocks import Blocks, check_kept, choose_blocks, keep_blocks, kept_block_m
 from vitpipe.labels.base import CLASS_SEPARATOR
 from vitpipe.records import Json, Source, Split
 from vitpipe.splits import check_leaks, content_order, update_splits
@@ -96,7 +96,7 @@ def place_on_ground(
     ground = tile_footprints(table, sources, config.tiles)
     if ground is None or not ground.known.any() or not isinstance(config.source, GeotiffSource):
         return Grounded(ground, None)
-    kept_m = read_block_m(workspace.ground_block)
+    kept_m = kept_block_m(workspace.ground_block, workspace.splits)
     asked = config.source.block_m
     check_kept(workspace.ground_block, asked, kept_m)
     order = np.argsort(table["tile_id"].to_numpy(dtype=object))
@@ -138,10 +138,9 @@ def partition(
         SplitError: too few groups, or no tile is left to learn from.
         LeakageError: a group, the same pixels, or the same ground, stand in two splits.
     """
-    kept, table, spheres, ruled_notes = _with_splits(config, workspace, table, sources, multi_label=multi_label)
     if grounded.blocks is not None:
-        # What fails below leaves the groups assigned, and their names are those of blocks of this size.
         keep_blocks(workspace.ground_block, grounded.blocks)
+    kept, table, spheres, ruled_notes = _with_splits(config, workspace, table, sources, multi_label=multi_label)
     audit: dict[str, Json] = {"torn_groups": 0, "equal_pixels": 0}
     if grounded.ground is None or not grounded.ground.where(kept).known.any():
         check_leaks(table)

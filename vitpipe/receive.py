@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from vitpipe import studies
+from vitpipe import arrivals, studies
 from vitpipe.atomic import file_lock, make_folder, sync_directory
 from vitpipe.errors import ConfigError, UnreadableSource, WorkspaceError
 from vitpipe.pseudonym import Pseudonymiser, load_pseudonymiser
@@ -118,7 +118,7 @@ class Inbox:
         return STORED
 
     def _place(self, study: str, name: str, partial: Path, stored: StoredFile) -> None:
-        hidden = studies.out_of_use(self._folder, study)
+        hidden = arrivals.out_of_use(self._folder, study)
         with self._lock:
             if (before := self._find(study, name)) is not None:
                 if _same_data_set(before, partial):
@@ -140,7 +140,7 @@ class Inbox:
 
     def _find(self, study: str, name: str) -> Path | None:
         """Give the file of that name, whether its study is complete or not."""
-        for folder in (studies.out_of_use(self._folder, study), studies.in_use(self._folder, study)):
+        for folder in (arrivals.out_of_use(self._folder, study), arrivals.in_use(self._folder, study)):
             if (folder / name).is_file():
                 return folder / name
         return None
@@ -157,7 +157,7 @@ class Inbox:
         Raises:
             WorkspaceError: the folder cannot be written or is full.
         """
-        hidden, shown = studies.out_of_use(self._folder, study), studies.in_use(self._folder, study)
+        hidden, shown = arrivals.out_of_use(self._folder, study), arrivals.in_use(self._folder, study)
         with self._lock:
             arrived = studies.stored_files(hidden, _commit(study, self._files[study]))
             if shown.is_dir():

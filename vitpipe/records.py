@@ -10,7 +10,7 @@ import enum
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Attribute: TypeAlias = str | float | None
@@ -76,6 +76,10 @@ class Grid:
     """a, b, c, d, e, f of rasterio's Affine: (col, row) to CRS. Earth observation only."""
     crs: str | None = None
     """The CRS as ``EPSG:code`` where it has one, else as WKT."""
+    gcps: tuple[tuple[float, float, float, float], ...] = ()
+    """Ground control points (row, col, x, y) of a scene that has these and no transform."""
+    gcp_crs: str | None = None
+    """The CRS of their x and y."""
 
     def __post_init__(self) -> None:
         """Refuse an empty grid."""
@@ -92,13 +96,16 @@ class Grid:
             "affine": list(self.affine) if self.affine else None,
             "transform": list(self.transform) if self.transform else None,
             "crs": self.crs,
+            # Left out where there are none: grids from before there were any keep their digest.
+            **({"gcps": [list(point) for point in self.gcps], "gcp_crs": self.gcp_crs} if self.gcps else {}),
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Json]) -> Grid:
         """Read what :meth:`to_json` wrote."""
         values = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
-        return cls(**values)  # type: ignore[arg-type]
+        points: Any = values.pop("gcps", ())
+        return cls(**values, gcps=tuple(tuple(point) for point in points))  # type: ignore[arg-type]
 
 
 def box_mm(grid: Grid, window: Window) -> list[float] | None:

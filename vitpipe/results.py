@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from vitpipe.atomic import make_folder, write_json
-from vitpipe.config import MapRecipe
+from vitpipe.config import MapRecipe, StacSource
 from vitpipe.errors import ConfigError, ContractError, TransientError, UnreadableSource
 from vitpipe.ingest import read_catalog, read_quarantine, write_catalog, write_quarantine
 from vitpipe.records import Findings, Json, Rejected, Source, StageSummary, count_codes
@@ -21,6 +21,7 @@ from vitpipe.workspace import Workspace
 if TYPE_CHECKING:
     from vitpipe.infer.predictor import PredictionResult, Predictor
     from vitpipe.infer.versions import ModelIdentity
+    from vitpipe.registry import Registry
 
 ResultKind = Literal["sr", "seg"]
 
@@ -36,6 +37,7 @@ class PredictJob:
     model_uri: str
     """``models:/name/3``: an alias may move while a job runs."""
     source: str
+    """Of a catalog the folder that its scenes are brought to."""
     out: str
     workspace: str | None
     dicom: ResultKind | None
@@ -43,6 +45,7 @@ class PredictJob:
     per_pixel: bool
     stacks: bool = False
     """Of pixels of DICOM: sources get a mask and volumes, and no map."""
+    catalog: StacSource | None = None
 
     @property
     def map_room(self) -> Workspace:
@@ -58,21 +61,24 @@ class PredictJob:
 
 
 def plan_job(
-    model_uri: str, source: str, out: str, workspace: str | None, dicom: ResultKind | None, maps: MapRecipe
+    model_uri: str, source: str | StacSource, out: str, workspace: str | None, dicom: ResultKind | None, maps: MapRecipe
 ) -> PredictJob:
     """Check what can be checked before any work, and settle which version predicts.
 
     Raises:
         ConfigError: no such model or path; `dicom` is asked of a model that reads no DICOM, or gives values of pixels.
-        ContractError: the model is not whole.
+        ContractError: the model is not whole, or cannot read what lies there.
     """
+    from vitpipe.infer.catalogs import as_trained, catalog_of
     from vitpipe.infer.dicom_results import require_dicom_results
     from vitpipe.infer.reading import place_of
     from vitpipe.registry import open_registry
 
     require_registry(workspace)
     # What is missing is said before the model is loaded, and before hours of work that could not be written.
-    place_of(source)
+    catalog = catalog_of(source)
+    if catalog is None:
+        place_of(str(source))
     make_folder(Path(out))
     registry = open_registry(Path(workspace) if workspace else None)
     # An alias may move between two looks: the version that predicts is the one that signs.
@@ -88,12 +94,15 @@ def plan_job(
         )
     if maps.vectors and contract.masks_stacks:
         raise ConfigError("vectors are of maps of the ground, and this model reads DICOM: leave them away")
-    return PredictJob(uri, source, out, workspace, dicom, maps, contract.per_pixel, contract.masks_stacks)
+    if catalog is not None:
+        catalog = as_trained(catalog, contract, out)
+    place = str(source) if catalog is None else catalog.path
+    return PredictJob(uri, place, out, workspace, dicom, maps, contract.per_pixel, contract.masks_stacks, catalog)
 
 
 def predict(
     model_uri: str,
-    source: str,
+    source: str | StacSource,
     out: str,
     workspace: str | None,
     *,
@@ -104,7 +113,7 @@ def predict(
 
     Args:
         model_uri: ``models:/name@champion`` or ``models:/name/3``.
-        source: file, folder, or the address of a scene.
+        source: file, folder, or the address of a scene; or a STAC catalog, see `vitpipe.infer.catalogs.catalog_of`.
         out: folder.
         workspace: where the registry lies when there is no MLflow server.
         dicom: write a structured report or a segmentation of each source too. Of a model of pixels the segmentation is
@@ -115,12 +124,46 @@ def predict(
         ConfigError: no such model or path, or `dicom` is asked of a model that reads no DICOM.
         ContractError: the files are not what the model was made for.
         DataError: nothing could be read.
+        TransientError: a server or a disk does not answer.
     """
     job = plan_job(model_uri, source, out, workspace, dicom, maps or MapRecipe())
-    if not job.per_pixel:
-        return predict_tiles(job)
-    planned = plan_maps(job)
-    return finish_maps(job, sum((map_scenes(job, batch) for batch in planned), start=StageSummary("predict")))
+    fetched = bring_scenes(job)
+    if job.per_pixel:
+        mapped = (map_scenes(job, batch) for batch in plan_maps(job))
+        summary = finish_maps(job, sum(mapped, start=StageSummary("predict")))
+    else:
+        summary = predict_tiles(job)
+    return after_fetch(summary, fetched)
+
+
+def after_fetch(summary: StageSummary, fetched: StageSummary) -> StageSummary:
+    """Give the summary of a prediction with what the fetch of its scenes has to say, such as that there may be more."""
+    return dataclasses.replace(summary, notes=(*fetched.notes, *summary.notes))
+
+
+def bring_scenes(job: PredictJob) -> StageSummary:
+    """Fetch the scenes of a job's catalog; what is there is not asked for again. Other jobs need none.
+
+    Raises:
+        DataError: the catalog has no scene that fits, or none could be fetched.
+        TransientError: a server does not answer; what has arrived is kept.
+    """
+    from vitpipe.infer.catalogs import bring
+
+    return StageSummary("fetch") if job.catalog is None else bring(job.catalog, job.out)
+
+
+def _load(job: PredictJob, registry: Registry) -> Predictor:
+    from vitpipe.infer.catalogs import reading_options
+
+    predictor = registry.load_predictor(job.model_uri)
+    return predictor if job.catalog is None else predictor.reading(reading_options(job.catalog))
+
+
+def _not_brought(job: PredictJob) -> list[Rejected]:
+    from vitpipe.infer.catalogs import not_brought
+
+    return [] if job.catalog is None else not_brought(job.catalog, job.out)
 
 
 def predict_tiles(job: PredictJob) -> StageSummary:
@@ -136,8 +179,9 @@ def predict_tiles(job: PredictJob) -> StageSummary:
 
     started = time.perf_counter()
     registry = open_registry(Path(job.workspace) if job.workspace else None)
-    predictor = registry.load_predictor(job.model_uri)
+    predictor = _load(job, registry)
     result = predictor.predict_path(job.source, with_paths=True)
+    result = dataclasses.replace(result, rejected=(*_not_brought(job), *result.rejected))
     written = write_predictions(result, Path(job.out))
     notes = [*result.notes, f"written: {written.parent}"]
     rejected: list[Rejected] = [item for item in result.rejected if not item.junk]
@@ -194,11 +238,11 @@ def plan_maps(job: PredictJob) -> list[list[str]]:
     from vitpipe.infer.reading import place_of
     from vitpipe.registry import open_registry
 
-    predictor = open_registry(Path(job.workspace) if job.workspace else None).load_predictor(job.model_uri)
+    predictor = _load(job, open_registry(Path(job.workspace) if job.workspace else None))
     path = place_of(job.source)
     found = list(predictor.sources(path))
     sources = [item for item in found if isinstance(item, Source)]
-    rejected = [item for item in found if isinstance(item, Rejected)]
+    rejected = [*_not_brought(job), *(item for item in found if isinstance(item, Rejected))]
     if not sources:
         raise nothing_usable(path, rejected)
     room = job.map_room
@@ -221,7 +265,7 @@ def map_scenes(job: PredictJob, source_ids: Sequence[str]) -> StageSummary:
 
     started = time.perf_counter()
     registry = open_registry(Path(job.workspace) if job.workspace else None)
-    predictor, identity = registry.load_predictor(job.model_uri), registry.identify(job.model_uri)
+    predictor, identity = _load(job, registry), registry.identify(job.model_uri)
     room = job.map_room
     rejected: list[Rejected] = []
     notes: list[str] = []
@@ -261,7 +305,7 @@ def _map(job: PredictJob, predictor: Predictor, source: Source, identity: ModelI
     from vitpipe.infer.maps import map_source
 
     found = map_source(predictor, source, job.map_room.root / source.source_id, job.maps, identity)
-    return _Made(found.made.fresh, found.notes)
+    return _Made(found.made.fresh, found.notes, found.refused)
 
 
 def _mask(job: PredictJob, predictor: Predictor, source: Source, identity: ModelIdentity) -> _Made:

@@ -45,6 +45,8 @@ class EvaluatedRun:
     headline: tuple[tuple[str, str, str], ...]
     """Rows of (who, metric, ``estimate [low, high]``)."""
     verdict: str
+    tiles_make_maps: bool = False
+    """The model is one of tiles of scenes, which `vitpipe predict --map` makes maps of."""
 
     def headline_markdown(self) -> str:
         """Give the headline numbers as a Markdown table."""
@@ -77,14 +79,15 @@ class PipelineResult:
     model_uri: str | None = None
     aliases: tuple[str, ...] = ()
     source: str | None = None
+    tiles_make_maps: bool = False
 
-    def use_command(self) -> str:
-        """Give the one command that loads the registered model and runs it."""
+    def use_command(self, *, as_map: bool = False) -> str:
+        """Give the one command that loads the registered model and runs it, into a table or also into maps."""
         alias = "champion" if "champion" in self.aliases else "challenger"
         name = str(self.model_uri).removeprefix("models:/").rsplit("/", 1)[0]
         return (
             f"vitpipe predict models:/{name}@{alias} {_shown(self.source)} --workspace {_shown(self.workspace)}"
-            f" --out predictions"
+            f"{' --map' if as_map else ''} --out predictions"
         )
 
     def to_json(self) -> dict[str, Json]:
@@ -191,6 +194,7 @@ def prepare_run(config: PipelineConfig) -> PreparedRun:
     from vitpipe.labels import read_labels
     from vitpipe.learn import launch
     from vitpipe.pseudonym import load_pseudonymiser
+    from vitpipe.stale_targets import sweep_targets
 
     if config.labels is None:
         raise ConfigError(f"{config.name}: no `labels` in the configuration, so there is nothing to train on")
@@ -202,9 +206,8 @@ def prepare_run(config: PipelineConfig) -> PreparedRun:
     joined = manifest.build_manifest(config, workspace, labels)
     run_id = launch.run_id_of(joined, config)
     manifest.write_manifest(joined, workspace.run(run_id))
-    summary = StageSummary(
-        "split", done=len(joined.table), notes=tuple(joined.notes), seconds=time.perf_counter() - started
-    )
+    notes = (*joined.notes, *sweep_targets(workspace, joined))
+    summary = StageSummary("split", done=len(joined.table), notes=notes, seconds=time.perf_counter() - started)
     return PreparedRun(run_id=run_id, summary=summary)
 
 
@@ -322,8 +325,11 @@ def evaluate(config: PipelineConfig, run_id: str) -> EvaluatedRun:
 
     workspace = _workspace(config)
     folder = workspace.run(run_id)
-    outcome = judge(config, read_manifest(folder), folder, workspace)
-    return EvaluatedRun(run_id, outcome.report, outcome.summary, outcome.headline, outcome.verdict)
+    manifest = read_manifest(folder)
+    outcome = judge(config, manifest, folder, workspace)
+    return EvaluatedRun(
+        run_id, outcome.report, outcome.summary, outcome.headline, outcome.verdict, manifest.tiles_make_maps
+    )
 
 
 def register(config: PipelineConfig, run_id: str) -> RegisteredRun:
@@ -373,6 +379,7 @@ def pipeline_result(
         model_uri=registered.uri,
         aliases=registered.aliases,
         source=config.source.path,
+        tiles_make_maps=evaluated.tiles_make_maps,
     )
 
 

@@ -16,12 +16,13 @@ from statistics import median
 import yaml
 
 from vitpipe.atomic import write_file
-from vitpipe.config import PipelineConfig
+from vitpipe.config import PipelineConfig, RasterLabels
 from vitpipe.digest import digest_file
 from vitpipe.domains.base import Domain, ScanContext
 from vitpipe.domains.known import DOMAINS, domain_of
 from vitpipe.errors import ConfigError, DataError, LabelError
 from vitpipe.ingest import list_files
+from vitpipe.label_files import without_labels
 from vitpipe.loading import parse_config
 from vitpipe.pseudonym import Pseudonymiser
 from vitpipe.records import FileRecord, Findings, Json, Rejected, Source
@@ -76,6 +77,7 @@ def write_starter(data: Path, out: Path, *, overwrite: bool) -> Findings:
     root, sources = _narrow_to_bands(data, look, lines)
     labels = _guess_labels(data, root, (look, sources), key, lines)
     lines += labels.lines if labels else ["no labels found: the run will ingest and tile, and stop before training"]
+    lines += _left_over(look, sources, root, labels)
     values = _configuration(root, look.kind, sources, labels, out)
     lines += _explain(values)
     return _write(out, values, lines)
@@ -166,23 +168,50 @@ def _describe(look: _Look) -> str:
 
 
 def _narrow_to_bands(data: Path, look: _Look, lines: list[str]) -> tuple[Path, tuple[Source, ...]]:
-    """Where sources differ in channels, keep one kind: one file with the most bands, or the commonest channels."""
+    """Where sources differ in channels, keep one kind: one file with the most bands, or the commonest channels.
+
+    Rasters of classes beside scenes of several bands are no scenes, however many they are.
+    """
     counts = Counter(source.channels for source in look.sources)
     if len(counts) == 1:
         return data, look.sources
     most = max(counts, key=len)
+    if look.kind == "geotiff" and len(most) > 1:
+        # GDAL takes its time to load: only where there are scenes.
+        from vitpipe.labels.raster import is_class_raster
+
+        maps = {item.source_id for item in look.sources if len(item.channels) == 1 and is_class_raster(Path(item.uri))}
+        counts = Counter(source.channels for source in look.sources if source.source_id not in maps)
     if counts[most] == 1:
         (chosen,) = (source for source in look.sources if source.channels == most)
         lines.append(f"the sources differ in channels; taking the one with most of them, {Path(chosen.uri).name}")
         return Path(chosen.uri), (chosen,)
     common = counts.most_common(1)[0][0]
-    shared = set.intersection(*map(set, counts))
-    remedy = f", or name common bands in `source.bands`: {', '.join(sorted(shared))}" if shared else ""
-    lines.append(
-        f"the sources differ in channels ({len(counts)} kinds); {counts[common]} of {len(look.sources)} have"
-        f" {', '.join(common)}: keep these in a folder of their own{remedy}"
-    )
     return data, tuple(source for source in look.sources if source.channels == common)
+
+
+def _left_over(look: _Look, sources: Sequence[Source], root: Path, labels: LabelGuess | None) -> list[str]:
+    """Say what to do with sources of other channels that would be ingested too; label rasters will not be."""
+    kept = {source.source_id for source in sources}
+    others = [source for source in look.sources if source.source_id not in kept]
+    if root.is_file() or not others:
+        return []
+    said: list[str] = []
+    if labels is not None and labels.values["kind"] == "raster":
+        recipe = RasterLabels.model_validate(labels.values)
+        _, named = without_labels([source.uri for source in others], root, recipe)
+        said += [f"{len(named)} file(s) are taken as labels and not as scenes"] if named else []
+        if len(named) == len(others):
+            return said
+    common = sources[0].channels
+    kinds = {source.channels for source in look.sources}
+    shared = set.intersection(*map(set, kinds))
+    remedy = f", or name common bands in `source.bands`: {', '.join(sorted(shared))}" if shared else ""
+    return [
+        *said,
+        f"the sources differ in channels ({len(kinds)} kinds); {len(sources)} of {len(look.sources)} have"
+        f" {', '.join(common)}: keep these in a folder of their own{remedy}",
+    ]
 
 
 def _guess_labels(

@@ -163,9 +163,13 @@ def _guess_rasters(
 ) -> LabelGuess | None:
     from vitpipe.labels.raster import is_class_raster, read_raster_labels
 
-    if not all(is_class_raster(path) for path in files):
+    inside = list(files)
+    if not all(is_class_raster(path) for path in inside):
         return None
     values: dict[str, Json] = {"kind": "raster", "path": str(place), "per": "pixel"}
+    if suffix := _suffix(place, inside, sources):
+        # In one folder with the scenes, their names tell them from these.
+        values |= {"match": "name", "suffix": suffix}
     try:
         labels = read_raster_labels(RasterLabels.model_validate(values), sources, None)
         if len(labels.classes) > _MOST_CLASSES:
@@ -180,6 +184,17 @@ def _guess_rasters(
     except (LabelError, ConfigError) as error:
         lines.append(f"passed over: {error}")
         return None
+
+
+def _suffix(place: Path, rasters: Sequence[Path], sources: Sequence[Source]) -> str:
+    """Give what the rasters' names have after those of the scenes that lie beside them; empty where they have none."""
+    beside = {Path(source.uri).stem for source in sources if Path(source.uri).is_relative_to(place)}
+    found = {
+        path.stem.removeprefix(name)
+        for path in rasters
+        for name in [max((name for name in beside if path.stem.startswith(name)), key=len, default=path.stem)]
+    }
+    return found.pop() if len(found) == 1 else ""
 
 
 def _guess(

@@ -1,13 +1,11 @@
 """Studies that came over the network, on the disk: ``<study>/<series>/<instance>.dcm``, every name a keyed pseudonym.
 
-A study is in use when its folder's name begins with no dot and its commit file is there: it is written last. Whoever
-lists data passes over names with a dot, so that half a study is never read: ``.<study>`` is arriving, or left out.
+Which are in use, `vitpipe.arrivals` says.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from vitpipe import arrivals
 from vitpipe.atomic import PARTIAL_PREFIX, make_folder, workspace_errors, write_json
 from vitpipe.digest import DIGEST_BYTES, digest_file
 from vitpipe.errors import UnreadableSource
@@ -110,30 +109,15 @@ def read_uids(stream: BinaryIO, uri: str) -> Uids:
 # -------------------------------------------------------------------------------------------------------------- folders
 
 
-def in_use(root: Path, study: str) -> Path:
-    """Folder of a study that whoever lists the data sees."""
-    return root / study
-
-
-def out_of_use(root: Path, study: str) -> Path:
-    """Folder of a study that is still arriving or left out."""
-    return root / f".{study}"
-
-
 def committed(root: Path) -> Iterator[str]:
-    """Name the studies in use; other folders that lie there are none of ours."""
-    for folder in sorted(root.iterdir()):
-        if not folder.name.startswith(".") and (folder / COMMIT_NAME).is_file():
-            yield folder.name
+    """Name the studies in use; see `vitpipe.arrivals`."""
+    return arrivals.committed(root, COMMIT_NAME)
 
 
 def read_commit(folder: Path) -> StudyCommit | None:
     """Read a study's commit file; None where there is none that this release understands."""
-    try:
-        values = json.loads((folder / COMMIT_NAME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    if not isinstance(values, dict) or values.get("version") != _VERSION:
+    values = arrivals.read_values(folder / COMMIT_NAME, _VERSION)
+    if values is None:
         return None
     return StudyCommit(
         study=values["study"],
@@ -165,14 +149,7 @@ def write_commit(folder: Path, commit: StudyCommit) -> None:
 
 def is_whole(folder: Path, commit: StudyCommit) -> bool:
     """Say whether every file of a commit is there with its size."""
-    return all(_size(folder / name) == item.bytes for name, item in commit.files.items())
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return -1
+    return all(arrivals.size_of(folder / name) == item.bytes for name, item in commit.files.items())
 
 
 def stored_files(folder: Path, known: StudyCommit | None) -> dict[str, StoredFile]:

@@ -177,6 +177,21 @@ def test_what_is_not_finite_is_not_valid(tmp_path: Path, nodata: float | None) -
     assert np.array_equal(valid, expected)
 
 
+@pytest.mark.parametrize("layout", [{}, {"tiled": True, "blockxsize": 16, "blockysize": 16, "compress": "deflate"}])
+def test_nodata_that_a_float_does_not_hold(tmp_path: Path, layout: dict[str, Any]) -> None:
+    """rasterio writes and reads nodata as a float: the digits are put in by hand, as GDAL writes them."""
+    pixels = np.full((1, 32, 32), 5, np.int64)
+    pixels[0, 0, :3] = 2**53 + np.arange(3)
+    path = _write(tmp_path / "a.tif", pixels, nodata=1234567890123456, **layout)
+    content = path.read_bytes()
+    assert content.count(b"1234567890123456") == 1
+    path.write_bytes(content.replace(b"1234567890123456", str(2**53 + 1).encode()))
+    source = _one(tmp_path)
+    read, valid = _read(source)
+    assert np.argwhere(~valid).tolist() == [[0, 1]]
+    assert read[0, 0, [0, 2]].tolist() == [2**53, 2**53 + 2]
+
+
 def test_mask_band_inside_the_file(tmp_path: Path) -> None:
     mask = np.zeros((20, 30), np.uint8)
     mask[4:9] = 255
@@ -340,6 +355,9 @@ def test_control_points_give_the_ground_but_no_transform(tmp_path: Path) -> None
     source = _one(tmp_path)
     assert source.notes == ("GCP_ONLY",)
     assert (source.grid.crs, source.grid.transform) == (None, None)
+    assert source.grid.gcps == tuple((point.row, point.col, point.x, point.y) for point in points)
+    assert source.grid.gcp_crs == "EPSG:4326"
+    assert Grid.from_json(json.loads(json.dumps(source.grid.to_json()))) == source.grid
     x, y = warp_points(CRS.from_epsg(4326), CRS.from_epsg(6933), [10.05], [49.95])
     assert source.group_id == f"ground-{int(x[0] // 10_000)}-{int(y[0] // 10_000)}"
     with Geotiff().open(source) as raster:

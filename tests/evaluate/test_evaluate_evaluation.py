@@ -116,6 +116,9 @@ def test_the_report_stands_alone_and_names_no_one(done: tuple[Case, EvaluationSu
     assert not re.findall(r"(?:src|href)=['\"](?!data:)", page)
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page).replace("http-equiv", "")
     assert page.count("data:image/png;base64,") == 24
+    said = re.findall("<img alt='tile said to be (?:cat|dog|owl)(, labelled (?:cat|dog|owl))?' ", page)
+    assert (len(said), sum(map(bool, said))) == (24, 16)
+    assert page.count("<img ") == len(re.findall("<img alt='[^']+'", page))
     for heading in ("Numbers by level", "Beside trivial baselines", "Confusion", "By class", "Ranking", "Subgroups"):
         assert f"<h2>{heading}</h2>" in page
     assert "Training</h2>" in page

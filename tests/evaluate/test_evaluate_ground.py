@@ -15,8 +15,12 @@ from rasterio.warp import transform as warp
 from vitpipe.config import EvaluateRecipe
 from vitpipe.evaluate.evaluation import evaluate
 from vitpipe.evaluate.regions import Ground, _blocks, _by_distance, write_layer
+from vitpipe.evaluate.report_ground import _km
+from vitpipe.infer.facts import flat_metrics
+from vitpipe.intervals import Estimate
 from vitpipe.learn import baselines
 from vitpipe.loading import parse_config
+from vitpipe.records import Json, Task
 
 
 def judge(case: Case) -> dict:
@@ -43,6 +47,12 @@ def test_a_classifier_of_tiles_has_its_errors_on_the_ground_where_there_is_any(t
     assert "ground" not in judge(without)
     assert "Errors on the ground" not in (without.run_folder / "report.html").read_text(encoding="utf-8")
     case = on_ground(make_case(tmp_path / "with", groups=80))
+    assert case.manifest.tiles_make_maps
+    assert (_km(312.4), _km(99_950.0), _km(1_489_000.0)) == ("0.312", "100", "1,489")
+    assert not without.manifest.tiles_make_maps
+    one_each = case.manifest.table.drop_duplicates("source_id")
+    assert not replace(case.manifest, table=one_each).tiles_make_maps
+    assert not replace(case.manifest, task=Task.SEGMENTATION).tiles_make_maps
     numbers = judge(case)
     assert "Errors on the ground" in (case.run_folder / "report.html").read_text(encoding="utf-8")
     assert not (without.run_folder / "error_blocks.geojson").exists()
@@ -56,6 +66,26 @@ def test_a_classifier_of_tiles_has_its_errors_on_the_ground_where_there_is_any(t
     lon, lat = np.array(layer["features"][0]["geometry"]["coordinates"][0]).T
     assert (np.abs(lon) < 2).all()
     assert (np.abs(lat) < 2).all()
+
+
+def test_what_a_random_split_would_claim_stands_in_report_and_metrics(tmp_path: Path) -> None:
+    case = on_ground(make_case(tmp_path, groups=40))
+    difference = Estimate(0.2, 0.1, 0.3, 900, 30).to_json()
+    gap: dict[str, Json] = {
+        "metric": "balanced_accuracy", "random_split": 0.8, "group_split": 0.6, "difference": difference,
+        "probe": "nearest neighbour in colour, 900 tiles of 30 groups", "tiles": 900, "groups": 30,
+    }  # fmt: skip
+    audit: dict[str, Json] = {
+        "torn_groups": 0, "equal_pixels": 0, "buffer_m": 0.0, "without_ground": 0, "pairs": [],
+        "left_out": {"shared_ground": 0, "buffer": 0}, "gap": gap,
+    }  # fmt: skip
+    numbers = judge(replace(case, manifest=replace(case.manifest, audit=audit)))
+    assert numbers["split_gap"] == gap
+    page = (case.run_folder / "report.html").read_text(encoding="utf-8")
+    assert (
+        "A random split would claim 0.800 balanced accuracy, the split by blocks 0.600: a gap of 0.200 [0.100" in page
+    )
+    assert flat_metrics(numbers)["split_gap/balanced_accuracy/difference/low"] == 0.1
 
 
 def placed(groups: list[str], errors: list[float], weights: list[float] | None = None) -> pd.DataFrame:

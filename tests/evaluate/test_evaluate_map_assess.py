@@ -173,6 +173,88 @@ def test_a_reference_raster_needs_blocks_and_gives_the_whole_matrix(
     assert found.accuracy.areas["1"].estimate == pytest.approx((truth[valid] == 1).mean(), abs=1e-5)
 
 
+@pytest.mark.parametrize(("crs", "edge_m"), [("EPSG:32632", 30.0), ("EPSG:32632", 7.0), ("EPSG:32633", 25.0)])
+def test_a_reference_on_another_grid_is_read_at_the_centres_of_the_maps_pixels(
+    scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, crs: str, edge_m: float
+) -> None:
+    path, values, _ = scene
+    left, top = rasterio.warp.transform("EPSG:32632", crs, [500_050.0], [5_499_950.0])
+    generator = np.random.default_rng(3)
+    # 255 is a class here and 9 says nothing; the reference ends inside the map, and begins there.
+    theirs = generator.choice(np.array([0, 1, 2, 9, 255], np.uint8), (40, 60))
+    place = from_origin(left[0], top[0], edge_m, edge_m)
+    reference = write(tmp_path / "other.tif", theirs, place, crs, nodata=9)
+    with rasterio.open(path) as raster:
+        rows, cols = np.indices(raster.shape)
+        x, y = raster.transform @ (cols.ravel() + 0.5, rows.ravel() + 0.5)
+    x, y = (np.asarray(each) for each in rasterio.warp.transform("EPSG:32632", crs, x, y))
+    col, row = np.floor((x - left[0]) / edge_m).astype(int), np.floor((top[0] - y) / edge_m).astype(int)
+    inside = (col >= 0) & (row >= 0) & (col < 60) & (row < 40)
+    said = np.full(x.size, 9, np.uint8)
+    said[inside] = theirs[row[inside], col[inside]]
+    both = (said != 9) & (values.ravel() != 255)
+    expected = pd.crosstab(values.ravel()[both], said[both]).to_numpy()
+    found = judge_map(AccuracyRequest(path, reference, block_m=200))
+    counts = found.accuracy.counts[:, [found.accuracy.classes.index(name) for name in ("0", "1", "2", "255")]]
+    if crs == "EPSG:32632":
+        assert counts[:3].tolist() == expected.tolist()
+    else:
+        # GDAL places pixels to an eighth of one.
+        assert np.abs(counts[:3] - expected).sum() < 0.02 * expected.sum()
+    assert any("another grid" in note and "nearest" in note for note in found.notes)
+
+
+def test_a_reference_on_another_grid_that_cannot_be_used_is_said(
+    scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    path, _, _ = scene
+    coarse = from_origin(500_000, 5_500_000, 300, 300)
+    ones = np.ones((4, 7), np.uint8)
+
+    def refused(reference: Path, match: str, kind: type[Exception] = DataError) -> None:
+        with pytest.raises(kind, match=match):
+            judge_map(AccuracyRequest(path, reference, block_m=200))
+
+    refused(write(tmp_path / "coarse.tif", ones, coarse), r"blocks of 200 m are narrower.*\(300 m\)", ConfigError)
+    refused(write(tmp_path / "bare.tif", ones, from_origin(500_000, 5_500_000, 20, 20), None), "OTHER_GRID.*no CRS")
+    far = from_origin(600_000, 5_500_000, 20, 20)
+    refused(write(tmp_path / "far.tif", ones, far), "REFERENCE_EMPTY")
+    large = np.full((40, 70), 300, np.int16)
+    refused(write(tmp_path / "large.tif", large, from_origin(500_000, 5_500_000, 20, 20), nodata=0), "NOT_CLASSES.*300")
+
+
+def test_the_errors_of_blocks_are_a_picture_and_a_layer(
+    scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, values, truth = scene
+    request = AccuracyRequest(path, write(tmp_path / "truth.tif", truth.astype(np.uint8)), block_m=500)
+    found = judge_map(request).by_block
+    assert found is not None
+    # Blocks of 50 pixels: the last ones of 120 rows hold 20, the first one has a corner of nodata.
+    parts = [(slice(50 * row, 50 * row + 50), slice(50 * col, 50 * col + 50)) for row in range(3) for col in range(4)]
+    units = [int((values[part] != 255).sum()) for part in parts]
+    wrong = [int(((values[part] != 255) & (values[part] != truth[part])).sum()) for part in parts]
+    assert found.units.ravel().tolist() == units
+    assert found.wrong.ravel().tolist() == wrong
+    said = assess_map(request, tmp_path / "out")
+    assert "error_blocks.tif" in said.lines[-1]
+    with rasterio.open(tmp_path / "out" / "error_blocks.tif") as layer:
+        assert (layer.crs.to_epsg(), layer.shape) == (32632, (3, 4))
+        assert layer.transform == from_origin(500_000, 5_500_000, 500, 500)
+        assert layer.read(1).ravel() == pytest.approx(np.array(wrong) / np.array(units))
+        assert layer.read(2).ravel().tolist() == units
+    page = (tmp_path / "out" / "accuracy.html").read_text()
+    assert "The 12 blocks of 500 m" in page
+    worst = max(range(12), key=lambda at: wrong[at] / units[at])
+    x, y = 500_250 + 500 * (worst % 4), 5_499_750 - 500 * (worst // 4)
+    assert "<h3>Blocks with the largest error</h3><div class='scroll'>" in page
+    assert page.split("Blocks with the largest error")[1].index(f"<td>{x:,}</td><td>{y:,}</td>") < 400
+    monkeypatch.setattr("vitpipe.evaluate.map_blocks.MOST_BLOCKS", 11)
+    many = judge_map(request)
+    assert many.by_block is None
+    assert any("more than" in note for note in many.notes)
+
+
 def test_strata_of_an_older_map(scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
     path, values, truth = scene
     older = np.where(np.arange(200)[None, :] < 80, 4, 9).astype(np.uint8) * np.ones((120, 1), np.uint8)

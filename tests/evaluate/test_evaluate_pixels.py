@@ -190,6 +190,28 @@ def test_the_stage_leaves_all_that_belongs_to_it_and_judges_once(which: str, req
     assert judge(made).summary.skipped == 1
 
 
+def test_a_scene_on_many_blocks_is_one_source_in_the_report(tmp_path: Path) -> None:
+    made = make_pixel_case(tmp_path, groups=40)
+    table = made.case.manifest.table.assign(source_id="one-scene")
+    judge(replace(made, case=replace(made.case, manifest=replace(made.case.manifest, table=table))))
+    page = (made.case.run_folder / "report.html").read_text(encoding="utf-8")
+    assert "<td class='r'>10</td><td class='dim'>parts of 1 source</td>" in page
+    assert "<td class='dim'>sources</td>" not in page
+
+
+def test_errors_of_values_carry_their_unit_and_a_report_is_the_same_twice(tmp_path: Path) -> None:
+    pages = []
+    for name in ("one", "two"):
+        made = make_pixel_case(tmp_path / name, task=Task.REGRESSION, groups=40)
+        manifest = replace(made.case.manifest, target_units="t/ha")
+        judge(replace(made, case=replace(made.case, manifest=manifest)))
+        pages.append((made.case.run_folder / "report.html").read_text(encoding="utf-8"))
+    assert pages[0] == pages[1]
+    assert "RMSE (t/ha)" in pages[0]
+    assert "their error: RMSE of labelled pixels (t/ha)" in pages[0]
+    assert "R² (t/ha)" not in pages[0]
+
+
 def test_where_the_model_errs_is_a_layer_and_a_curve(segmented: tuple[PixelCase, EvaluationSummary]) -> None:
     made, _ = segmented
     layer = json.loads((made.case.run_folder / "error_blocks.geojson").read_text())

@@ -37,7 +37,7 @@ def units_of(right: np.ndarray, groups: np.ndarray) -> Units:
 
 def test_the_draws_are_the_same_whatever_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = np.concatenate(list(draw_counts(7, 50, seed=3)))
-    monkeypatch.setattr("vitpipe.evaluate.statistics._BLOCK_COUNTS", 21)
+    monkeypatch.setattr("vitpipe.intervals.BLOCK_COUNTS", 21)
     blocks = list(draw_counts(7, 50, seed=3))
     assert len(blocks) == 17
     assert np.array_equal(whole, np.concatenate(blocks))

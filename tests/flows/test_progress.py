@@ -71,6 +71,11 @@ def step(number: int, of: int = 100) -> Progress:
         ),
         (Progress(EPOCH, epoch=2), "epoch 3"),
         (Progress(NOTE, message="the device is full"), "the device is full"),
+        # What learns beside the model is told as the model is.
+        (
+            Progress(NOTE, epoch=0, epochs=3, train_loss=1.5, val_mean_iou=0.25, message="U-Net beside it"),
+            "U-Net beside it: epoch 1/3, train loss 1.500, mean IoU 0.250",
+        ),
         # The epoch of the last event is a count, not a place: "epoch 5" of 4 would be wrong.
         (Progress(DONE, epoch=4, val_loss=0.25), "done after 4 epoch(s), validation loss 0.250"),
         (Progress(DONE), "done"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 
@@ -56,6 +57,11 @@ def test_a_result_says_each_note_once_and_how_the_model_is_used(capsys: pytest.C
     assert shown.count("another") == 1
     assert "  model     auroc  0.9\n  majority  auroc  0.5\n" in shown
     assert "vitpipe predict models:/ct@challenger /data --workspace /w" in shown
+    assert "--map" not in shown
+    terminal.print_result(dataclasses.replace(result, tiles_make_maps=True), as_json=False)
+    command = "vitpipe predict models:/ct@challenger /data --workspace /w"
+    both = f"  use it      {command} --out predictions\n  as a map    {command} --map --out predictions\n"
+    assert both in capsys.readouterr().out
     terminal.print_result(result, as_json=True)
     assert json.loads(capsys.readouterr().out)["model_uri"] == "models:/ct/2"
 

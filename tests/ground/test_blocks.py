@@ -12,7 +12,6 @@ from tests.ground.ground_cases import config_of, parted, scene, tiles_of
 from vitpipe.config import GeotiffSource, PipelineConfig, TileRecipe
 from vitpipe.errors import ConfigError, ContractError
 from vitpipe.ground.blocks import Blocks, choose_blocks, count_blocks, read_block_m
-from vitpipe.ground.gap import measure_gap, sample_of_groups
 from vitpipe.ground.variogram import FittedRange, Variogram, class_variogram, fit_range
 from vitpipe.workspace import Workspace
 
@@ -195,42 +194,30 @@ def test_the_size_is_chosen_once_for_a_workspace(tmp_path: Path) -> None:
         parted(config(tmp_path, 5000.0), workspace, labelled(list(sources), 6000.0, 1), sources)  # type: ignore[arg-type]
     workspace.ground_block.write_text("{}")
     with pytest.raises(ContractError, match="does not say the size of blocks"):
+        parted(config(tmp_path, "auto"), workspace, labelled(list(sources), 6000.0, 1), sources)  # type: ignore[arg-type]
+    with pytest.raises(ContractError, match="does not say the size of blocks"):
         read_block_m(workspace.ground_block)
 
 
-# ----------------------------------------------------------------------------------------------------------------- gap
+def test_a_kill_between_size_and_splits_leaves_nothing_that_binds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = scene("a", 32633, (500_000.0, 5_000_000.0), size=1280)
+    table = tiles_of([source], TileRecipe(size=64))
+    table["label"] = [f"c{number % 2}" for number in range(len(table))]
+    workspace = Workspace(tmp_path)
 
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
 
-def test_groups_that_look_alike_flatter_a_random_split() -> None:
-    rng = np.random.default_rng(0)
-    groups = np.repeat([f"g{number}" for number in range(60)], 20).astype(object)
-    labels = np.repeat([f"c{number % 3}" for number in range(60)], 20).astype(object)
-    # Each group has a look of its own, which says nothing of its class.
-    own = np.repeat(rng.normal(0, 10, (60, 4)), 20, axis=0) + rng.normal(0, 1, (1200, 4))
-    found = measure_gap(own, labels, groups, 0)
-    assert found is not None
-    assert found.random_split > 0.95
-    assert found.group_split < 0.5
-    # The look is that of the class alone: nothing flatters.
-    number = np.repeat(np.arange(60) % 3, 20)
-    alike = measure_gap(number[:, None] * 2.0 + rng.normal(0, 1, (1200, 3)), labels, groups, 0)
-    assert alike is not None
-    assert abs(alike.random_split - alike.group_split) < 0.03
-    assert measure_gap(own[:100], labels[:100], groups[:100], 0) is None
-    assert measure_gap(own, np.full(1200, "c", dtype=object), groups, 0) is None
-
-
-def test_a_sample_takes_whole_groups() -> None:
-    groups = np.array([f"g{number // 50}" for number in range(10_000)] + ["large"] * 5000, dtype=object)
-    with_large = 0
-    for seed in range(10):
-        chosen = sample_of_groups(groups, seed)
-        assert 2800 < len(chosen) <= 3000
-        names, counts = np.unique(groups[chosen], return_counts=True)
-        assert set(counts[names != "large"]) == {50}
-        with_large += counts.max() == 150
-        assert (np.diff(chosen) > 0).all()
-        assert (sample_of_groups(groups, seed) == chosen).all()
-    # The large one gives a twentieth of the sample, no more.
-    assert 0 < with_large < 10
-    assert len(sample_of_groups(groups, 0, most=120)) <= 120
+    with monkeypatch.context() as patch:
+        patch.setattr("vitpipe.splits.table.write_parquet", killed)
+        with pytest.raises(KeyboardInterrupt):
+            parted(config(tmp_path, 3000.0), workspace, table, [source])
+    assert read_block_m(workspace.ground_block) == 3000.0
+    assert not workspace.splits.exists()
+    # Whoever comes next may choose again, and what was chosen then stands beside the splits.
+    parted(config(tmp_path, 2000.0), workspace, table, [source])
+    assert (read_block_m(workspace.ground_block), workspace.splits.is_file()) == (2000.0, True)
+    with pytest.raises(ConfigError, match="were made with blocks of 2000 m"):
+        parted(config(tmp_path, 3000.0), workspace, table, [source])

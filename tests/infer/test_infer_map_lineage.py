@@ -2,91 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
-import jsonschema
+import numpy as np
 import pyogrio
 import pytest
 import rasterio
 import shapely
 
-from tests.infer.infer_cases import CLASSES, make_package, write_scene
+from tests.infer.infer_cases import BANDS, CLASSES, MEAN, make_package, write_scene
 from tests.infer.pixel_cases import hold, pixel_predictor
+from tests.infer.stac_rules import read_item
 from vitpipe import results
 from vitpipe.config import MapRecipe, TileRecipe
 from vitpipe.infer.mapping.footprint import footprint
 from vitpipe.infer.predictor import Predictor
 from vitpipe.infer.tilegrid import tile_grid
-from vitpipe.records import Grid, Json
-
-NUMBERS = {"type": "array", "items": {"type": "number"}}
-# What STAC 1.0.0 and the schemas of its extensions ask of the fields that are used, in our own words.
-ITEM: dict[str, Any] = {
-    "type": "object",
-    "required": ["type", "stac_version", "stac_extensions", "id", "geometry", "properties", "links", "assets"],
-    "oneOf": [
-        {"required": ["bbox"], "properties": {"geometry": {"type": "object"}, "bbox": NUMBERS | {"minItems": 4}}},
-        {"not": {"required": ["bbox"]}, "properties": {"geometry": {"type": "null"}}},
-    ],
-    "properties": {
-        "type": {"const": "Feature"},
-        "stac_version": {"const": "1.0.0"},
-        "stac_extensions": {"type": "array", "uniqueItems": True, "items": {"pattern": r"^https://.*/schema\.json$"}},
-        "id": {"type": "string", "minLength": 1},
-        "properties": {
-            "required": ["datetime", "processing:lineage", "processing:software", "proj:shape"],
-            "properties": {
-                "datetime": {"pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"},
-                "processing:lineage": {"type": "string"},
-                "processing:software": {"additionalProperties": {"type": "string"}},
-                "proj:epsg": {"type": ["integer", "null"]},
-                "proj:shape": {"minItems": 2, "maxItems": 2, "items": {"type": "integer"}},
-                "proj:transform": NUMBERS | {"minItems": 6, "maxItems": 9},
-            },
-        },
-        "links": {"items": {"required": ["rel", "href"], "additionalProperties": {"type": "string"}}},
-        "assets": {
-            "minProperties": 1,
-            "additionalProperties": {
-                "required": ["href", "type", "roles"],
-                "properties": {
-                    "raster:bands": {
-                        "minItems": 1,
-                        "items": {
-                            "properties": {
-                                "data_type": {"enum": ["uint8", "float32"]},
-                                "nodata": {"oneOf": [{"type": "number"}, {"enum": ["nan"]}]},
-                                "sampling": {"enum": ["area", "point"]},
-                                "scale": {"type": "number"},
-                            }
-                        },
-                    },
-                    "classification:classes": {
-                        "minItems": 1,
-                        "uniqueItems": True,
-                        "items": {
-                            "required": ["value", "description"],
-                            "properties": {
-                                "value": {"type": "integer"},
-                                "color-hint": {"pattern": "^[0-9A-Fa-f]{6}$"},
-                            },
-                        },
-                    },
-                },
-            },
-        },
-    },
-}
-
-
-def read_item(folder: Path) -> dict[str, Any]:
-    """Read the item of a map, valid and with all its files there."""
-    item: dict[str, Any] = json.loads((folder / "item.json").read_text(encoding="utf-8"))
-    jsonschema.Draft7Validator(ITEM).validate(item)
-    assert all((folder / asset["href"]).is_file() for asset in item["assets"].values())
-    return item
+from vitpipe.records import Grid, Json, Task
 
 
 def only_map(out: Path) -> Path:
@@ -108,16 +42,45 @@ def test_the_item_says_what_made_the_map_of_what(tmp_path: Path, monkeypatch: py
     assert "land/3" in properties["processing:lineage"]
     assert "25% overlap" in properties["processing:lineage"]
     assert (properties["vitpipe:model_sha256"], properties["vitpipe:mlflow_run_id"]) == ("ab" * 32, "run1")
-    assert (properties["proj:epsg"], properties["proj:shape"]) == (32633, [70, 100])
+    assert (properties["proj:code"], properties["proj:shape"]) == ("EPSG:32633", [70, 100])
+    assert properties["proj:bbox"] == [500_000, 4_999_300, 501_000, 5_000_000]
     assert {link["rel"]: link["href"] for link in item["links"]}["derived_from"] == (tmp_path / "a.tif").as_uri()
+    about = [link["href"] for link in item["links"] if link["rel"] == "about"]
+    assert about == ["models:/land/3", "./model.json"]
     classes = item["assets"]["classes"]["classification:classes"]
     assert [entry["name"] for entry in classes] == list(CLASSES)
-    assert [band["name"] for band in item["assets"]["probabilities"]["raster:bands"]] == list(CLASSES)
+    assert [band["name"] for band in item["assets"]["probabilities"]["bands"]] == list(CLASSES)
     shape = shapely.geometry.shape(item["geometry"])
     assert shape.is_valid
     assert shape.bounds == pytest.approx(item["bbox"])
+    for asset in item["assets"].values():
+        content = (folder / asset["href"]).read_bytes()
+        assert asset["file:size"] == len(content)
+        assert asset["file:checksum"] == "1220" + hashlib.sha256(content).hexdigest()
     catalog = json.loads((tmp_path / "out" / "maps" / "catalog.json").read_text(encoding="utf-8"))
     assert [link["href"] for link in catalog["links"] if link["rel"] == "item"] == [f"./{folder.name}/item.json"]
+
+
+def test_the_model_is_described_beside_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_scene(tmp_path / "a.tif")
+    for task, outputs in ((Task.SEGMENTATION, len(CLASSES)), (Task.REGRESSION, 1)):
+        hold(monkeypatch, pixel_predictor(tmp_path / "model", task))
+        out = tmp_path / str(task)
+        results.predict("models:/land@champion", str(tmp_path / "a.tif"), str(out), None)
+        folder = only_map(out)
+        read_item(folder)
+        model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        properties = model["properties"]
+        assert (properties["mlm:name"], properties["mlm:pretrained"]) == ("land", False)
+        (entry,), (result,) = properties["mlm:input"], properties["mlm:output"]
+        assert entry["bands"] == list(BANDS)
+        assert entry["input"]["shape"] == [-1, 3, 32, 32]
+        assert [scaling["mean"] for scaling in entry["value_scaling"]] == [MEAN] * 3
+        assert result["result"]["shape"] == [-1, outputs, 32, 32]
+        names = [item["name"] for item in result["classification:classes"]]
+        assert names == (list(CLASSES) if task is Task.SEGMENTATION else [])
+        assert model["assets"]["model"]["href"] == "models:/land/3"
+        assert model["assets"]["model"]["file:checksum"] == "1220" + "ab" * 32
 
 
 def test_vectors_are_the_classes_of_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +91,7 @@ def test_vectors_are_the_classes_of_the_map(tmp_path: Path, monkeypatch: pytest.
         results.predict("models:/land@champion", str(tmp_path / "a.tif"), str(tmp_path / "out"), None, maps=maps)
         folder = only_map(tmp_path / "out")
         assert "vectors" in read_item(folder)["assets"]
-        meta, _, _, columns = pyogrio.raw.read(folder / "classes.gpkg")
+        meta, _, _, columns = pyogrio.raw.read(folder / "classes.gpkg", layer="classes")
         area = dict(zip(meta["fields"], columns, strict=True))["area_px"]
         assert meta["crs"] == "EPSG:32633"
         assert (area >= least).all()
@@ -199,3 +162,26 @@ def test_what_lies_nowhere_has_no_footprint() -> None:
     grid: Grid = Grid(1, 10, 10)
     found: tuple[dict[str, Json], list[Json]] | None = footprint(grid)
     assert found is None
+
+
+@pytest.mark.parametrize(("longitude", "west", "east"), [(-75, -150, 0), (140.7, 65.7, -144.3)])
+def test_a_geostationary_disk_whose_corners_lie_off_the_earth_has_a_footprint(
+    longitude: float, west: float, east: float
+) -> None:
+    crs = f"+proj=geos +lon_0={longitude} +h=35786023 +ellps=GRS80 +units=m +sweep=x"
+    edge = 5_434_895.0
+    grid = Grid(1, 542, 542, transform=(2 * edge / 542, 0, -edge, 0, -2 * edge / 542, edge), crs=crs)
+    found = footprint(grid)
+    assert found is not None
+    geometry, box = found
+    shape = shapely.geometry.shape(geometry)
+    assert shape.is_valid
+    assert geometry["type"] == ("MultiPolygon" if west > east else "Polygon")
+    # Of 24 cells an edge, so a little small; and none of the disk's is left out.
+    assert box == pytest.approx([west, -75, east, 75], abs=14)
+    assert shapely.contains_xy(shape, longitude + np.array([-50, 0, 39]), np.array([0, 50, -30])).all()
+
+
+def test_a_grid_off_the_earth_has_no_footprint() -> None:
+    crs = "+proj=geos +lon_0=0 +h=35786023 +ellps=GRS80 +units=m"
+    assert footprint(Grid(1, 10, 10, transform=(10, 0, 9e6, 0, -10, 9e6), crs=crs)) is None

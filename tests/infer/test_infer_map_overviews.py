@@ -89,7 +89,7 @@ def test_overviews_hold_the_map_and_those_of_a_killed_run_are_made_again(tmp_pat
         assert store.next_row == 768
         store.add(MapRows(768, rows.values[:, 768:1300], rows.valid[768:1300]))
         for name in lost:
-            (folder / f"{name}.tif").unlink(missing_ok=True)
+            (folder / f"{name}.blocks").unlink(missing_ok=True)
         again = _files(folder, rows)
         for name in ("classes", "probabilities", "entropy"):
             assert (again / f"{name}.tif").read_bytes() == (straight / f"{name}.tif").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import tracemalloc
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from tests.infer.map_cases import MemoryRaster, identity, in_memory, positional, whole
 from vitpipe.errors import ContractError, TransientError
-from vitpipe.infer.mapping import Blend, MapPlan, stitch
+from vitpipe.infer.mapping import Blend, MapPlan, stitch, stitching
 from vitpipe.records import Window
 
 
@@ -126,6 +127,32 @@ def test_low_blocks_are_read_together() -> None:
     whole(raster, identity, MapPlan(32, 1, 0.5))
     assert raster.rows_read == 300
     assert raster.reads == 18
+
+
+def test_the_model_runs_while_rows_are_used() -> None:
+    # A row of tiles is one tile, and a batch: a row begins with each call.
+    raster = MemoryRaster(np.zeros((1, 100, 16), np.float32))
+    calls, ahead = [0], threading.Event()
+
+    def model(tiles: NDArray, _valid: NDArray) -> NDArray:
+        calls[0] += 1
+        if calls[0] == 2:
+            ahead.set()
+        return tiles
+
+    rows = stitch(raster, model, MapPlan(16, 1, batch=1))
+    assert next(rows).row == 0
+    assert ahead.wait(10), "the model waits for the rows of the first batch to be used"
+    assert sum(part.values.shape[1] for part in rows) == 100 - 12
+
+
+def test_rows_without_a_tile_do_not_wait_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stitching, "_WAITING_BYTES", 2_000)
+    raster = MemoryRaster(np.zeros((1, 4_000, 20), np.float32), np.zeros((4_000, 20), bool))
+    rows = stitch(raster, identity, MapPlan(16, 1))
+    assert next(rows).row == 0
+    assert raster.rows_read < 1_000
+    assert sum(part.values.shape[1] for part in rows) == 4_000 - 12
 
 
 def test_an_output_that_is_none_of_pixels_is_refused() -> None:

@@ -138,3 +138,43 @@ def test_labels_lie_on_scenes_around_poles_and_the_whole_earth(
         found, targets = Run(make_config(tmp_path, recipe)).targets()
         assert found.classes == ("1", "2")
         assert np.mean(targets["a"] != expected) < 0.01
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:4269", "EPSG:32602"])
+@pytest.mark.parametrize("buffer_m", [None, 40])
+def test_a_grid_of_degrees_beyond_180_has_the_labels_of_its_place(
+    tmp_path: Path, crs: str, buffer_m: int | None
+) -> None:
+    """The same scene, its longitudes counted from -180 and from 0: the same pixels have the same labels."""
+    shapes: list[shapely.Geometry] = [
+        shapely.box(-170.01, 0.98, -169.985, 1.005), shapely.box(-169.98, 0.97, -169.97, 1.02),
+    ]  # fmt: skip
+    shapes += [shapely.Point(-169.99, 0.965), shapely.Point(-169.962, 0.99)]
+    codes = CRS.from_epsg(4326), CRS.from_string(crs)
+    drawn = [shapely.transform(shape, lambda at: np.array(warp_points(*codes, *at.T)).T) for shape in shapes]
+    path = write_vectors(tmp_path / "drawn.gpkg", drawn, ["a", "b", "a", "b"], crs=crs, geometry_type="Unknown")
+    found = []
+    for name, west in (("plain", -170.0), ("beyond", 190.0)):
+        root = tmp_path / name
+        write_scene(
+            root / "scenes" / "a.tif", 64, 64, crs="EPSG:4326", transform=from_origin(west, 1.01, 0.0006, 0.0006)
+        )
+        values = {"kind": "vector", "path": str(path), "column": "kind", "per": "pixel", "buffer_m": buffer_m}
+        found.append(painted(Run(make_config(root, values))))
+    assert {0, 1, IGNORE} == set(np.unique(found[0]))
+    # Half a pixel's place differs in the last digit of a longitude.
+    assert np.mean(found[0] != found[1]) < 0.003
+
+
+def test_the_whole_earth_from_0_to_360_has_its_labels_on_both_sides(tmp_path: Path) -> None:
+    shapes = [shapely.box(-100, -40, -20, 30), shapely.box(-15, -60, 60, -45), shapely.box(170, 50, 180, 80)]
+    path = write_vectors(tmp_path / "drawn.gpkg", shapes, ["a", "b", "c"], crs="EPSG:4326")
+    found = []
+    for name, west in (("plain", -180), ("beyond", 0)):
+        root = tmp_path / name
+        write_scene(root / "scenes" / "a.tif", 60, 120, crs="EPSG:4326", transform=from_origin(west, 90, 3, 3))
+        found.append(
+            painted(Run(make_config(root, {"kind": "vector", "path": str(path), "column": "kind", "per": "pixel"})))
+        )
+    assert {0, 1, 2} < set(np.unique(found[0]))
+    assert (np.roll(found[0], -60, axis=1) == found[1]).all()

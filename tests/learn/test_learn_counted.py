@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from learn_cases import PixelCase, make_pixel_manifest
+from learn_cases import PixelCase, make_config, make_pixel_manifest, make_run
 from numpy.typing import NDArray
 
+from vitpipe.learn import child
 from vitpipe.learn.counted import CountedPixels
 from vitpipe.learn.pixel_tables import write_pixel_tables
+from vitpipe.learn.progress import EPOCH, read_progress
 from vitpipe.records import Task
 from vitpipe.store import TileStore
 
@@ -85,3 +89,25 @@ def test_tables_of_overlapping_tiles_count_each_labelled_pixel_once(task: Task, 
     ground = sample["row_x"] + sample["row_y"], sample["col_x"] + sample["col_y"]
     assert not pd.DataFrame(dict(enumerate(ground))).duplicated().any()
     assert sample["weight"].sum() == pytest.approx(sums.sum())
+
+
+def test_the_score_of_training_is_that_of_the_judged_pixels(tmp_path: Path) -> None:
+    """Tiles of the validation split overlap by half: what training watches and what is judged are the same pixels."""
+    made = make_pixel_manifest(tmp_path / "m", PixelCase(tiles=36, size=16, labelled=0.5))
+    val = made.table["split"] == "val"
+    places = np.cumsum(val) - 1
+    table = made.table.assign(
+        source_id=made.table["source_id"].where(~val, "scene"), row=(places // 3 * 8).where(val, 0),
+        col=(places % 3 * 4).where(val, 0),
+    )  # fmt: skip
+    manifest = replace(made, table=table)
+    config = make_config(tmp_path, epochs=3, learning_rate=0.01, baseline="none", precision="fp32")
+    folder = make_run(tmp_path / "run", config, manifest)
+    child.run(folder, threading.Event())
+    done = json.loads(folder.done.read_text())
+    epochs = [event for event in read_progress(folder.progress) if event.event == EPOCH]
+    tiles = pd.read_parquet(folder.root / "pixels.parquet")
+    counts = np.stack(tiles.loc[tiles["split"] == "val", "counts"]).sum(0).reshape(3, 3)
+    hits = counts.diagonal()
+    judged = float((hits / (counts.sum(0) + counts.sum(1) - hits)).mean())
+    assert epochs[done["best_epoch"]].val_mean_iou == pytest.approx(judged, abs=1e-6)

@@ -214,6 +214,9 @@ def test_kill_and_stop_and_again_gives_the_same_bytes_of_model_and_unet(tmp_path
     events = read_progress(broken.progress)
     assert any(event.event == STOPPED for event in events)
     assert any("U-Net beside it: resumed after step" in event.message for event in events)
+    beside = [event for event in events if event.event == NOTE and event.epoch is not None]
+    assert {event.message for event in beside} == {"U-Net beside it"}
+    assert all(event.val_loss is not None and event.step is None for event in beside)
     assert not any(event.event == "epoch" for event in events[-3:]), "curves are those of the model"
     assert not broken.checkpoint.exists()
     assert not unet.checkpoint.exists()

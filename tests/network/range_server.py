@@ -45,6 +45,8 @@ class Ranges:
     asked: list[Asked] = field(default_factory=list)
     etags: bool = True
     dates: bool = False
+    guard: Callable[[Asked], bool] | None = None
+    """Says whether a request is let in; else it gets a 403."""
     port: int = 0
 
     @property
@@ -88,6 +90,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault = waiting.popleft() if waiting else self.held.always.get(url.path)
         if fault == "slow":
             time.sleep(0.5)
+        if fault is None and self.held.guard is not None and not self.held.guard(asked):
+            fault = 403
         if isinstance(fault, int | tuple):
             status, headers = fault if isinstance(fault, tuple) else (fault, {})
             self._send(status, b"", headers)

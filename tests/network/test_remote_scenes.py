@@ -165,7 +165,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_goes_on(held: Ranges, tmp_path
     assert sorted(rows["code"]) == ["FETCH_FAILED", "FETCH_FAILED", "NOT_GEOTIFF", "NO_RANGES"]
     assert len(read_catalog(workspace)) == 1
     strict, _ = _pipeline(tmp_path, str(tmp_path / "list.txt"))
-    with pytest.raises(TooManyRejected, match="3 of 5 files cannot be read"):
+    with pytest.raises(TooManyRejected, match="3 of 5 files could not be fetched"):
         fetch(strict, workspace)
     # What the list does not name any more is forgotten.
     (tmp_path / "list.txt").write_text(f"{held.url}/good.tif")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -30,6 +30,17 @@ class TableLabels(Recipe):
     )
     group: str | None = Field(None, title="Group column", description="Column of what must not straddle splits.")
     attributes: tuple[str, ...] = Field((), title="Attribute columns", description="Columns kept as subgroups.")
+    aoi: str | None = Field(
+        None,
+        title="Area of interest",
+        description="Vector file of polygons; of scenes, tiles whose centre lies outside them have no label.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_what_changes_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the area out of dumps where there is none: it came later, and digests from before stay."""
+        values: dict[str, Any] = dump(self)
+        return {key: value for key, value in values.items() if key != "aoi" or value is not None}
 
 
 class FolderLabels(Recipe):

@@ -7,19 +7,19 @@ from typing import Final, Self
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 from pydantic.main import IncEx
 
+from vitpipe.config.address import names_addresses
 from vitpipe.config.base import Recipe
 from vitpipe.config.judging import EvaluateRecipe, RegisterRecipe
 from vitpipe.config.labels import LabelRecipe
 from vitpipe.config.learning import ModelRecipe, PreprocessRecipe, TrainRecipe
 from vitpipe.config.source import DicomwebSource, GeotiffSource, SourceRecipe, StacSource
 from vitpipe.config.split import SplitRecipe
-from vitpipe.config.stac import names_addresses
 from vitpipe.config.tiles import TileRecipe
 from vitpipe.digest import digest
 
 _PLACES: dict[str, IncEx | bool] = {
     "workspace": True,
-    "source": {"path", "url"},
+    "source": {"path", "url", "sign"},
     "labels": {"path", "aoi"},
     "model": {"weights": {"path"}},
 }

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from vitpipe.config.address import address_problem, is_address, service_problem
 from vitpipe.config.base import Recipe
 from vitpipe.config.scenes import SceneFiles, SceneSeries
-from vitpipe.config.stac import (
-    StacQuery,
-    address_problem,
-    is_address,
-    is_this_machine,
-    names_addresses,
-    stac_file_label,
-)
+from vitpipe.config.stac import StacQuery, stac_file_label
 
 DataPath = Annotated[str, Field(title="Path", description="Folder (or one file) that holds the data.", min_length=1)]
 RejectShare = Annotated[
@@ -113,24 +106,14 @@ class DicomwebSource(DicomSource):
     # Not the field's own validator: its error would repeat the address, and a wrong one may hold a password.
     @model_validator(mode="after")
     def _has_a_plain_address(self) -> Self:
-        try:
-            parts = urlsplit(self.url)
-            host, _ = parts.hostname, parts.port
-        except ValueError:
-            raise ValueError("`url` is no address; write one such as https://pacs.example.org/dicom-web") from None
-        if "@" in parts.netloc:
-            raise ValueError(
-                "`url` holds credentials; take them out and set VITPIPE_DICOMWEB_USER and VITPIPE_DICOMWEB_PASSWORD"
-            )
-        if parts.scheme not in ("http", "https") or not host:
-            raise ValueError("`url` must be an address such as https://pacs.example.org/dicom-web")
-        if parts.query or parts.fragment:
-            raise ValueError("`url` must end with the path of the service; what to ask for stands in `source.query`")
-        if parts.scheme == "http" and not self.plain_http and not is_this_machine(host):
-            raise ValueError(
-                "`url` is plain http to another machine, so images could be read on the way; use https, or set"
-                " `plain_http: true` where the network is trusted"
-            )
+        problem = service_problem(
+            self.url,
+            plain_http=self.plain_http,
+            example="https://pacs.example.org/dicom-web",
+            secrets="VITPIPE_DICOMWEB_TOKEN, or VITPIPE_DICOMWEB_USER and VITPIPE_DICOMWEB_PASSWORD",
+        )
+        if problem:
+            raise ValueError(f"`url` {problem}")
         return self
 
     def fetched(self, folder: str) -> DicomSource:
@@ -150,6 +133,8 @@ _SCENE_KEYS_SINCE_FIRST: Final[dict[str, JsonValue]] = {
     "scenes": None,
     "series": None,
     "verify": False,
+    "sign": None,
+    "jpeg2000": False,
 }
 """Keys of scenes that came later, with the value that means what was done before."""
 
@@ -163,8 +148,8 @@ class GeotiffSource(Recipe):
         str,
         Field(
             title="Path",
-            description="Folder or file of scenes; or an address (https://host/x.tif, s3://bucket/x.tif) or a list of "
-            "them (.txt, .csv), which are read where they lie.",
+            description="Folder or file of scenes; or an address (https://host/x.tif, s3://bucket/x.tif), a folder "
+            "of S3 (s3://bucket/folder/), or a list of them (.txt, .csv), which are read where they lie.",
             min_length=1,
         ),
     ]
@@ -185,7 +170,7 @@ class GeotiffSource(Recipe):
         "keep",
         title="Clouds",
         description="drop: pixels that Sentinel-2's SCL or Landsat's QA_PIXEL calls cloud, cirrus or cloud shadow are "
-        "not valid.",
+        "not valid; of a STAC item that asset is fetched, too.",
     )
     scenes: SceneFiles | None = Field(
         None, title="Scene files", description="How band files are named, in folders of one-band GeoTIFFs."
@@ -198,7 +183,7 @@ class GeotiffSource(Recipe):
         False,
         title="Verify",
         description="Verifies the checksum of every deflate block when a file is first looked at: its pixels are "
-        "inflated once more, but no changed byte of them goes unseen.",
+        "inflated (and, from afar, sent) once more, but no changed byte of them goes unseen.",
     )
     block_m: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         10_000.0,
@@ -220,8 +205,6 @@ class GeotiffSource(Recipe):
         problem = address_problem(self.path, plain_http=self.plain_http) if is_address(self.path) else ""
         if problem:
             raise ValueError(f"`path`: {problem}")
-        if self.verify and names_addresses(self.path):
-            raise ValueError("`verify` reads files of this machine; download the scenes, or leave it out")
         if self.bands and len(set(self.bands)) < len(self.bands):
             raise ValueError(f"`bands` names a band twice: {', '.join(self.bands)}")
         return self
@@ -264,6 +247,18 @@ class StacSource(GeotiffSource):
         description="item: what the item states of scale and offset holds where the file states none. none: it is "
         "passed over, where a catalog is known to be wrong.",
     )
+    jpeg2000: bool = Field(
+        False,
+        title="JPEG 2000",
+        description="Takes assets that are JPEG 2000 files, too; a band that there is as a GeoTIFF is taken from that.",
+    )
+    sign: str | None = Field(
+        None,
+        title="Signing service",
+        description="Gives short-lived signatures that assets are fetched with, such as "
+        "https://planetarycomputer.microsoft.com/api/sas/v1/token (one for each Azure container); one that ends with "
+        "/sign is asked for each address. None when empty.",
+    )
     max_items: int = Field(1000, ge=1, title="Most items", description="No more than the first so many are taken.")
     page_size: int = Field(100, ge=1, le=10_000, title="Page size", description="Items asked for in one query.")
     connections: int = Field(4, ge=1, le=32, title="Connections", description="Files that are fetched side by side.")
@@ -279,27 +274,18 @@ class StacSource(GeotiffSource):
     # Not the field's own validator: its error would repeat the address, and a signed one holds a secret.
     @model_validator(mode="after")
     def _has_a_plain_address(self) -> Self:
-        if "://" not in self.url:
-            return self
-        try:
-            parts = urlsplit(self.url)
-            host, _ = parts.hostname, parts.port
-        except ValueError:
-            raise ValueError("`url` is no address; write one such as https://stac.example.org/v1") from None
-        if "@" in parts.netloc:
-            raise ValueError("`url` holds credentials; take them out and set VITPIPE_STAC_TOKEN")
-        if parts.query or parts.fragment:
-            raise ValueError(
-                "`url` must end with its path: what to ask for stands in `source.query`, a key in VITPIPE_STAC_TOKEN or"
-                " VITPIPE_STAC_HEADERS"
+        for key, url in (("url", self.url), ("sign", self.sign)):
+            # A catalog may be a file, too.
+            if url is None or (key == "url" and "://" not in url):
+                continue
+            problem = service_problem(
+                url,
+                plain_http=self.plain_http,
+                example="https://stac.example.org/v1",
+                secrets="VITPIPE_STAC_TOKEN or VITPIPE_STAC_HEADERS",
             )
-        if parts.scheme not in ("http", "https") or not host:
-            raise ValueError("`url` must be an address such as https://stac.example.org/v1, or a file")
-        if parts.scheme == "http" and not self.plain_http and not is_this_machine(host):
-            raise ValueError(
-                "`url` is plain http to another machine, so scenes and tokens could be read on the way; use https, or"
-                " set `plain_http: true` where the network is trusted"
-            )
+            if problem:
+                raise ValueError(f"`{key}` {problem}")
         return self
 
     def fetched(self, folder: str) -> GeotiffSource:
@@ -312,7 +298,8 @@ class StacSource(GeotiffSource):
         if self.scenes is None and len(self.assets) > 1:
             bands = "|".join(re.escape(stac_file_label(name)) for name in self.assets)
             # The folder says where the scene's name ends: B10 is the end of ST_B10, too.
-            options["scenes"] = {"pattern": rf"^(?P<scene>[^/]+)/(?P=scene)_(?P<band>{bands})\.tif$"}
+            ending = "(?:tif|jp2)" if self.jpeg2000 else "tif"
+            options["scenes"] = {"pattern": rf"^(?P<scene>[^/]+)/(?P=scene)_(?P<band>{bands})\.{ending}$"}
         return GeotiffSource.model_validate({**options, "path": self.path or folder})
 
 

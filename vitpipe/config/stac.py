@@ -1,55 +1,15 @@
-"""Where scenes lie that are not on this machine: addresses, and what is asked of a STAC catalog."""
+"""What is asked of a STAC catalog."""
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Final, Self
-from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from vitpipe.config.base import Recipe
 from vitpipe.digest import digest
-
-_LISTS: Final = (".txt", ".csv")
-
-
-def is_this_machine(host: str) -> bool:
-    """Say whether a host's name or number is that of this machine itself."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def is_address(text: str) -> bool:
-    """Say whether a text is the address of a file, not a path."""
-    return text.startswith(("https://", "http://", "s3://"))
-
-
-def names_addresses(path: str) -> bool:
-    """Say whether a path is an address, or that of a list of addresses: a text or a CSV file."""
-    return is_address(path) or path.lower().endswith(_LISTS)
-
-
-def address_problem(text: str, *, plain_http: bool) -> str:
-    """Say in a clause what is wrong with the address of a file; empty if nothing is. It is never repeated."""
-    try:
-        parts = urlsplit(text)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        return "it is no address"
-    if not host or not parts.path.strip("/"):
-        return "it names no file of a host"
-    if "@" in parts.netloc:
-        return "it holds credentials; set VITPIPE_STAC_TOKEN or VITPIPE_STAC_HEADERS instead"
-    if parts.query or parts.fragment:
-        return "it holds a query, such as a signature: it would be kept, and runs out; name the plain address"
-    if parts.scheme == "http" and not plain_http and not is_this_machine(host):
-        return "it is plain http to another machine; use https, or set `plain_http: true` where the network is trusted"
-    return ""
 
 
 class StacQuery(Recipe):

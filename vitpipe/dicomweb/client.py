@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import quote
 
+from vitpipe.arrivals import FETCH_FAILED
 from vitpipe.config import DicomwebSource
 from vitpipe.dicomweb.access import CA_VARIABLE, PASSWORD_VARIABLE, TOKEN_VARIABLE, USER_VARIABLE, Access
 from vitpipe.dicomweb.multipart import boundary_of, parts
@@ -22,7 +23,6 @@ from vitpipe.web.retries import BUSY, Backoff, BusyError, Result, retry_after_se
 if TYPE_CHECKING:
     import requests
 
-FETCH_FAILED: Final = "FETCH_FAILED"
 STUDY_UID, SERIES_UID, INSTANCE_UID = "0020000D", "0020000E", "00080018"
 INSTANCE_COUNT: Final = "00201208"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 from vitpipe.domains.base import Domain
@@ -85,3 +86,13 @@ def planes_of(source: Source, pseudonym: Pseudonymiser) -> Sequence[Plane]:
     from vitpipe.domains.dicom.frames import planes_of as dicom_planes_of
 
     return dicom_planes_of(source, pseudonym)
+
+
+def address_of(source: Source) -> str:
+    """Give the address that a source is known by: of its STAC item, else of its file; ``file://`` on this machine."""
+    if source.domain == "geotiff":
+        from vitpipe.domains.geotiff.item import address_of_item
+
+        if found := address_of_item(Path(source.files[0])):
+            return found
+    return source.uri if "://" in source.uri else Path(source.uri).absolute().as_uri()

@@ -130,6 +130,8 @@ def evaluate(config: PipelineConfig, manifest: Manifest, run_folder: Path, works
     if (ground := ground_of(judged)) is not None:
         write_layer(ground, run_folder)
         judged = replace(judged, numbers={**judged.numbers, "ground": ground.to_json()})
+    if "gap" in manifest.audit:
+        judged = replace(judged, numbers={**judged.numbers, "split_gap": manifest.audit["gap"]})
     numbers = {**judged.numbers, "inputs_digest": inputs, "run_id": run_folder.name, "test_use": use}
     notes = tuple(str(note) for note in numbers["notes"]) if isinstance(numbers["notes"], list) else ()
     judged = replace(judged, numbers=numbers)

@@ -40,6 +40,11 @@ class Judged:
     numbers: Mapping[str, Json]
     """What metrics.json holds."""
 
+    @property
+    def model_record(self) -> Path:
+        """What the model is, beside its weights."""
+        return self.run_folder / "model" / "model.json"
+
 
 def estimate_of(numbers: Mapping[str, Json], level: str, metric: str) -> Estimate:
     """Read one estimate back from the numbers of metrics.json (or of one baseline in it)."""

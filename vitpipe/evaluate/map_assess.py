@@ -15,6 +15,7 @@ from vitpipe import __version__
 from vitpipe.atomic import write_file, write_json
 from vitpipe.errors import ConfigError, DataError
 from vitpipe.evaluate.map_accuracy import Design, MapAccuracy, Share, allocate, map_accuracy, pool_small, sample_size
+from vitpipe.evaluate.map_blocks import BLOCKS_FILE, MOST_BLOCKS, BlockErrors, Blocks, block_errors, write_blocks
 from vitpipe.evaluate.map_ground import ClassRaster, count_classes, open_classes, pixel_edge_m
 from vitpipe.evaluate.map_reference import TIFF_SUFFIXES, Look, Reference, read_reference
 from vitpipe.records import Findings, Json
@@ -63,6 +64,8 @@ class MapFindings:
     advice: str
     notes: tuple[str, ...]
     confidence: float
+    by_block: BlockErrors | None = None
+    """Where the clusters are blocks of ground: the errors of each."""
 
     @property
     def total(self) -> float:
@@ -75,7 +78,7 @@ def assess_map(request: AccuracyRequest, out: Path) -> Findings:
 
     Args:
         request: what is asked.
-        out: folder for `accuracy.json` and `accuracy.html`.
+        out: folder for `accuracy.json` and `accuracy.html`, and `error_blocks.tif` where clusters are blocks.
 
     Raises:
         ConfigError: a file is missing, or the request contradicts itself.
@@ -85,10 +88,13 @@ def assess_map(request: AccuracyRequest, out: Path) -> Findings:
 
     found = judge_map(request)
     numbers = findings_json(found)
+    if found.by_block is not None:
+        write_blocks(found.by_block, out / BLOCKS_FILE)
     write_json(out / NUMBERS_FILE, numbers)
     with write_file(out / PAGE_FILE) as partial:
         partial.write_text(map_html(found, request.map.name), encoding="utf-8")
-    return Findings((*_lines(found), f"written: {out / NUMBERS_FILE} and {PAGE_FILE}"), numbers)
+    written = [PAGE_FILE, *([BLOCKS_FILE] if found.by_block is not None else [])]
+    return Findings((*_lines(found), f"written: {out / NUMBERS_FILE} and {', '.join(written)}"), numbers)
 
 
 def judge_map(request: AccuracyRequest) -> MapFindings:
@@ -106,16 +112,17 @@ def judge_map(request: AccuracyRequest) -> MapFindings:
         counted = count_classes(raster, strata)
         if counted.empty:
             raise DataError(f"NOT_CLASSES: {request.map} holds no valid pixel")
-        block_px = _block_px(raster, request.block_m)
-        reference = read_reference(request.reference, Look(raster, strata, request.column, request.cluster, block_px))
+        blocks = _blocks(raster, request.block_m)
+        reference = read_reference(request.reference, Look(raster, strata, request.column, request.cluster, blocks))
         has_crs = raster.dataset.crs is not None
-    return _judged(request, counted, (names, theirs, reference), has_crs=has_crs)
+    return _judged(request, counted, (names, theirs, reference), blocks, has_crs=has_crs)
 
 
 def _judged(
     request: AccuracyRequest,
     counted: pd.DataFrame,
     read: tuple[Mapping[int, str], Mapping[int, str] | None, Reference],
+    blocks: Blocks | None,
     *,
     has_crs: bool,
 ) -> MapFindings:
@@ -126,6 +133,10 @@ def _judged(
     counted["name"] = counted["map"] if request.strata is None else [f"stratum {each}" for each in counted["stratum"]]
     sizes = {str(name): float(size) for name, size in counted.groupby("name")[measure].sum().items()}
     notes = [f"{count} unit(s) of the reference left out: {reason}" for reason, count in reference.dropped.items()]
+    notes += reference.notes
+    by_block = block_errors(sample, blocks) if blocks is not None else None
+    if blocks is not None and by_block is None:
+        notes.append(f"the map has more than {MOST_BLOCKS:,} blocks: their errors are not drawn, nor written")
     if not has_crs:
         notes.append("the map has no CRS: areas are shares of its pixels, not of ground")
     if request.pool_small:
@@ -145,16 +156,17 @@ def _judged(
         advice=_advice(accuracy, {name: px if not has_crs else m2 for name, (px, m2) in mapped.items()}),
         notes=(*notes, *accuracy.notes),
         confidence=request.confidence,
+        by_block=by_block,
     )
 
 
-def _block_px(raster: ClassRaster, block_m: float | None) -> int | None:
+def _blocks(raster: ClassRaster, block_m: float | None) -> Blocks | None:
     if block_m is None:
         return None
     edge = pixel_edge_m(raster)
     if edge is None or edge <= 0:
         raise ConfigError(f"{raster.path} has no CRS, so `--block-m` has no metres to count in; name a cluster column")
-    return max(1, round(block_m / edge))
+    return Blocks.of(raster, max(1, round(block_m / edge)))
 
 
 def class_names(raster: ClassRaster, stated: str | None) -> dict[int, str]:
@@ -289,6 +301,9 @@ def findings_json(found: MapFindings) -> dict[str, Json]:
         "confidence": found.confidence,
         "reference": found.reference.kind,
         "left_out": dict(found.reference.dropped),
+        **(
+            {} if found.by_block is None else {"blocks": {"edge_m": found.by_block.blocks.edge_m, "layer": BLOCKS_FILE}}
+        ),
         "assumption": found.design,
         "advice": found.advice,
         "notes": list(found.notes),

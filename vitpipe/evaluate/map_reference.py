@@ -19,7 +19,9 @@ from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 
 from vitpipe.errors import ConfigError, DataError
-from vitpipe.evaluate.map_ground import VALUES, ClassRaster, open_classes
+from vitpipe.evaluate.map_blocks import Blocks
+from vitpipe.evaluate.map_ground import VALUES, ClassRaster, open_classes, pixel_edge_m
+from vitpipe.evaluate.map_warped import grid_note, strips_on_grid
 
 REFERENCE_UNREADABLE: Final = "REFERENCE_UNREADABLE"
 REFERENCE_EMPTY: Final = "REFERENCE_EMPTY"
@@ -43,8 +45,8 @@ class Look:
     column: str = "label"
     cluster: str | None = None
     """Column that names the cluster of a unit."""
-    block_px: int | None = None
-    """Else: clusters are blocks of the map so many pixels wide."""
+    blocks: Blocks | None = None
+    """Else: clusters are these blocks of the map."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class Reference:
     """points, polygons or raster."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """What was left out, by reason."""
+    notes: tuple[str, ...] = ()
+    """Sentences on how it was read."""
 
 
 def read_reference(path: Path, look: Look) -> Reference:
@@ -64,8 +68,8 @@ def read_reference(path: Path, look: Look) -> Reference:
 
     Args:
         path: CSV (`x, y` and `crs`, or `lon, lat`), GeoJSON, GPKG or Shapefile of points or polygons, or a class
-            GeoTIFF on the grid of the map. A point is one unit; a polygon is a cluster of the pixels whose centres it
-            holds.
+            GeoTIFF, on any grid (nearest neighbour). A point is one unit; a polygon is a cluster of the pixels whose
+            centres it holds.
         look: map, strata, names of columns.
 
     Raises:
@@ -179,18 +183,13 @@ def _of_points(points: NDArray[np.float64], rows: pd.DataFrame, look: Look) -> R
     value, stratum, valid = _looked_up(look, *at)
     dropped["where the map has no class"] = int((~valid).sum())
     table = rows.iloc[kept].assign(value=value, stratum=stratum, count=1)
-    if look.block_px:
-        table["cluster"] = _blocks(look, *at)
+    if look.blocks is not None:
+        table["cluster"] = look.blocks.numbers(*at)
     return Reference(table[valid].reset_index(drop=True), "points", _counted(dropped))
 
 
 def _counted(dropped: Mapping[str, int]) -> dict[str, int]:
     return {reason: count for reason, count in dropped.items() if count}
-
-
-def _blocks(look: Look, row: NDArray[np.int64], col: NDArray[np.int64]) -> NDArray[np.int64]:
-    edge = look.block_px or 1
-    return row // edge * (look.raster.width // edge + 1) + col // edge
 
 
 def _looked_up(
@@ -292,7 +291,7 @@ def _of_polygons(path: Path, placed: tuple[CRS, Any], rows: pd.DataFrame, look: 
         if counts.empty:
             dropped["outside the map" if _misses(shape, look) else "smaller than a pixel"] += 1
             continue
-        if look.block_px is None:
+        if look.blocks is None:
             counts["cluster"] = rows["cluster"].iloc[number] if look.cluster else number
         parts.append(counts.assign(reference=label))
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
@@ -363,7 +362,9 @@ def _pixels_in(shape: Any, look: Look) -> Iterator[pd.DataFrame]:  # noqa: ANN40
             continue
         values, valid, strata = _read(look, window)
         at = np.nonzero(inside & valid)
-        blocks = _blocks(look, at[0] + row, at[1] + left) if look.block_px else np.zeros(at[0].size, dtype=np.int64)
+        blocks = np.zeros(at[0].size, dtype=np.int64)
+        if look.blocks is not None:
+            blocks = look.blocks.numbers(at[0] + row, at[1] + left)
         yield _tally(values[at], strata[at], blocks)
 
 
@@ -388,26 +389,35 @@ def _tally(
 
 def _of_raster(path: Path, look: Look) -> Reference:
     """Compare two class rasters pixel by pixel, in clusters of blocks."""
-    if look.block_px is None:
+    if look.blocks is None:
         raise ConfigError(
             f"the pixels of {path} lie side by side and are no independent units; say how wide the blocks of ground "
             "are that count as one, with `--block-m` (wider than things on the ground are alike)"
         )
-    parts, labelled, unmapped = [], 0, 0
+    parts, unmapped, notes = [], 0, list[str]()
     with open_classes(path) as reference:
+        strips = reference.strips()
         if not look.raster.same_grid(reference):
-            raise DataError(
-                f"OTHER_GRID: {path} ({reference.height} x {reference.width}) is not on the grid of {look.raster.path} "
-                f"({look.raster.height} x {look.raster.width}); warp it to that grid (nearest neighbour) first"
-            )
-        for strip in reference.strips():
+            _require_wide_blocks(reference, look.blocks)
+            strips = strips_on_grid(look.raster, reference)
+            notes.append(grid_note(look.raster, reference))
+        for strip in strips:
             values, valid, strata = _read(look, (strip.row, 0, *strip.values.shape))
-            labelled += int(strip.valid.sum())
             unmapped += int((strip.valid & ~valid).sum())
             at = np.nonzero(strip.valid & valid)
-            blocks = _blocks(look, at[0] + strip.row, at[1])
+            blocks = look.blocks.numbers(at[0] + strip.row, at[1])
             parts.append(_tally(values[at], strata[at], blocks, strip.values[at]))
     keys = ["reference", "value", "stratum", "cluster"]
     table: pd.DataFrame = pd.concat(parts, ignore_index=True).groupby(keys)[["count"]].sum().reset_index()
     table["reference"] = table["reference"].astype(str)
-    return Reference(table, "raster", _counted({"where the map has no class": unmapped}))
+    return Reference(table, "raster", _counted({"where the map has no class": unmapped}), tuple(notes))
+
+
+def _require_wide_blocks(reference: ClassRaster, blocks: Blocks) -> None:
+    """Refuse blocks that are narrower than a reference pixel: parts of one pixel would count as independent units."""
+    theirs = pixel_edge_m(reference)
+    if theirs is not None and blocks.edge_m < theirs:
+        raise ConfigError(
+            f"blocks of {blocks.edge_m:.3g} m are narrower than the pixels of {reference.path} ({theirs:.3g} m), so "
+            "pieces of one label would count as independent; give a wider `--block-m`"
+        )

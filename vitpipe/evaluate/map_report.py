@@ -8,13 +8,18 @@ from typing import Final
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from vitpipe import __version__
 from vitpipe.evaluate.map_accuracy import Share
 from vitpipe.evaluate.map_assess import MapFindings
+from vitpipe.evaluate.map_blocks import BLOCKS_FILE, BlockErrors
 from vitpipe.evaluate.report_figures import RC, picture
-from vitpipe.evaluate.report_style import BLUE, GREY, ORANGE, STYLE, number, section, table
+from vitpipe.evaluate.report_page import html_page
+from vitpipe.evaluate.report_style import BLUE, GREY, ORANGE, bullets, number, section, table
 
+_WORST: Final = 5
+_ENOUGH: Final = 0.25
+"""Of the median number of units: a block with fewer is not among the worst."""
 _MOST_CLASSES: Final = 20
 """A matrix with more is shown by its numbers in accuracy.json alone."""
 
@@ -26,13 +31,15 @@ def map_html(found: MapFindings, name: str) -> str:
         found: the numbers.
         name: of the map.
     """
-    title = escape(name)
-    parts = (_header(found, name), _areas(found), _accuracies(found), _matrices(found), _reading(found))
-    return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}: accuracy</title>"
-        f"<meta name='viewport' content='width=device-width,initial-scale=1'><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(parts)}<footer>vitpipe {escape(__version__)}</footer></main></body></html>\n"
+    parts = (
+        _header(found, name),
+        _areas(found),
+        _accuracies(found),
+        _matrices(found),
+        _errors_on_the_ground(found),
+        _reading(found),
     )
+    return html_page(f"{name}: accuracy", parts)
 
 
 def half_width(share: Share) -> float | None:
@@ -154,11 +161,57 @@ def _bold(text: str, is_right: bool) -> str:  # noqa: FBT001
     return f"<b>{text}</b>" if is_right else text
 
 
+def _errors_on_the_ground(found: MapFindings) -> str:
+    """Show the errors of the blocks, and the worst of those that hold enough units to be told apart from chance."""
+    by_block = found.by_block
+    if by_block is None:
+        return ""
+    error, units = by_block.error, by_block.units
+    there = units > 0
+    enough = np.flatnonzero(units >= max(1.0, _ENOUGH * float(np.median(units[there]))))
+    worst = enough[np.argsort(-error.flat[enough], kind="stable")[:_WORST]]
+    rows = []
+    for at in zip(*np.unravel_index(worst, error.shape), strict=True):
+        x, y = by_block.transform @ (at[1] + 0.5, at[0] + 0.5)
+        rows.append(
+            f"<tr><td>{x:,.6g}</td><td>{y:,.7g}</td><td class='r'>{units[at]:,}</td>"
+            f"<td class='r'><b>{number(float(error[at]))}</b></td></tr>"
+        )
+    return section(
+        "Errors on the ground",
+        f"The {int(there.sum()):,} blocks of {by_block.blocks.edge_m:,.0f} m that count as clusters, and the share of "
+        f"their reference units that the map has wrong. The layer {BLOCKS_FILE} holds the same and opens in a GIS. A "
+        "block of few units looks good or bad by chance.",
+        _block_figure(by_block),
+        "<h3>Blocks with the largest error</h3>",
+        table(("x of its centre", "y of its centre", ">units", ">error"), rows),
+    )
+
+
+def _block_figure(by_block: BlockErrors) -> str:
+    error, place = by_block.error, by_block.transform
+    height, width = error.shape
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+        axes = figure.subplots()
+        turned = place.b != 0 or place.d != 0
+        right, bottom = place.c + place.a * width, place.f + place.e * height
+        edges = (0.0, width, height, 0.0) if turned else (place.c, right, bottom, place.f)
+        drawn = axes.imshow(error, cmap="cividis_r", vmin=0, vmax=max(1e-9, float(np.nanmax(error))), extent=edges)
+        axes.set(title="Error by block", xlabel="block" if turned else "x", ylabel="block" if turned else "y")
+        axes.ticklabel_format(useOffset=False, style="plain")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.grid(visible=False)
+        figure.colorbar(drawn, ax=axes, shrink=0.75, label="share of reference units that are wrong")
+    caption = "Coordinates are those of the map. White: no reference unit."
+    drawing = picture(figure, "Error of each block of the map", "White: no reference unit." if turned else caption)
+    return f"<div class='figures'>{drawing}</div>"
+
+
 def _reading(found: MapFindings) -> str:
-    notes = "".join(f"<li>{escape(note)}</li>" for note in (*found.notes, found.advice))
     return section(
         "How this was made",
         "Stratified estimators of Olofsson et al. 2014 (Remote Sensing of Environment 148) and, where the strata are "
         "not the classes of the map, Stehman 2014 (International Journal of Remote Sensing 35).",
-        f"<ul class='notes'>{notes}</ul>",
+        bullets((*found.notes, found.advice)),
     )

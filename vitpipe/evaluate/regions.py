@@ -86,7 +86,7 @@ def ground_of(judged: Judged) -> Ground | None:
     return Ground(
         blocks=_blocks(placed, known, recipe.confidence, squared=squared),
         by_distance=_by_distance(placed, recipe, squared=squared) if DISTANCE in placed else (),
-        measure=_MEASURES[judged.manifest.task],
+        measure=_MEASURES[judged.manifest.task] + (f" ({unit})" if (unit := judged.manifest.target_units) else ""),
         is_share=not squared,
     )
 

@@ -9,41 +9,20 @@ import pandas as pd
 
 from vitpipe.evaluate import metrics
 from vitpipe.evaluate.judged import Judged
-from vitpipe.evaluate.regions import ground_of
-from vitpipe.evaluate.report_cohort import cohort
 from vitpipe.evaluate.report_figures import (
     ranking_curves,
     reliability,
     risk_coverage_curve,
 )
-from vitpipe.evaluate.report_gallery import gallery, window_of
-from vitpipe.evaluate.report_ground import ground_section
-from vitpipe.evaluate.report_parts import (
-    baselines,
-    errors,
-    header,
-    levels,
-    notes,
-    page,
-    part,
-    read_estimate,
-    recipe,
-    subgroups,
-    training,
-)
-from vitpipe.evaluate.report_style import (
-    bar,
-    number,
-    section,
-    span,
-    span_of,
-    table,
-)
+from vitpipe.evaluate.report_gallery import gallery, stretch
+from vitpipe.evaluate.report_page import report_page
+from vitpipe.evaluate.report_parts import errors, header, levels, part, per_class, read_estimate
+from vitpipe.evaluate.report_style import bullets, number, section, span, table
 from vitpipe.records import Level, Split
 from vitpipe.store import TileStore
 
 _CARDS: Final = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
-_MOST_ROWS: Final = 60
+_CLASSES: Final = "The bar shows recall and its interval."
 _LEVELS: Final = (
     "Sources and groups are judged by the mean probability of their tiles. The interval resamples whole groups; deff, "
     "the design effect, says how many times larger the variance is than if units were independent."
@@ -59,61 +38,14 @@ def report_html(judged: Judged) -> str:
     Returns:
         A whole HTML page: pictures are data URIs, no script, nothing is fetched.
     """
-    parts = [
-        header(judged, _CARDS, f"{len(judged.manifest.classes)} classes"),
-        levels(judged, metrics.METRICS, _LEVELS),
-        baselines(judged),
+    top = [header(judged, _CARDS, f"{len(judged.manifest.classes)} classes"), levels(judged, metrics.METRICS, _LEVELS)]
+    own = [
         errors(judged, judged.config.evaluate.level),
-        _per_class(judged),
+        per_class(judged, "recall", ("precision", "f1", "auroc", "average_precision"), "support", _CLASSES),
         _calibration(judged),
         _curves(judged),
-        ground_section(ground_of(judged)),
-        subgroups(judged),
-        _gallery(judged),
-        cohort(judged),
-        training(judged),
-        notes(judged),
-        recipe(judged),
     ]
-    return page(judged, parts)
-
-
-def _per_class(judged: Judged) -> str:
-    level = judged.config.evaluate.level
-    found = part(judged.numbers.get("per_class"), level)
-    names = list(found)[:_MOST_ROWS]
-    recalls = {name: read_estimate(part(found, name).get("recall")) for name in names}
-    scale = span_of([each for each in recalls.values() if each is not None])
-    rows = []
-    for name in names:
-        numbers = part(found, name)
-        recall = recalls[name]
-        if recall is None:
-            continue
-        cells = []
-        for which in ("precision", "f1", "auroc", "average_precision"):
-            each = read_estimate(numbers.get(which))
-            cells.append(
-                f"<td class='r'>{number(each.estimate if each else None)}<br>"
-                f"<span class='dim small nowrap'>{span(each, 2) if each else ''}</span></td>"
-            )
-        rows.append(
-            f"<tr><td>{escape(name)}</td><td class='r'>{numbers.get('support')}</td>"
-            f"<td>{bar(recall, scale)}</td><td class='r'><b>{number(recall.estimate)}</b><br>"
-            f"<span class='dim small nowrap'>{span(recall, 2)}</span></td>{''.join(cells)}</tr>"
-        )
-    more = (
-        f"<p class='small'>{len(found) - len(names)} more classes stand in metrics.json.</p>"
-        if len(found) > len(names)
-        else ""
-    )
-    head = ("Class", ">support", "recall", ">recall", ">precision", ">F1", ">AUROC", ">AP")
-    return section(
-        "By class",
-        f"Each class against the rest, by {level}. The bar shows recall and its interval.",
-        table(head, rows),
-        more,
-    )
+    return report_page(judged, top, own, _gallery(judged))
 
 
 def _calibration(judged: Judged) -> str:
@@ -132,13 +64,12 @@ def _calibration(judged: Judged) -> str:
         )
     figures = reliability(judged.units[level], estimate, null if isinstance(null, float) else None)
     sets = _sets(judged)
-    notes = "".join(f"<li>{escape(note)}</li>" for note in judged.calibration.notes)
     return section(
         "Probabilities",
         "What the model claims of tiles against what came true; sets and abstentions on the test split.",
         f"<p>{escape(verdict)}</p><div class='figures'>{figures}{risk_coverage_curve(judged.units[level])}</div>",
         sets,
-        f"<ul class='notes'>{notes}</ul>",
+        bullets(judged.calibration.notes),
     )
 
 
@@ -187,16 +118,7 @@ def _gallery(judged: Judged) -> str:
     test: pd.DataFrame = judged.predictions.loc[judged.predictions["split"] == str(Split.TEST)]
     manifest = judged.manifest
     store = TileStore(manifest.tiles_folder)
-    window = window_of(
-        judged.config.preprocess.clip,
-        manifest.units,
-        {str(store.dtype(shard)) for shard in manifest.table["shard_id"].unique()},
-    )
-    seen = (
-        "is stretched to its own percentiles 2 and 98"
-        if window is None
-        else f"shows {window[0]:g} to {window[1]:g} {manifest.units} from black to white"
-    )
+    window, seen = stretch(judged.config.preprocess.clip, manifest, store)
     return section(
         "Tiles to look at",
         "What the model said with which probability; under an error, the label and the probability it was given. Each "

@@ -11,6 +11,7 @@ import pandas as pd
 from vitpipe.evaluate.judged import Judged
 from vitpipe.evaluate.report_style import section, table
 from vitpipe.evaluate.units import truth_matrix
+from vitpipe.ground.gap import METRIC_WORDS
 from vitpipe.records import Json, Split, Task
 
 _MOST_CLASSES: Final = 24
@@ -117,12 +118,22 @@ def leakage_audit(audit: Mapping[str, Json]) -> str:
         said.append("The same ground may be in train and in test at different dates (`split.same_ground`).")
     gap = audit.get("gap")
     if isinstance(gap, dict):
-        said.append(
-            f"A random split would claim a balanced accuracy of {gap['random_split']:.3f}, the split by blocks "
-            f"{gap['group_split']:.3f}: the nearest neighbour in colour, in five folds, on {gap['tiles']} tiles."
-        )
+        said.append(_gap(gap))
     made = table(("Splits", ">shared ground (m²)", ">least distance (m)"), rows)
     return f"<h3>Leakage audit</h3>{made}<p class='small'>{' '.join(said)}</p>"
+
+
+def _gap(gap: Mapping[str, Json]) -> str:
+    """Say what a random split would claim; runs from before other metrics were measured have neither their interval."""
+    metric, found = str(gap.get("metric", "balanced_accuracy")), gap.get("difference")
+    reach = ""
+    if isinstance(found, dict) and found["low"] is not None:
+        reach = f" a gap of {found['estimate']:.3f} [{found['low']:.3f}, {found['high']:.3f}] by groups,"
+    probe = gap.get("probe", f"nearest neighbour in colour, {gap['tiles']} tiles")
+    return (
+        f"A random split would claim {gap['random_split']:.3f} {METRIC_WORDS[metric]}, the split by blocks "
+        f"{gap['group_split']:.3f}:{reach} measured with a cheap probe in five folds ({probe})."
+    )
 
 
 def _quarantine(judged: Judged) -> str:

@@ -61,7 +61,9 @@ RC: Final[dict[Any, Any]] = {
 def picture(figure: Figure, alternative: str, caption: str = "") -> str:
     """Put a figure into the page as an SVG that needs nothing else."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    # What is read at saving holds here too, where a caller has left its own settings.
+    with mpl.rc_context({name: RC[name] for name in ("svg.fonttype", "svg.hashsalt")}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     source = f"data:image/svg+xml;base64,{data}"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitpipe.evaluate.units import probability_columns
+from vitpipe.manifest import Manifest
 from vitpipe.store import TileStore
 
 MOST_ERRORS: Final = 16
@@ -112,6 +113,21 @@ def window_of(clip: tuple[float, float] | None, units: str, dtypes: set[str]) ->
     return (0.0, 255.0) if dtypes == {"uint8"} else None
 
 
+def stretch(
+    clip: tuple[float, float] | None, manifest: Manifest, store: TileStore
+) -> tuple[tuple[float, float] | None, str]:
+    """Choose the window of a run's tiles, see :func:`window_of`.
+
+    Returns:
+        The window, and how a reader is told: what each tile does.
+    """
+    dtypes = {str(store.dtype(shard)) for shard in manifest.table["shard_id"].unique()}
+    window = window_of(clip, manifest.units, dtypes)
+    if window is None:
+        return None, "is stretched to its own percentiles 2 and 98"
+    return window, f"shows {window[0]:g} to {window[1]:g} {manifest.units} from black to white"
+
+
 def thumbnail(
     pixels: NDArray[np.float32], valid: NDArray[np.bool_], window: tuple[float, float] | None = None
 ) -> bytes:
@@ -128,9 +144,19 @@ def thumbnail(
         shown[channel] = np.round(255 * np.clip(stretched, 0, 1)).astype(np.uint8)
     colour = np.broadcast_to(shown, (3, *shown.shape[1:])) if len(shown) == 1 else shown
     alpha = np.where(valid, 255, 0).astype(np.uint8)
-    image = Image.fromarray(np.ascontiguousarray(np.moveaxis(np.concatenate([colour, alpha[None]]), 0, -1)), "RGBA")
+    return png_of(np.moveaxis(np.concatenate([colour, alpha[None]]), 0, -1), smooth=True)
+
+
+def png_of(rgba: NDArray[np.uint8], *, smooth: bool) -> bytes:
+    """Give a small PNG.
+
+    Args:
+        rgba: (H, W, 4).
+        smooth: make one pixel of several by their mean; else take one of them, as classes need it.
+    """
+    image = Image.fromarray(np.ascontiguousarray(rgba), "RGBA")
     if max(image.size) > _EDGE_PX:
-        image.thumbnail((_EDGE_PX, _EDGE_PX), Image.Resampling.BOX)
+        image.thumbnail((_EDGE_PX, _EDGE_PX), Image.Resampling.BOX if smooth else Image.Resampling.NEAREST)
     elif max(image.size) * 2 <= _EDGE_PX:
         # Small tiles are enlarged without smoothing: their pixels are what the model saw.
         factor = _EDGE_PX // max(image.size)
@@ -151,8 +177,10 @@ def _card(row: dict[str, object], png: bytes, classes: Sequence[str]) -> str:
     kind = "tile hit" if row["hit"] else "tile"
     own = row[f"p_{label}"] if label in classes else None
     said = f"<b>{escape(predicted)}</b> {row['probability']:.0%}"
+    about = f"tile said to be {predicted}" + ("" if row["hit"] else f", labelled {label}")
     truth = "" if row["hit"] else f"<br>label <b>{escape(label)}</b> {own:.0%}"
     return (
-        f"<div class='{kind}'><div class='pixels'><img alt='tile' src='data:image/png;base64,{data}'></div>"
+        f"<div class='{kind}'><div class='pixels'>"
+        f"<img alt='{escape(about, quote=True)}' src='data:image/png;base64,{data}'></div>"
         f"{said}{truth}<br><span class='dim'>group {escape(short_group(str(row['group_id'])))}</span></div>"
     )

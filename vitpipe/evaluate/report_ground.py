@@ -46,6 +46,12 @@ def ground_section(ground: Ground | None, what: str = "test blocks") -> str:
     )
 
 
+def _km(metres: float) -> str:
+    """Write kilometres to three digits, and all digits before the point."""
+    km = metres / 1000
+    return f"{km:,.0f}" if km >= 100 else f"{km:.3g}"
+
+
 def _range(low: float, high: float) -> str:
     return f"{low:.3f} to {high:.3f}" if np.isfinite(low) and np.isfinite(high) else "no interval"
 
@@ -103,7 +109,7 @@ def _distances(ground: Ground) -> str:
     if not ground.by_distance:
         return ""
     rows = [
-        f"<tr><td>{low / 1000:,.3g} to {high / 1000:,.3g} km</td><td class='r'>{each.n}</td>"
+        f"<tr><td>{_km(low)} to {_km(high)} km</td><td class='r'>{each.n}</td>"
         f"<td class='r'>{each.n_groups}</td><td class='r'><b>{number(each.estimate)}</b></td>"
         f"<td class='nowrap'>{span(each)}</td></tr>"
         for low, high, each in ground.by_distance

@@ -9,7 +9,6 @@ from typing import Final
 
 import numpy as np
 
-from vitpipe import __version__
 from vitpipe.evaluate.beside import BETTER, NAMES, NETWORK, WORSE
 from vitpipe.evaluate.judged import Judged, estimate_of
 from vitpipe.evaluate.report_figures import (
@@ -20,11 +19,13 @@ from vitpipe.evaluate.report_style import (
     BLUE,
     GREY,
     ORANGE,
-    STYLE,
+    bar,
+    bullets,
     forest,
     number,
     section,
     span,
+    span_of,
     table,
     words,
 )
@@ -37,19 +38,12 @@ _LEADS: Final = {
     True: "A model that cannot beat the trivial ones has learnt nothing of use; the U-Net saw the same tiles as often "
     "and takes as much arithmetic.",
 }
+_MOST_ROWS: Final = 60
 _MOST_CELLS: Final = 12
 _MOST_LETTERS: Final = 60
-
-
-def page(judged: Judged, parts: Sequence[str]) -> str:
-    """Put the parts of a report into a page."""
-    name = escape(judged.config.name)
-    return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{name}: evaluation</title>"
-        f"<meta name='viewport' content='width=device-width,initial-scale=1'><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(parts)}<footer>vitpipe {escape(__version__)}. For research, not for clinical use. "
-        "Names of groups are keyed pseudonyms, cut to six characters.</footer></main></body></html>\n"
-    )
+_IN_UNITS: Final = ("rmse", "mae", "bias")
+_SHORT: Final = {"f1": "F1", "auroc": "AUROC", "average_precision": "AP", "iou": "IoU"}
+"""Names of metrics above columns."""
 
 
 def part(value: Json, *keys: str) -> dict[str, Json]:
@@ -68,6 +62,12 @@ def read_estimate(value: Json) -> Estimate | None:
     if not isinstance(value, dict) or "estimate" not in value:
         return None
     return Estimate(**{name: value[name] for name in Estimate.__dataclass_fields__})  # type: ignore[arg-type]
+
+
+def _metric(judged: Judged, name: str) -> str:
+    """Name a metric for people; an error of values carries their unit."""
+    units = judged.manifest.target_units
+    return f"{words(name)} ({units})" if units and name in _IN_UNITS else words(name)
 
 
 def header(judged: Judged, cards_of: Sequence[str], about: str, tail: Sequence[str] = ("ece",)) -> str:
@@ -92,9 +92,9 @@ def header(judged: Judged, cards_of: Sequence[str], about: str, tail: Sequence[s
     cards = []
     for name, of_level in chosen:
         each = estimate_of(numbers, of_level, name)
-        units = "" if of_level == Level.GROUP else f"{each.n} {of_level}s, "
+        units = "" if of_level == Level.GROUP else f"{each.n} {_unit(judged, Level(of_level), each)}, "
         cards.append(
-            f"<div class='card'><div class='name'>{escape(words(name))}</div>"
+            f"<div class='card'><div class='name'>{escape(_metric(judged, name))}</div>"
             f"<div class='value'>{number(each.estimate)}</div><div class='range'>{span(each)}</div>"
             f"<div class='n'>{units}{each.n_groups} groups</div></div>"
         )
@@ -123,11 +123,11 @@ def levels(judged: Judged, names: Sequence[str], lead: str) -> str:
                 f"<td class='r'{title}><b>{number(each.estimate)}</b></td><td class='nowrap dim'>{span(each)}</td>"
                 f"<td class='r dim'>{effect}</td>"
             )
-        rows.append(f"<tr><td>{escape(words(name))}</td>{''.join(cells)}</tr>")
+        rows.append(f"<tr><td>{escape(_metric(judged, name))}</td>{''.join(cells)}</tr>")
     sizes, groups = "", ""
     for level in Level:
         each = estimate_of(numbers, level.value, names[0])
-        sizes += f"<td class='r'>{each.n}</td><td class='dim'>{_unit(level, each.n, each.n_groups)}</td><td></td>"
+        sizes += f"<td class='r'>{each.n}</td><td class='dim'>{_unit(judged, level, each)}</td><td></td>"
         groups += f"<td class='r'>{each.n_groups}</td><td class='dim'>groups</td><td></td>"
     head = ("Metric", *(part for level in Level for part in (f">by {level.value}", "interval", ">deff")))
     return section(
@@ -145,7 +145,9 @@ def baselines(judged: Judged) -> str:
     beside = part(numbers, "baselines")
     if not beside:
         return ""
-    rows: list[tuple[str, Estimate, str]] = [(f"{words(metric)}, by {level}", Estimate(None, None, None, 0, 0), "")]
+    rows: list[tuple[str, Estimate, str]] = [
+        (f"{_metric(judged, metric)}, by {level}", Estimate(None, None, None, 0, 0), "")
+    ]
     rows.append(("this model", estimate_of(numbers, level, metric), BLUE))
     gaps: list[tuple[str, Estimate, str]] = []
     for name in beside:
@@ -214,6 +216,57 @@ def _confused_pairs(counts: np.ndarray, classes: Sequence[str]) -> str:
     )
 
 
+def per_class(judged: Judged, drawn: str, others: Sequence[str], counted: str, lead: str = "") -> str:
+    """Show each class against the rest, at the level of the headline.
+
+    Args:
+        judged: the run.
+        drawn: the metric that is drawn with its interval.
+        others: metrics that stand beside it.
+        counted: what of a class is counted.
+        lead: how to read the table, after what all such tables have.
+    """
+    level = judged.config.evaluate.level
+    found = part(judged.numbers.get("per_class"), level)
+    names = list(found)[:_MOST_ROWS]
+    first = {name: read_estimate(part(found, name).get(drawn)) for name in names}
+    scale = span_of([each for each in first.values() if each is not None])
+    # Of units every class has some in most groups; of pixels a class may lie in one group alone.
+    in_groups = counted == "pixels"
+    rows = []
+    for name, each in first.items():
+        if each is None:
+            continue
+        numbers = part(found, name)
+        beside = (read_estimate(numbers.get(which)) for which in others)
+        cells = "".join(_with_span(other) for other in beside)
+        groups = f"<td class='r'>{each.n_groups}</td>" if in_groups else ""
+        rows.append(
+            f"<tr><td>{escape(name)}</td><td class='r'>{numbers.get('support'):,}</td>{groups}"
+            f"<td>{bar(each, scale)}</td>{_with_span(each, bold=True)}{cells}</tr>"
+        )
+    head = ("Class", f">{counted}", *((">groups",) if in_groups else ()), _short(drawn), f">{_short(drawn)}")
+    more = f"<p class='small'>{len(found) - len(names)} more classes stand in metrics.json.</p>"
+    return section(
+        "By class",
+        f"Each class against the rest, by {level}. {lead}",
+        table((*head, *(f">{_short(which)}" for which in others)), rows),
+        more if len(found) > len(names) else "",
+    )
+
+
+def _with_span(each: Estimate | None, *, bold: bool = False) -> str:
+    value = number(each.estimate if each else None)
+    return (
+        f"<td class='r'>{f'<b>{value}</b>' if bold else value}<br>"
+        f"<span class='dim small nowrap'>{span(each, 2) if each else ''}</span></td>"
+    )
+
+
+def _short(metric: str) -> str:
+    return _SHORT.get(metric, metric)
+
+
 def subgroups(judged: Judged) -> str:
     """Show the headline metric by subgroup."""
     found = judged.numbers.get("subgroups")
@@ -235,9 +288,9 @@ def subgroups(judged: Judged) -> str:
     overall = estimate_of(judged.numbers, level, metric).estimate
     return section(
         "Subgroups",
-        f"{words(metric)} by {level}. The intervals hold together for all subgroups (max-T bootstrap by groups); the "
-        "dashed line is the whole test split. Grey: too few groups or units for an interval, shown all the same. The "
-        "lowest of many subgroups lies below the whole by chance alone.",
+        f"{_metric(judged, metric)} by {level}. The intervals hold together for all subgroups (max-T bootstrap by "
+        "groups); the dashed line is the whole test split. Grey: too few groups or units for an interval, shown all "
+        "the same. The lowest of many subgroups lies below the whole by chance alone.",
         forest(rows, "", reference=overall),
     )
 
@@ -253,19 +306,17 @@ def training(judged: Judged) -> str:
 def notes(judged: Judged) -> str:
     """List what a reader must know."""
     notes = judged.numbers.get("notes")
-    items = "".join(f"<li>{escape(str(note))}</li>" for note in notes) if isinstance(notes, list) else ""
-    use = judged.numbers.get("test_use")
-    ledger = f"<li>This was use number {use} of the test split of this workspace.</li>" if use else ""
+    said = [str(note) for note in notes] if isinstance(notes, list) else []
+    if use := judged.numbers.get("test_use"):
+        said.append(f"This was use number {use} of the test split of this workspace.")
     return section(
-        "Notes on the data and the numbers",
-        "What to know before these numbers are believed.",
-        f"<ul class='notes'>{items}{ledger}</ul>",
+        "Notes on the data and the numbers", "What to know before these numbers are believed.", bullets(said)
     )
 
 
 def recipe(judged: Judged) -> str:
     """Give configuration and digests."""
-    model = judged.run_folder / "model" / "model.json"
+    model = judged.model_record
     digests = part(_numbers(judged), "digests")
     rows = [
         f"<tr><td>{escape(name)}</td><td><code>{escape(str(value))}</code></td></tr>" for name, value in digests.items()
@@ -285,6 +336,13 @@ def recipe(judged: Judged) -> str:
     )
 
 
-def _unit(level: str, n: int, groups: int) -> str:
-    """Name the units of a level; a group that carries several labels is a unit a label."""
-    return "pairs of group and label" if level == Level.GROUP and n != groups else f"{level}s"
+def _unit(judged: Judged, level: Level, each: Estimate) -> str:
+    """Name the units of a level: what carries several labels, or lies in several groups, is a unit for each."""
+    if level is Level.GROUP and each.n != each.n_groups:
+        return "pairs of group and label"
+    if level is Level.SOURCE:
+        test = judged.predictions["split"] == str(Split.TEST)
+        sources = judged.predictions.loc[test, "source_id"].nunique()
+        if each.n != sources:
+            return f"parts of {sources} source{'' if sources == 1 else 's'}"
+    return f"{level}s"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Final
 
@@ -57,7 +57,7 @@ tr.weak td{color:#9ca3af}
 td svg{display:block}
 .dim{color:#6b7280}.nowrap{white-space:nowrap}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(340px,100%),1fr));gap:18px;align-items:start}
-figure{margin:0}figure img{width:100%;max-width:640px;height:auto;display:block}
+figure{margin:0}figure img{width:100%;max-width:940px;height:auto;display:block}.figures img{max-width:520px}
 figcaption{font-size:13px;color:#6b7280;margin-top:4px}
 table.forest{table-layout:fixed;min-width:760px}table.confusion{width:auto}
 table.confusion td{border:2px solid #fff;text-align:center;min-width:58px;padding:7px 8px;line-height:1.2}
@@ -73,6 +73,16 @@ background:repeating-linear-gradient(45deg,#e5e7eb 0 5px,#fff 5px 10px)}
 .tile.hit .pixels{border-color:#009E73}
 .tile img{width:100%;height:100%;display:block;object-fit:contain;image-rendering:auto}
 .tile b{font-weight:600}
+.legend{display:flex;flex-wrap:wrap;gap:6px 18px;font-size:13px;color:#374151;margin:0 0 10px}
+.legend i{display:inline-block;width:14px;height:14px;border-radius:3px;vertical-align:-2px;margin-right:6px}
+.legend i.ramp{width:120px;margin:0 4px}
+.legend i.none,.panels .pixels{background:repeating-linear-gradient(45deg,#e5e7eb 0 3px,#fff 3px 6px)}
+.looks{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(460px,100%),1fr));gap:12px 28px}
+.look p{margin:4px 0 4px;overflow-wrap:anywhere}
+.panels{display:grid;grid-template-columns:repeat(4,minmax(0,1fr));gap:8px}
+.panels .pixels{aspect-ratio:1;border-radius:5px;overflow:hidden}
+.panels img{width:100%;height:100%;object-fit:contain;image-rendering:pixelated}
+.panels figcaption{font-size:12px;margin-top:2px}
 .flow{display:flex;flex-wrap:wrap;gap:10px;align-items:stretch;margin:6px 0 16px}
 .flow div{border:1px solid #e5e7eb;border-radius:8px;padding:8px 14px;background:#fafafa}
 .flow div b{display:block;font-size:19px}
@@ -85,7 +95,8 @@ code{font-size:12.5px;overflow-wrap:anywhere}
 details summary{cursor:pointer;color:#374151;margin:8px 0}
 footer{margin-top:22px;font-size:12.5px;color:#6b7280}
 @media print{body{background:#fff}section,header.top{box-shadow:none;border:1px solid #e5e7eb;break-inside:avoid}}
-@media(max-width:640px){.cards{grid-template-columns:1fr 1fr}section,header.top{padding:16px}main{padding:10px}}
+@media(max-width:640px){.cards{grid-template-columns:1fr 1fr}section,header.top{padding:16px}main{padding:10px}
+section>figure{overflow-x:auto}section>figure>img{min-width:600px}}
 """
 
 WORDS: Final = {
@@ -127,6 +138,11 @@ def table(head: Sequence[str], rows: Sequence[str]) -> str:
         for name in head
     )
     return f"<div class='scroll'><table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+
+
+def bullets(notes: Iterable[str]) -> str:
+    """List sentences."""
+    return f"<ul class='notes'>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -128,7 +128,7 @@ def _size_for(range_m: float, centres: NDArray[np.float64]) -> float:
 
 
 def read_block_m(path: Path) -> float | None:
-    """Read the size that a workspace has; None before its first splits on the ground.
+    """Read the size that a workspace states; None where it states none. See :func:`kept_block_m`.
 
     Raises:
         ContractError: the file is broken.
@@ -141,9 +141,26 @@ def read_block_m(path: Path) -> float | None:
         raise ContractError(f"{path} does not say the size of blocks (`block_m`); put it back from a copy") from error
 
 
+def kept_block_m(path: Path, splits: Path) -> float | None:
+    """Give the size that holds for a workspace; None before its first splits.
+
+    Args:
+        path: of the size.
+        splits: the table of splits, whose first writing is the commit of both.
+
+    Raises:
+        ContractError: the file is broken.
+    """
+    return read_block_m(path) if splits.is_file() else None
+
+
 def keep_blocks(path: Path, blocks: Blocks) -> None:
-    """Write the size once; from then on it holds for the workspace."""
-    if not path.is_file():
+    """Write the size, before the first splits: once they are there, it holds for the workspace.
+
+    A run that is killed, or fails, between the two leaves a size without splits, which binds nobody; splits without
+    their size would let a second run choose another one, under which the same ground lies in other groups.
+    """
+    if not blocks.kept:
         write_json(path, blocks.to_json())
 
 

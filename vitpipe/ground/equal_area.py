@@ -21,6 +21,7 @@ _K0: Final = float(np.cos(np.pi / 6) / np.sqrt(1 - _E2 * np.sin(np.pi / 6) ** 2)
 _QP: Final = float(1 + (1 - _E2) / _E * np.arctanh(_E))
 _MEAN_RADIUS_M: Final = 6_371_008.8
 
+EQUAL_AREA: Final = "EPSG:6933"
 WORLD_M: Final = 2 * np.pi * _A_M * _K0
 """Once around the equator on EPSG:6933."""
 MERCATOR_WORLD_M: Final = 2 * np.pi * _A_M

@@ -15,7 +15,8 @@ from rasterio.crs import CRS
 from vitpipe.config import TileRecipe
 from vitpipe.domains.geotiff.ground import to_equal_area
 from vitpipe.errors import UnreadableSource
-from vitpipe.ground.equal_area import WORLD_M
+from vitpipe.ground.equal_area import EQUAL_AREA, WORLD_M
+from vitpipe.labels.base import Area
 from vitpipe.records import Source
 from vitpipe.resample import prepared_grid
 
@@ -42,6 +43,13 @@ class Footprints:
     def known(self) -> NDArray[np.bool_]:
         """Which tiles lie on known ground, (N,)."""
         return np.isfinite(self.centres[:, 0])
+
+    def inside(self, area: Area) -> NDArray[np.bool_]:
+        """Tell which tiles have their centre in an area, (N,); those on no known ground have not."""
+        known = self.known
+        found = np.zeros(len(known), bool)
+        found[known] = area.covers(self.centres[known], EQUAL_AREA)
+        return found
 
     def distinct(self) -> Footprints:
         """Take one of the tiles that lie in the very same place, as those of one grid at several dates do."""

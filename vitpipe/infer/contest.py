@@ -19,7 +19,7 @@ from vitpipe.evaluate.pixels.tables import BASELINES_FOLDER, baseline_names, rea
 from vitpipe.evaluate.predictions import baseline_predictions, logit_columns, predictions_of
 from vitpipe.infer.predictor import Predictor
 from vitpipe.learn.baselines import MAJORITY, majority
-from vitpipe.learn.loader import SplitTiles
+from vitpipe.learn.counted import JudgedTiles
 from vitpipe.learn.pixel_baselines import MEAN
 from vitpipe.learn.pixel_tables import judged_blocks, pixel_sums
 from vitpipe.manifest import Manifest
@@ -133,7 +133,7 @@ def _test_tiles(folder: Path, manifest: Manifest) -> pd.DataFrame:
 
 def _run_pixels(champion: Predictor, manifest: Manifest) -> pd.DataFrame:
     """Run the champion on the stored test tiles, and sum up its pixels."""
-    tiles = SplitTiles(manifest, TileStore(manifest.tiles_folder), Split.TEST.value)
+    tiles = JudgedTiles(manifest, TileStore(manifest.tiles_folder), Split.TEST.value)
     # Both know the same classes, but each counts them in its own order.
     order = [champion.classes.index(name) for name in manifest.classes]
     values = manifest.task is Task.REGRESSION

@@ -45,9 +45,11 @@ def read_metrics(run_folder: Path) -> dict[str, Any]:
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Flatten metrics.json to ``test/<level>/<metric>`` with ``/low`` and ``/high`` beside it.
 
-    Baselines become ``test/<level>/<metric>/<baseline>``. What is not a finite number is left out.
+    Baselines become ``test/<level>/<metric>/<baseline>``; what a random split would claim and what the split by
+    groups says become ``split_gap/<metric>/random_split``, ``/group_split`` and ``/difference`` (``/low``, ``/high``).
+    What is not a finite number is left out.
     """
-    flat = dict(_level_metrics(metrics, suffix=""))
+    flat = dict(_level_metrics(metrics, suffix="")) | dict(_gap_metrics(metrics.get("split_gap")))
     for name, levels in sorted(metrics.get("baselines", {}).items()):
         flat |= {key: value for key, value in _level_metrics(levels, suffix=f"/{name}") if _is_estimate(key, name)}
     return flat
@@ -137,6 +139,18 @@ def _level_metrics(levels: Mapping[str, Any], *, suffix: str) -> Iterator[tuple[
             for bound, ending in _BOUNDS.items():
                 if _finite(entry.get(bound)):
                     yield f"test/{level}/{metric}{suffix}{ending}", float(entry[bound])
+
+
+def _gap_metrics(gap: Mapping[str, Any] | None) -> Iterator[tuple[str, float]]:
+    if not gap:
+        return
+    # Runs from before other metrics were measured name none.
+    name = f"split_gap/{gap.get('metric', 'balanced_accuracy')}"
+    numbers = {which: {"estimate": gap.get(which)} for which in ("random_split", "group_split")}
+    for which, entry in (numbers | {"difference": gap.get("difference") or {}}).items():
+        for bound, ending in _BOUNDS.items():
+            if _finite(entry.get(bound)):
+                yield f"{name}/{which}{ending}", float(entry[bound])
 
 
 def _is_estimate(key: str, baseline: str) -> bool:

@@ -55,7 +55,9 @@ def write_volume_summary(
 
 
 def _refusals(rejected: Sequence[Rejected]) -> dict[str, Json]:
-    reasons: list[Json] = [*dict.fromkeys(f"{item.code}: {item.reason}" for item in rejected)]
+    # Files that nobody meant as a source come last: they must not crowd out what was.
+    ordered = sorted(rejected, key=lambda item: item.junk)
+    reasons: list[Json] = [*dict.fromkeys(f"{item.code}: {item.reason}" for item in ordered)]
     return {"rejected": dict(count_codes(rejected)), "reasons": reasons[:_SHOWN]}
 
 

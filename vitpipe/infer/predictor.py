@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -23,8 +24,8 @@ from vitpipe.infer.batches import SharedBatches
 from vitpipe.infer.contract import MISFITS, ModelContract, RangeWatch
 from vitpipe.infer.package import open_package
 from vitpipe.infer.reading import place_of, read_sources
-from vitpipe.learn.model import LoadedModel, load_model
-from vitpipe.records import BOX_COLUMN, Rejected, Source, Task, Window, count_codes
+from vitpipe.learn.model import LoadedModel, ModelRecord, load_model
+from vitpipe.records import BOX_COLUMN, Json, Rejected, Source, Task, Window, count_codes
 from vitpipe.tiling import Block, cut
 
 PLACE_COLUMNS = ("source_id", *Window._fields, BOX_COLUMN, "valid_fraction")
@@ -81,6 +82,11 @@ class Predictor:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the outputs."""
         return self.contract.classes
+
+    @property
+    def record(self) -> ModelRecord:
+        """What ``model.json`` says: architecture, starting weights, training."""
+        return self._model.record
 
     @property
     def batch_size(self) -> int:
@@ -165,6 +171,11 @@ class Predictor:
         if with_paths:
             tiles["path"] = tiles["source_id"].map({name: relative_name(item, path) for name, item in used.items()})
         return PredictionResult(tiles, self._pool(tiles), tuple(rejected), tuple(watch.notes()), tuple(used.values()))
+
+    def reading(self, options: Mapping[str, Json]) -> Predictor:
+        """Give the same model with other reading options: how files are named, in which units their values are."""
+        contract = dataclasses.replace(self.contract, source={**self.contract.source, **options})
+        return Predictor(self._model, self.calibration, contract)
 
     @property
     def domain(self) -> Domain:

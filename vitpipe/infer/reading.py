@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from vitpipe.config import GeotiffSource
-from vitpipe.config.stac import address_problem, is_address, names_addresses
+from vitpipe.config.address import address_problem, is_address, names_addresses
 from vitpipe.digest import digest_file
 from vitpipe.domains.base import Domain, ScanContext
 from vitpipe.errors import ConfigError, TransientError

@@ -73,7 +73,10 @@ def tile_grid(grid: Grid, recipe: TileRecipe, *, uri: str) -> Grid:
         a, b, c, d, e, f = transform
         c, f = a * start[1] + b * start[0] + c, d * start[1] + e * start[0] + f
         transform = (a * step[1], b * step[0], c, d * step[1], e * step[0], f)
-    return dataclasses.replace(base, height=height, width=width, transform=transform, affine=None, spacing_mm=None)
+    gcps = tuple(((row - start[0]) / step[0], (col - start[1]) / step[1], x, y) for row, col, x, y in base.gcps)
+    return dataclasses.replace(
+        base, height=height, width=width, transform=transform, affine=None, spacing_mm=None, gcps=gcps
+    )
 
 
 def tile_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vitpipe.config import (
     DicomSegLabels,
@@ -12,6 +13,7 @@ from vitpipe.config import (
     TableLabels,
     VectorLabels,
 )
+from vitpipe.digest import digest
 from vitpipe.errors import ConfigError
 from vitpipe.labels.base import LabelSet, PlanesOf
 from vitpipe.labels.folder import read_folder_labels
@@ -38,7 +40,8 @@ def read_labels(
         LabelError: the labels do not fit the sources; the sentence names what was found and what to do.
     """
     if isinstance(recipe, TableLabels):
-        return read_table_labels(recipe, sources, pseudonym)
+        table = read_table_labels(recipe, sources, pseudonym)
+        return table if recipe.aoi is None else _within(recipe.aoi, table, sources)
     if isinstance(recipe, FolderLabels):
         return read_folder_labels(recipe, sources)
     if isinstance(recipe, RasterLabels | VectorLabels):
@@ -52,6 +55,20 @@ def read_labels(
     if isinstance(recipe, DicomSegLabels):
         return read_seg_labels(recipe, sources, pseudonym, planes_of)
     return read_rtstruct_labels(recipe, sources, pseudonym, planes_of)
+
+
+def _within(path: str, labels: LabelSet, sources: Sequence[Source]) -> LabelSet:
+    # GDAL takes its time to load: only where it is needed.
+    from vitpipe.labels.vector import placed_on_ground, read_aoi
+
+    placed = placed_on_ground(sources)
+    if not placed:
+        raise ConfigError(
+            f"`labels.aoi` ({path}) is an area on the ground, and none of the {len(sources)} source(s) has a place "
+            "there (photographs, DICOM, or scenes without a CRS); remove `labels.aoi`, or give the scenes a CRS"
+        )
+    aoi = read_aoi(path, placed)
+    return replace(labels, aoi=aoi, digest=digest([labels.digest, aoi.digest]))
 
 
 def _read_ground_labels(recipe: RasterLabels | VectorLabels, sources: Sequence[Source]) -> LabelSet:

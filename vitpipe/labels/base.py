@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from vitpipe.digest import digest_bytes
 from vitpipe.errors import LabelError
@@ -22,6 +25,13 @@ EXAMPLES = 3
 
 PlanesOf = Callable[[Source, Pseudonymiser], Sequence[Plane]]
 """Reads where the frames of a source lie; nothing where its domain knows no such place."""
+
+
+class Area(Protocol):
+    """An area of interest on the ground."""
+
+    def covers(self, points: NDArray[np.float64], crs: str) -> NDArray[np.bool_]:
+        """Tell which points (N, 2), x, y of a CRS, lie in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,8 @@ class LabelSet:
     """What is learned: a class of each tile, or a class or a value of each pixel (then `regions` says which)."""
     units: str = ""
     """Of the values, where they are continuous."""
+    aoi: Area | None = None
+    """Of labels that do not lie on the image: tiles whose centre is outside this area have none."""
 
     def quarantine_rows(self) -> pd.DataFrame:
         """Give the rejected as rows of the quarantine table: `uri`, `code`, `reason`, `junk`."""

@@ -10,11 +10,13 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
+from shapely import affinity
 
 from vitpipe.labels.places import Points, Rectangle, apply, lattice, move_points, outline
 
 _LON_LAT: Final = 4326
 _HALF_TURN, _TURN, _POLE = 180.0, 360.0, 90.0
+_SLACK_DEG: Final = 1e-6
 _AROUND_LATTICE: Final = 1 / 16
 """Of the extent of a lattice: the distance of its points."""
 
@@ -45,6 +47,27 @@ def footprints(
             return _across(there) if crs[1].is_geographic else _halves(wider, *shape, crs)
     there = points[:, np.isfinite(points[0])]
     return [_polygon(*there)] if there.shape[1] >= 4 else []
+
+
+def beyond_half_turn(height: int, width: int, transform: Sequence[float], crs: CRS) -> tuple[float, float] | None:
+    """Give the longitudes of a grid that counts them beyond half a turn, as grids of 0 to 360 degrees do; else None.
+
+    Args:
+        height: of the grid.
+        width: of the grid.
+        transform: a, b, c, d, e, f of the grid.
+        crs: of the grid.
+    """
+    if not crs.is_geographic:
+        return None
+    a, b, c = transform[:3]
+    corners = [c, c + a * width, c + b * height, c + a * width + b * height]
+    return (min(corners), max(corners)) if max(map(abs, corners)) > _HALF_TURN + _SLACK_DEG else None
+
+
+def in_every_turn(parts: Sequence[shapely.Polygon]) -> list[shapely.Polygon]:
+    """Give parts in degrees also a turn to the west and to the east."""
+    return [affinity.translate(part, turn) for part in parts for turn in (0.0, -_TURN, _TURN)]
 
 
 def _across(points: Points) -> list[shapely.Polygon]:

@@ -16,7 +16,7 @@ from vitpipe.digest import digest
 from vitpipe.errors import LabelError
 from vitpipe.labels.base import LabelSet
 from vitpipe.labels.boxes import SourceBoxes, lon_lat_box, wider_by
-from vitpipe.labels.footprints import footprints
+from vitpipe.labels.footprints import beyond_half_turn, footprints
 from vitpipe.labels.ground import UNREADABLE, GroundLabels, Layer
 from vitpipe.labels.ground_set import GroundFindings, check_class_count, ground_label_set
 from vitpipe.labels.places import crs_of
@@ -127,7 +127,7 @@ def bounds_of(
         assert grid.crs is not None
         reach = reach_px(grid.height, grid.width, grid.transform, grid.crs, buffer_m)
         parts = footprints(grid.height, grid.width, grid.transform, (crs_of(grid.crs), crs_of(crs)), reach)
-        if len(parts) != 1:
+        if len(parts) != 1 or beyond_half_turn(grid.height, grid.width, grid.transform, crs_of(grid.crs)) is not None:
             return None
         left, bottom, right, top = shapely.bounds(parts[0])
         margin = max(right - left, top - bottom)

@@ -20,8 +20,9 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.features import rasterize
+from shapely import affinity
 
-from vitpipe.labels.footprints import footprints
+from vitpipe.labels.footprints import beyond_half_turn, footprints, in_every_turn
 from vitpipe.labels.ground import Painter, TileGrid
 from vitpipe.labels.places import apply, crs_of, move_points
 from vitpipe.labels.vector_files import Geometries, Shapes
@@ -78,9 +79,24 @@ class VectorLayer:
             crs: of the grid.
         """
         reach = reach_px(height, width, transform, crs, self.style.buffer_m)
-        parts = footprints(height, width, transform, (crs_of(crs), crs_of(self.shapes.crs)), reach)
+        parts = _grounds((height, width), transform, (crs_of(crs), crs_of(self.shapes.crs)), reach)
         found = [self.tree.query(part, predicate="intersects") for part in parts]
         return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+    def covers(self, points: NDArray[np.float64], crs: str) -> NDArray[np.bool_]:
+        """Tell which points lie on a feature.
+
+        Args:
+            points: (N, 2) x, y.
+            crs: theirs.
+        """
+        own = crs_of(self.shapes.crs)
+        x, y = move_points(points.T, crs_of(crs), own)
+        inside = np.zeros(len(points), bool)
+        # Longitudes may be counted beyond half a turn.
+        for turn in (0.0, _TURN, -_TURN) if own.is_geographic else (0.0,):
+            inside[self.tree.query(shapely.points(x + turn, y), predicate="intersects")[0]] = True
+        return inside
 
     @contextlib.contextmanager
     def open(self, grid: TileGrid) -> Iterator[Painter]:
@@ -165,11 +181,15 @@ def to_pixels(geometries: Geometries, crs: CRS, grid: TileGrid, around_px: int =
     grid_crs, affine = crs_of(grid.crs), Affine(*grid.transform[:6])
     moved = geometries
     if crs != grid_crs:
-        grounds = footprints(grid.height, grid.width, grid.transform, (grid_crs, crs), around_px)
+        grounds = _grounds((grid.height, grid.width), grid.transform, (grid_crs, crs), around_px)
         moved = _cut(geometries, grounds)
         edge = _edge(grid, affine, (grid_crs, crs))
         if edge is not None:
             moved = shapely.segmentize(moved, edge)
+
+    if (span := beyond_half_turn(grid.height, grid.width, grid.transform, grid_crs)) is not None:
+        margin = around_px * max(abs(affine.a), abs(affine.b))
+        moved, crs = _in_turns(moved, (crs, grid_crs), (span[0] - margin, span[1] + margin)), grid_crs
 
     def move(coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
         x, y = move_points(coordinates.T, crs, grid_crs)
@@ -179,6 +199,35 @@ def to_pixels(geometries: Geometries, crs: CRS, grid: TileGrid, around_px: int =
     # A point that lies on no ground of the scene's CRS takes its geometry away.
     pixels[~np.isfinite(shapely.bounds(pixels)).all(axis=1)] = None
     return pixels
+
+
+def _grounds(
+    shape: tuple[int, int], transform: Sequence[float], crs: tuple[CRS, CRS], around_px: int
+) -> list[shapely.Polygon]:
+    """Give the ground of a grid in another CRS: in degrees in every turn, where the grid counts beyond half of one."""
+    parts = footprints(*shape, transform, crs, around_px)
+    turned = crs[1].is_geographic and beyond_half_turn(*shape, transform, crs[0]) is not None
+    return in_every_turn(parts) if turned else parts
+
+
+def _in_turns(geometries: Geometries, crs: tuple[CRS, CRS], span: tuple[float, float]) -> Geometries:
+    """Move geometries to degrees, and to the turns in which they lie between two longitudes; None: in none."""
+
+    def move(coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
+        x, y = move_points(coordinates.T, *crs)
+        if crs[0] != crs[1]:
+            # In one piece: what a map holds on both sides of the 180th meridian has a jump there in degrees.
+            x = x[0] + (x - x[0] + _HALF_TURN) % _TURN - _HALF_TURN
+        return np.stack([x, y], axis=1)
+
+    found = np.full(len(geometries), None, object)
+    for place, geometry in enumerate(geometries):
+        one = shapely.transform(geometry, move)
+        west, _, east, _ = shapely.bounds(one)
+        turns = [turn for turn in (-_TURN, 0.0, _TURN) if west + turn <= span[1] and east + turn >= span[0]]
+        if turns:
+            found[place] = shapely.union_all([affinity.translate(one, turn) for turn in turns])
+    return found
 
 
 def _cut(geometries: Geometries, grounds: Sequence[shapely.Polygon]) -> Geometries:

@@ -7,12 +7,22 @@ for four. It counts in the tile whose centre is nearest, which is also where a b
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
+
+from vitpipe.learn.loader import SplitTiles
+from vitpipe.pixel_targets import IGNORE
+from vitpipe.records import Task
+
+if TYPE_CHECKING:
+    import torch
+
+    from vitpipe.manifest import Manifest
+    from vitpipe.store import TileStore
 
 _MOST_MASKS: Final = 64
 """Kept: on a grid most tiles have their neighbours in the same places."""
@@ -83,3 +93,27 @@ class CountedPixels:
         if len(self._masks) < _MOST_MASKS:
             self._masks[key] = mask
         return mask
+
+
+class JudgedTiles(SplitTiles):
+    """The tiles of a split that is judged: a pixel of several of them has a target in one alone.
+
+    Args:
+        manifest: the table, classes and channels.
+        store: its tiles.
+        split: which rows.
+    """
+
+    def __init__(self, manifest: Manifest, store: TileStore, split: str) -> None:
+        super().__init__(manifest, store, split)
+        per_pixel = manifest.task is not Task.CLASSIFICATION
+        self._counted = CountedPixels(self.places, self.tile_shape[1:]) if per_pixel else None
+
+    def targets_at(self, places: NDArray[np.int64], valid: NDArray[np.bool_] | None) -> torch.Tensor:
+        """Give the targets of tiles; of every pixel, those that another tile answers for have none."""
+        found = super().targets_at(places, valid)
+        elsewhere = self._counted.drop(places) if self._counted is not None else None
+        if elsewhere is not None:
+            values = found.numpy()
+            values[elsewhere] = IGNORE if values.dtype == np.uint8 else np.nan
+        return found

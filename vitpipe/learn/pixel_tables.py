@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from vitpipe.atomic import write_file
 from vitpipe.digest import digest
-from vitpipe.learn.counted import CountedPixels
-from vitpipe.learn.loader import SplitTiles
+from vitpipe.learn.counted import JudgedTiles
 from vitpipe.manifest import Manifest
 from vitpipe.pixel_targets import IGNORE
 from vitpipe.records import Split, Task
@@ -59,7 +58,7 @@ def write_pixel_tables(
         sample = stack.enter_context(_Table(folder / SAMPLE_FILE))
         sums = stack.enter_context(_Table(folder / PIXELS_FILE))
         for split in _JUDGED:
-            tiles = SplitTiles(manifest, store, split.value)
+            tiles = JudgedTiles(manifest, store, split.value)
             for ids, truth, logits in judged_blocks(tiles, predict, classes, batch_size):
                 head = {"tile_id": ids, "split": [split.value] * len(ids)}
                 sums.write(head | pixel_sums(truth, logits, manifest.task))
@@ -67,13 +66,12 @@ def write_pixel_tables(
 
 
 def judged_blocks(
-    tiles: SplitTiles, predict: PixelLogits, classes: int, batch_size: int
+    tiles: JudgedTiles, predict: PixelLogits, classes: int, batch_size: int
 ) -> Iterator[tuple[list[str], NDArray[np.generic], NDArray[np.float32]]]:
     """Give tile_ids, targets and logits; tiles and logits of a block stay within some 64 MiB.
 
     A pixel of several tiles of the split has a target in one of them alone.
     """
-    counted = CountedPixels(tiles.places, tiles.tile_shape[1:])
     pixels = math.prod(tiles.tile_shape[1:])
     tile_bytes = 4 * pixels * max(tiles.tile_shape[0], 2 * classes)
     block = batch_size * max(1, _BLOCK_BYTES // (tile_bytes * batch_size))
@@ -81,8 +79,6 @@ def judged_blocks(
         places = np.arange(start, min(len(tiles), start + block))
         values, valid = tiles.read(places)
         truth = tiles.targets_at(places, valid).numpy()
-        if (elsewhere := counted.drop(places)) is not None:
-            truth[elsewhere] = IGNORE if truth.dtype == np.uint8 else np.nan
         yield tiles.tile_ids[start : start + block], truth, predict(values, valid)
 
 

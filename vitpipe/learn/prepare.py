@@ -13,6 +13,7 @@ from torch import nn
 from vitpipe.atomic import write_json
 from vitpipe.errors import ConfigError, ContractError, DataError
 from vitpipe.learn.architecture import ProbeModel, build, overrides_of
+from vitpipe.learn.counted import JudgedTiles
 from vitpipe.learn.lesson import Lesson, Surroundings
 from vitpipe.learn.loader import SplitTiles
 from vitpipe.learn.losses import Criterion, class_priors, make_criterion
@@ -45,7 +46,7 @@ def prepare(task: LearnTask, manifest: Manifest, store: TileStore, around: Surro
         raise ContractError(
             f"the manifest in {around.folder.root} is not its task's; remove the folder and train again"
         )
-    train, val = (SplitTiles(manifest, store, split) for split in (Split.TRAIN.value, Split.VAL.value))
+    train, val = SplitTiles(manifest, store, Split.TRAIN.value), JudgedTiles(manifest, store, Split.VAL.value)
     if not len(train):
         raise DataError("the train split has no tile; label more groups, or give smaller shares to the other splits")
     _say_what_is_not_used(task, manifest, val, around.progress)

@@ -28,6 +28,7 @@ from vitpipe.records import Json
 
 _LEAST_WIDTH, _WIDTH_STEP, _LARGEST_WIDTH = 8, 4, 256
 BASELINE_FILE = "baseline.json"
+_WHO = "U-Net beside it"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,14 +63,10 @@ class BaselineProgress(ProgressWriter):
         if progress.event == STOPPED:
             self._run.write(progress)
         elif progress.event == NOTE:
-            self._run.note(f"U-Net beside it: {progress.message}")
-        elif progress.event == EPOCH and progress.epoch is not None:
-            scores = (("mean IoU", progress.val_mean_iou), ("R2", progress.val_r2), ("loss", progress.val_loss))
-            shown = ", ".join(f"{name} {value:.3f}" for name, value in scores if value is not None)
-            self._run.note(
-                f"U-Net beside it: epoch {progress.epoch + 1}/{progress.epochs}"
-                + (f", on the validation split {shown}" if shown else "")
-            )
+            self._run.note(f"{_WHO}: {progress.message}")
+        elif progress.event == EPOCH:
+            # A note with numbers: it is said as the model's own epochs are, and is no part of their curve.
+            self._run.write(dataclasses.replace(progress, event=NOTE, step=None, steps=None, message=_WHO))
 
 
 def cost_of(module: nn.Module, plan: DecoderPlan) -> Cost:

@@ -337,8 +337,9 @@ def moved_grid(grid: Grid, rows: Axis, cols: Axis) -> Grid:
         change = np.diag([cols.scale, rows.scale, 1.0, 1.0])
         change[:2, 3] = (cols.scale - 1) / 2, (rows.scale - 1) / 2
         affine = tuple(float(value) for value in (np.array(affine).reshape(4, 4) @ change).ravel())
+    gcps = tuple((row / rows.scale, col / cols.scale, x, y) for row, col, x, y in grid.gcps)
     return dataclasses.replace(
-        grid, height=rows.size, width=cols.size, spacing_mm=spacing, transform=transform, affine=affine
+        grid, height=rows.size, width=cols.size, spacing_mm=spacing, transform=transform, affine=affine, gcps=gcps
     )
 
 

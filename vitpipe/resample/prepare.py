@@ -47,13 +47,14 @@ def prepared_grid(grid: Grid, recipe: TileRecipe, *, uri: str) -> Grid:
     return slices.moved(grid) if slices else grid
 
 
-def prepare(raster: Raster, recipe: TileRecipe, *, uri: str) -> Raster:
+def prepare(raster: Raster, recipe: TileRecipe, *, uri: str, threads: int | None = None) -> Raster:
     """Give the raster that tiles are cut from: its grid is that of :func:`prepared_grid`.
 
     Args:
         raster: an opened source.
         recipe: says what is to be done.
         uri: the source, for errors.
+        threads: how many warp side by side, see :func:`vitpipe.processors.thread_count`; the pixels are the same.
 
     Raises:
         UnreadableSource: see :func:`prepared_grid`.
@@ -63,7 +64,7 @@ def prepare(raster: Raster, recipe: TileRecipe, *, uri: str) -> Raster:
         turn = turn_to(raster.grid, recipe.orientation)
         raster = raster if turn.moves_nothing else TurnedRaster(raster, turn)
     if recipe.crs is not None and (warped := warped_grid(raster.grid, recipe, uri=uri)) is not None:
-        return WarpedRaster(raster, warped)
+        return WarpedRaster(raster, warped, threads=threads)
     raster = at_resolution(raster, recipe, uri=uri)
     slices = _slices(raster.grid, recipe)
     return SlicedRaster(raster, slices) if slices else raster

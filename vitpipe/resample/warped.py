@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from vitpipe.config import TileRecipe
 from vitpipe.domains.base import Raster
 from vitpipe.errors import UnreadableSource
+from vitpipe.processors import thread_count
 from vitpipe.records import Grid, Window
 from vitpipe.resample.plane import RowBuffer, to_dtype, working_dtype
 
@@ -94,14 +95,21 @@ class WarpedRaster:
 
     Reads that go downwards decode each row of blocks once, where rows of the source and of the grid run the same way to
     within some degrees; what is held is the band of source rows under one strip.
+
+    Args:
+        raster: an opened scene.
+        grid: of :func:`warped_grid`.
+        threads: how many warp side by side, see :func:`vitpipe.processors.thread_count`; the pixels are the same.
     """
 
-    def __init__(self, raster: Raster, grid: Grid) -> None:
+    def __init__(self, raster: Raster, grid: Grid, *, threads: int | None = None) -> None:
         self._raster = raster
         self.grid = grid
         self.channels = raster.channels
         self.dtype = raster.dtype
+        # Any rows: strips begin where tiles do, since GDAL's interpolated coordinates, and so the pixels, depend on it.
         self.block_rows = 1
+        self._threads = thread_count(threads)
         self._work: np.dtype[np.floating] = working_dtype(raster.dtype)
         source = raster.grid
         rows, cols = self._in_source(*_centre_pixel(grid))
@@ -189,6 +197,7 @@ class WarpedRaster:
             dst_transform=Affine(*self.grid.transform) @ Affine.translation(cols[0], rows[0]),
             dst_crs=self.grid.crs,
             resampling=Resampling.bilinear,
+            num_threads=self._threads,
             # GDAL would guess it from the size of each strip, so that strips of a turned scene were smoothed unlike.
             XSCALE=self._scale,
             YSCALE=self._scale,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from vitpipe.arrivals import FETCH_FAILED
 from vitpipe.atomic import PARTIAL_PREFIX, make_folder, sync_directory, workspace_errors, write_json
 from vitpipe.errors import ConfigError, TransientError, UnreadableSource, WorkspaceError
 from vitpipe.stac.items import WantedFile
@@ -24,7 +25,6 @@ from vitpipe.web.retries import BusyError
 if TYPE_CHECKING:
     import requests
 
-FETCH_FAILED: Final = "FETCH_FAILED"
 _RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _HASHES: Final = {
     0x11: "sha1", 0x12: "sha256", 0x13: "sha512", 0x14: "sha3_512", 0x15: "sha3_384", 0x16: "sha3_256",
@@ -118,7 +118,7 @@ def _ask(file: WantedFile, partial: _Partial, client: Client, before: str) -> Ar
         headers = {"Range": f"bytes={there}-", "If-Range": validator}
     elif before and partial.target.is_file():
         headers = {"If-None-Match" if before.startswith('"') else "If-Modified-Since": before}
-    with client.stream(file.address, headers) as response:
+    with client.stream(file.address, headers, signed=True) as response:
         status = response.status_code
         if status == 304 and not there:
             unchecked = _verify(partial.target, file, partial.target)
@@ -137,10 +137,12 @@ def _ask(file: WantedFile, partial: _Partial, client: Client, before: str) -> Ar
             raise BusyError(f"{shown(file.address)} has changed while it was fetched")
         validator = current or (validator if start else "")
         partial.begin(start, validator)
+        _check_length(file, total or 0, partial)
         with workspace_errors(partial.target), partial.path.open("r+b") as stream:
             stream.seek(start)
             for chunk in client.chunks(response, file.address):
                 stream.write(chunk)
+                _check_length(file, stream.tell(), partial)
             stream.flush()
             os.fsync(stream.fileno())
             size = stream.tell()
@@ -155,6 +157,18 @@ def _ask(file: WantedFile, partial: _Partial, client: Client, before: str) -> Ar
         raise
     partial.finish()
     return Arrived(size, validator, unchecked)
+
+
+def _check_length(file: WantedFile, size: int, partial: _Partial) -> None:
+    """Refuse a file that is longer than one of its kind is, by what its server says, or once so much has arrived."""
+    if file.longest is None or size <= file.longest:
+        return
+    partial.remove()
+    reason = (
+        f"{shown(file.address)} is longer than {file.longest >> 20} MiB, the most that is fetched of its kind; choose "
+        "another asset, or put it as a GeoTIFF"
+    )
+    raise UnreadableSource(FETCH_FAILED, reason, str(partial.target))
 
 
 def _span(response: requests.Response, asked: int, address: str) -> tuple[int, int | None]:

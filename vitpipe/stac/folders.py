@@ -1,19 +1,19 @@
 """Scenes that were fetched, on the disk: ``<item>/<item>_<asset>.tif`` and ``<item>/item.json``.
 
-A scene is in use when its folder's name begins with no dot and its commit file is there: it is written last. Whoever
-lists data passes over names with a dot, so that half a scene is never read: ``.<item>`` is arriving, or left out.
+Which are in use, `vitpipe.arrivals` says.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from vitpipe.arrivals import read_values, size_of
 from vitpipe.atomic import write_json
-from vitpipe.domains.geotiff.item import ITEM_NAME
+from vitpipe.opening import ITEM_NAME
 from vitpipe.stac.items import WantedScene
 
 COMMIT_NAME: Final = ".scene.json"
@@ -39,30 +39,10 @@ class SceneCommit:
     updated: str
 
 
-def in_use(root: Path, name: str) -> Path:
-    """Folder of a scene that whoever lists the data sees."""
-    return root / name
-
-
-def out_of_use(root: Path, name: str) -> Path:
-    """Folder of a scene that is still arriving or left out."""
-    return root / f".{name}"
-
-
-def committed(root: Path) -> Iterator[str]:
-    """Name the scenes in use; other folders that lie there are none of ours."""
-    for folder in sorted(root.iterdir()):
-        if not folder.name.startswith(".") and (folder / COMMIT_NAME).is_file():
-            yield folder.name
-
-
 def read_commit(folder: Path) -> SceneCommit | None:
     """Read a scene's commit file; None where there is none that this release understands."""
-    try:
-        values = json.loads((folder / COMMIT_NAME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    if not isinstance(values, dict) or values.get("version") != _VERSION:
+    values = read_values(folder / COMMIT_NAME, _VERSION)
+    if values is None:
         return None
     return SceneCommit({name: StoredFile(**item) for name, item in values["files"].items()}, values["updated"])
 
@@ -100,11 +80,3 @@ def set_aside(folder: Path, scene: WantedScene) -> None:
         name = path.name.removeprefix(".partial-").removesuffix(".json")
         if path.name not in (COMMIT_NAME, ITEM_NAME) and path.name not in wanted and name not in wanted:
             path.unlink()
-
-
-def size_of(path: Path) -> int:
-    """Give the size of a file; -1 where there is none."""
-    try:
-        return path.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return -1

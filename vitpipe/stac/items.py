@@ -6,18 +6,21 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from vitpipe.config import StacSource
 from vitpipe.config.stac import stac_file_label
 from vitpipe.digest import digest
-from vitpipe.domains.geotiff.item import bands_of
+from vitpipe.domains.geotiff.item import bands_of, cloud_mask_kind
 from vitpipe.errors import ConfigError, UnreadableSource
-from vitpipe.stac.catalog import Found
+from vitpipe.stac.catalog import Found, links
 from vitpipe.web.address import resolve, shown
 
-_SUFFIXES: Final = (".tif", ".tiff", ".gtif", ".gtiff")
+_SUFFIXES: Final = {".tif": "tif", ".tiff": "tif", ".gtif": "tif", ".gtiff": "tif", ".jp2": "jp2"}
+_LONGEST_JP2: Final = 4 << 30
+"""Bytes of a JPEG 2000 file: a band of a Sentinel-2 granule takes some 150 MB."""
 _ODD: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _LONGEST_NAME: Final = 120
 _SCALING: Final = ("scale", "offset", "raster:scale", "raster:offset")
@@ -35,6 +38,8 @@ class WantedFile:
     size: int | None
     checksum: str | None
     """Multihash in hexadecimal (STAC, file extension)."""
+    longest: int | None = None
+    """The most bytes that it may have; None: as many as there are."""
 
     @property
     def identity(self) -> str:
@@ -49,7 +54,7 @@ class WantedScene:
     name: str
     files: tuple[WantedFile, ...]
     item: Mapping[str, Any]
-    """A STAC item whose assets are the files beside it; no signed address, no link."""
+    """A STAC item whose assets are the files beside it; no signed address, and no link but that to itself."""
     updated: str
     """When the catalog says that it was changed; empty where it says nothing."""
 
@@ -77,8 +82,8 @@ def choose(found: Found, name: str, source: StacSource) -> WantedScene:
 
     Raises:
         ConfigError: no assets are named, and the item has several GeoTIFFs.
-        UnreadableSource: ``MISSING_ASSET``, ``AMBIGUOUS_ASSET``, ``NOT_GEOTIFF``, ``ADDRESS_REFUSED``, ``BAD_ITEM``:
-            the item lacks what is named, or cannot be used.
+        UnreadableSource: ``MISSING_ASSET``, ``AMBIGUOUS_ASSET``, ``NOT_GEOTIFF``, ``NO_CLOUD_MASK``,
+            ``ADDRESS_REFUSED``, ``BAD_ITEM``: the item lacks what is named, or cannot be used.
     """
     try:
         wanted = _choose(found, name, source)
@@ -92,33 +97,69 @@ def choose(found: Found, name: str, source: StacSource) -> WantedScene:
 
 def _choose(found: Found, name: str, source: StacSource) -> WantedScene:
     assets = {key: asset for key, asset in found.item["assets"].items() if isinstance(asset, dict) and "href" in asset}
-    chosen = {label: _find(assets, label, name) for label in source.assets} or _only(assets, name)
+    masks = _cloud_masks(assets, source, name) if source.clouds == "drop" else {}
+    bands = {key: asset for key, asset in assets.items() if key not in masks}
+    chosen = {label: _find(assets, label, name, source) for label in source.assets} or _only(bands, name, source)
     if len(set(chosen.values())) < len(chosen):
         shown_pairs = ", ".join(f"{label} is {key}" for label, key in chosen.items())
         reason = f"`source.assets` names one file by two names ({shown_pairs}); name each once"
         raise UnreadableSource("AMBIGUOUS_ASSET", reason, name)
-    files = tuple(_wanted(found, name, label, key) for label, key in chosen.items())
+    chosen |= {key: key for key in masks if key not in chosen.values()}
+    files = tuple(_wanted(found, name, (label, key), source) for label, key in chosen.items())
     kept = {file.key: _cleaned(assets[file.key]) | {"href": f"./{file.name}"} for file in files}
     for asset in kept.values():
         asset.pop("alternate", None)
-    item = {**_cleaned(found.item), "links": [], "assets": kept}
+    item = {**_cleaned(found.item), "links": _own_link(found), "assets": kept}
     if source.scaling == "none":
         item = _without_scaling(item)
     properties = found.item.get("properties") or {}
     return WantedScene(name, files, item, str(properties.get("updated") or ""))
 
 
-def _find(assets: Mapping[str, Any], label: str, name: str) -> str:
+def _own_link(found: Found) -> list[dict[str, str]]:
+    """Give the link to where the item lies, without its secret: what is made of the item names it so."""
+    href = next((str(link["href"]) for link in links(found.item, "self")), None)
+    try:
+        place = None if href is None else shown(resolve(found.base, href))
+    except (ConfigError, ValueError):
+        place = None
+    return [{"rel": "self", "href": place}] if place and place.startswith(("https://", "http://")) else []
+
+
+def _cloud_masks(assets: Mapping[str, Any], source: StacSource, name: str) -> dict[str, str]:
+    """Give the key of the asset that says where clouds are; a GeoTIFF where there is one."""
+    formats = _formats(source)
+    found = sorted(
+        (formats.index(str(_format(asset))), key)
+        for key, asset in assets.items()
+        if cloud_mask_kind(key) and _format(asset) in formats
+    )
+    if not found:
+        reason = (
+            "the item has no asset that says where clouds are (scl of Sentinel-2, qa_pixel of Landsat), which "
+            f"`source.clouds: drop` needs; there are {', '.join(sorted(assets))}: set `source.clouds: keep`"
+        )
+        raise UnreadableSource("NO_CLOUD_MASK", reason, name)
+    return {found[0][1]: found[0][1]}
+
+
+def _formats(source: StacSource) -> tuple[str, ...]:
+    """Name the kinds of files that are read, the ones that are preferred first."""
+    return ("tif", "jp2") if source.jpeg2000 else ("tif",)
+
+
+def _find(assets: Mapping[str, Any], label: str, name: str, source: StacSource) -> str:
     """Give the key of the asset that a label names: a key, else the band of that name, alone in its file if it can."""
     if label in assets:
         return label
+    formats = _formats(source)
     having = [
-        (len(bands), key)
+        (formats.index(str(_format(asset))), len(bands), key)
         for key, asset in assets.items()
-        if _is_geotiff(asset) and (bands := bands_of(asset)) and _names(bands, label)
+        if _format(asset) in formats and (bands := bands_of(asset)) and _names(bands, label)
     ]
-    fewest = min(having, default=(0, ""))[0]
-    keys = sorted(key for count, key in having if count == fewest)
+    best = min(having, default=(0, 0, ""))[:2]
+    keys = sorted(key for *rank, key in having if tuple(rank) == best)
     if not keys:
         known = ", ".join(f"{key} ({', '.join(_band_names(asset))})" for key, asset in sorted(assets.items()))
         raise UnreadableSource(
@@ -141,12 +182,16 @@ def _band_names(asset: Mapping[str, Any]) -> list[str]:
 
 def geotiffs_of_data(assets: Mapping[str, Any]) -> list[str]:
     """Give the keys of the GeoTIFF assets that are data by their roles; of all GeoTIFFs where no role says so."""
-    tiffs = [key for key, asset in assets.items() if isinstance(asset, dict) and _is_geotiff(asset)]
-    return [key for key in tiffs if "data" in (assets[key].get("roles") or ())] or tiffs
+    return _data(assets, "tif")
 
 
-def _only(assets: Mapping[str, Any], name: str) -> dict[str, str]:
-    data = geotiffs_of_data(assets)
+def _data(assets: Mapping[str, Any], kind: str) -> list[str]:
+    files = [key for key, asset in assets.items() if isinstance(asset, dict) and _format(asset) == kind]
+    return [key for key in files if "data" in (assets[key].get("roles") or ())] or files
+
+
+def _only(assets: Mapping[str, Any], name: str, source: StacSource) -> dict[str, str]:
+    data = next((found for kind in _formats(source) if (found := _data(assets, kind))), [])
     if not data:
         raise UnreadableSource("MISSING_ASSET", "the item has no GeoTIFF; only GeoTIFF scenes are read", name)
     if len(data) > 1:
@@ -157,16 +202,25 @@ def _only(assets: Mapping[str, Any], name: str) -> dict[str, str]:
     return {data[0]: data[0]}
 
 
-def _is_geotiff(asset: Mapping[str, Any]) -> bool:
+def _format(asset: Mapping[str, Any]) -> str | None:
+    """Name the kind of a file, ``tif`` or ``jp2``, by its media type, else by its name; None: another one."""
     kind = str(asset.get("type") or "").lower()
+    if not kind:
+        return _SUFFIXES.get(PurePosixPath(urlsplit(str(asset.get("href", ""))).path).suffix.lower())
     # A reader that knows GeoTIFF reads a COG: both are image/tiff, with parameters.
-    return "tiff" in kind or (not kind and urlsplit(str(asset.get("href", ""))).path.lower().endswith(_SUFFIXES))
+    return "tif" if "tiff" in kind else "jp2" if "jp2" in kind or "jpeg2000" in kind else None
 
 
-def _wanted(found: Found, name: str, label: str, key: str) -> WantedFile:
+def _wanted(found: Found, name: str, chosen: tuple[str, str], source: StacSource) -> WantedFile:
+    """Name the file of an asset that is chosen by a label, given with its key."""
+    label, key = chosen
     asset = found.item["assets"][key]
-    if not _is_geotiff(asset):
-        reason = f"asset {key} is {asset.get('type') or 'of no known type'}; only GeoTIFF is read: choose another asset"
+    kind = _format(asset)
+    if kind not in _formats(source):
+        remedy = "set `source.jpeg2000: true`, or choose" if kind == "jp2" else "choose"
+        reason = (
+            f"asset {key} is {asset.get('type') or 'of no known type'}; only GeoTIFF is read: {remedy} another asset"
+        )
         raise UnreadableSource("NOT_GEOTIFF", reason, name)
     try:
         address = resolve(found.base, str(asset["href"]))
@@ -174,11 +228,12 @@ def _wanted(found: Found, name: str, label: str, key: str) -> WantedFile:
         raise UnreadableSource("ADDRESS_REFUSED", f"the reference of asset {key} is no address", name) from None
     size, checksum = asset.get("file:size"), asset.get("file:checksum")
     return WantedFile(
-        name=f"{name}_{stac_file_label(label)}.tif",
+        name=f"{name}_{stac_file_label(label)}.{kind}",
         key=key,
         address=address,
         size=size if isinstance(size, int) and not isinstance(size, bool) else None,
         checksum=checksum.lower() if isinstance(checksum, str) else None,
+        longest=_LONGEST_JP2 if kind == "jp2" else None,
     )
 
 

@@ -19,7 +19,9 @@ from urllib.parse import urljoin, urlsplit
 from vitpipe.errors import ConfigError, DataError
 from vitpipe.web.access import CA_VARIABLE, HEADERS_VARIABLE, HOSTS_VARIABLE, TOKEN_VARIABLE, Access
 from vitpipe.web.address import Rules, is_remote, s3_address, shown
+from vitpipe.web.peers import Peers, guarded_pools
 from vitpipe.web.retries import BUSY, Backoff, BusyError, Result, retry_after_seconds, translated, with_retries
+from vitpipe.web.signatures import Signatures
 from vitpipe.web.signing import sign
 
 if TYPE_CHECKING:
@@ -59,7 +61,11 @@ class Client:
         """Ends every wait: another part of the fetch has failed."""
         self._access = access
         self._backoff = backoff or Backoff()
-        self._session = _session(connections)
+        self._peers = Peers(rules)
+        self._session = _session(connections, self._check_peer)
+        self._signatures = (
+            Signatures(rules.signing, lambda place: self._document(place, None)) if rules.signing else None
+        )
 
     def __enter__(self) -> Self:
         """Give the client."""
@@ -92,8 +98,22 @@ class Client:
         return self.with_retries(lambda: self._document(address, body))
 
     def _document(self, address: str, body: Document | None) -> Document:
-        headers = {"Accept": "application/geo+json, application/json"}
-        with self.stream(address, headers, body) as response:
+        return _parse(self._content(address, "application/geo+json, application/json", body), address)
+
+    def content(self, address: str, accept: str) -> bytes:
+        """Read a document of another kind than JSON.
+
+        Args:
+            address: of the network.
+            accept: its media type.
+
+        Raises:
+            ConfigError, DataError, TransientError: see :meth:`document`.
+        """
+        return self.with_retries(lambda: self._content(address, accept, None))
+
+    def _content(self, address: str, accept: str, body: Document | None) -> bytes:
+        with self.stream(address, {"Accept": accept}, body) as response:
             if response.status_code != 200:
                 raise self.refused(address, response.status_code)
             content = bytearray()
@@ -101,7 +121,7 @@ class Client:
                 content += chunk
                 if len(content) > _LONGEST_DOCUMENT:
                     raise DataError(f"{shown(address)} is longer than {_LONGEST_DOCUMENT >> 20} MiB: no STAC document")
-        return _parse(bytes(content), address)
+        return bytes(content)
 
     # --------------------------------------------------------------------------------------------------------- bytes
 
@@ -111,7 +131,7 @@ class Client:
 
     @contextmanager
     def stream(
-        self, address: str, headers: Mapping[str, str], body: Document | None = None
+        self, address: str, headers: Mapping[str, str], body: Document | None = None, *, signed: bool = False
     ) -> Iterator[requests.Response]:
         """Open one answer, after at most five redirects, each of which the rules allow; one try.
 
@@ -119,11 +139,16 @@ class Client:
             address: of the network.
             headers: of this request; bytes are asked for as they are stored.
             body: is posted as JSON where it is given.
+            signed: ask with a signature of the service that signs for files, where there is one.
 
         Raises:
             ConfigError: unknown host, refused certificate, an address that may not be followed.
             BusyError: the server may answer later.
         """
+        plain = address
+        if signed and self._signatures is not None and not self.rules.refusal(address):
+            address = self._signatures.signed(address)
+        used = address
         for _ in range(_MOST_REDIRECTS + 1):
             if refusal := self.rules.refusal(address):
                 raise Refused(f"{shown(address)} is not followed: {refusal}")
@@ -132,8 +157,10 @@ class Client:
                 break
             with response:
                 place = response.headers.get("Location", "")
+                region = response.headers.get("x-amz-bucket-region", "")
             if not place:
-                raise Refused(f"{shown(address)} sends elsewhere, but does not say where", response.status_code)
+                known = f"to the region of its bucket; set AWS_REGION={region}" if region else "but does not say where"
+                raise Refused(f"{shown(address)} sends elsewhere, {known}", response.status_code)
             address = urljoin(s3_address(address) if address.startswith("s3://") else address, place)
             body = None if response.status_code == 303 else body
         else:
@@ -142,7 +169,21 @@ class Client:
             if response.status_code in BUSY or response.status_code > 500:
                 wait = retry_after_seconds(response.headers.get("Retry-After"))
                 raise BusyError(f"{_server(address)} answers HTTP {response.status_code}", wait, response.status_code)
+            if signed and self._signatures is not None:
+                self._note(plain, used, response.status_code)
             yield response
+
+    def _note(self, plain: str, used: str, status: int) -> None:
+        """Keep a signature that was taken; one that is not taken any more is asked for anew.
+
+        Raises:
+            BusyError: it was taken before, so that another one may help.
+        """
+        assert self._signatures is not None
+        if status not in (401, 403):
+            self._signatures.taken(plain)
+        elif self._signatures.forget(plain, used):
+            raise BusyError(f"{_server(plain)} does not take the signature any more", status=status)
 
     def chunks(self, response: requests.Response, address: str) -> Iterator[bytes]:
         """Give the bytes of an answer as they arrive.
@@ -157,7 +198,7 @@ class Client:
         """Make the error of an answer that is none."""
         if status in (401, 403) and address.startswith("s3://"):
             return Refused(
-                f"{address} may not be read (HTTP {status}); set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
+                f"{shown(address)} may not be read (HTTP {status}); set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
                 "AWS_REGION to an account that may, or AWS_NO_SIGN_REQUEST=YES where it is public",
                 status,
             )
@@ -165,7 +206,7 @@ class Client:
             return Refused(
                 f"{shown(address)} refuses access (HTTP {status}); set {TOKEN_VARIABLE} or {HEADERS_VARIABLE} to an "
                 f"account that may read it, and name its host in {HOSTS_VARIABLE} where it is not the catalog's; a "
-                "signed address may have expired: run again",
+                "signed address may have expired: run again, or name the service that signs in `source.sign`",
                 status,
             )
         if status in (404, 410):
@@ -194,6 +235,15 @@ class Client:
                 "GET" if body is None else "POST", address, json=body, headers=given, stream=True,
                 allow_redirects=False, timeout=_TIMEOUTS_SECONDS, verify=self._access.ca_file,
             )  # fmt: skip
+
+    def _check_peer(self, host: str, number: str) -> None:
+        """Refuse a machine that the catalog must not lead to; see `vitpipe.web.peers`.
+
+        Raises:
+            Refused: nothing has been sent to it.
+        """
+        if refusal := self._peers.refusal(host, number):
+            raise Refused(f"nothing is asked of {host}: {refusal}")
 
     def _credentials(self, address: str) -> Mapping[str, str]:
         """Give the headers of the user to the catalog's host and to those that the user names, to no other."""
@@ -230,7 +280,7 @@ def _parse(content: bytes, address: str) -> Document:
     return value
 
 
-def _session(connections: int) -> requests.Session:
+def _session(connections: int, check_peer: Callable[[str, str], None]) -> requests.Session:
     import requests
     from requests.adapters import HTTPAdapter
     from requests.auth import AuthBase
@@ -247,6 +297,9 @@ def _session(connections: int) -> requests.Session:
     session.auth = NoNetrc()
     # Threads share the session: nothing of it may change with an answer.
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-    session.mount("https://", HTTPAdapter(pool_maxsize=connections))
-    session.mount("http://", HTTPAdapter(pool_maxsize=connections))
+    for scheme in ("https://", "http://"):
+        adapter = HTTPAdapter(pool_maxsize=connections)
+        # A proxy has pools of its own: there, which machine a name leads to is the proxy's matter.
+        adapter.poolmanager.pool_classes_by_scheme = guarded_pools(check_peer)
+        session.mount(scheme, adapter)
     return session

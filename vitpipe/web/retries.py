@@ -5,6 +5,7 @@ No sentence of this module quotes a request's address or the text of a library's
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,10 @@ from vitpipe.errors import ConfigError, TransientError
 BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Status codes of a server that may answer later."""
 
+_TOLD_SECONDS: Final = 10.0
+"""A longer wait is told: nothing else would say why nothing happens."""
+_LOGGER = logging.getLogger(__name__)
+
 Result = TypeVar("Result")
 
 
@@ -29,12 +34,15 @@ class Backoff:
     tries: int = 5
     first_seconds: float = 1.0
     longest_seconds: float = 60.0
+    """Of a wait that no server asked for."""
+    longest_asked_seconds: float = 900.0
+    """Of one that a server asked for: who is asked to wait longer gives up, and does not come back too early."""
 
     def seconds(self, attempt: int, asked: float | None) -> float:
         """Give the wait after a failed try: doubled each time, with jitter, at least what the server asked for."""
         doubled = min(self.longest_seconds, self.first_seconds * 2.0**attempt)
         waited = doubled * random.SystemRandom().uniform(0.5, 1.0)
-        return max(waited, min(asked or 0.0, self.longest_seconds))
+        return max(waited, min(asked or 0.0, self.longest_asked_seconds))
 
 
 class BusyError(TransientError):
@@ -56,7 +64,7 @@ def with_retries(action: Callable[[], Result], backoff: Backoff, stop: threading
         stop: ends a wait early, when another thread has failed.
 
     Raises:
-        TransientError: the last try failed, or `stop` is set.
+        TransientError: the last try failed, `stop` is set, or the server asks to wait longer than `backoff` allows.
     """
     attempt = 0
     while True:
@@ -68,6 +76,13 @@ def with_retries(action: Callable[[], Result], backoff: Backoff, stop: threading
                 # The plain kind: no caller sees how often it was tried.
                 raise TransientError(str(error)) from None
             asked = error.retry_after_seconds if isinstance(error, BusyError) else None
+            if asked is not None and asked > backoff.longest_asked_seconds:
+                longest = backoff.longest_asked_seconds
+                raise TransientError(
+                    f"{error}, and asks to wait {asked:.0f} s, longer than {longest:.0f} s: run again later"
+                ) from None
+            if asked is not None and asked > _TOLD_SECONDS:
+                _LOGGER.warning("%s, and asks to wait: going on in %.0f s", error, asked)
             if stop.wait(backoff.seconds(attempt - 1, asked)):
                 raise TransientError("stopped, since another part of the fetch has failed") from None
 

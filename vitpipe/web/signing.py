@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 _NO_CONTENT: Final = hashlib.sha256(b"").hexdigest()
 _YES: Final = frozenset({"YES", "TRUE", "ON", "1"})
@@ -20,7 +20,7 @@ def sign(
     """Give the headers that a GET of an object needs besides `headers`; none where the environment holds no key.
 
     Args:
-        address: of the object, without a query.
+        address: of the object, or of a question about its bucket.
         headers: of the request; a range is signed with it.
         environ: ``AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_NO_SIGN_REQUEST,
             AWS_REQUEST_PAYER``; ``os.environ`` if None.
@@ -45,7 +45,10 @@ def sign(
     names = ";".join(signed)
     # The path as it is sent: each segment encoded once.
     path = quote(unquote(parts.path), safe="/-_.~")
-    lines = ["GET", path, "", *(f"{name}:{value.strip()}" for name, value in signed.items()), "", names, _NO_CONTENT]
+    given_pairs = parse_qsl(parts.query, keep_blank_values=True)
+    pairs = sorted((quote(name, safe="-_.~"), quote(value, safe="-_.~")) for name, value in given_pairs)
+    asked = "&".join(f"{name}={value}" for name, value in pairs)
+    lines = ["GET", path, asked, *(f"{name}:{value.strip()}" for name, value in signed.items()), "", names, _NO_CONTENT]
     scope = f"{moment[:8]}/{region}/s3/aws4_request"
     text = "\n".join(("AWS4-HMAC-SHA256", moment, scope, hashlib.sha256("\n".join(lines).encode()).hexdigest()))
     derived = f"AWS4{secret}".encode()

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from vitpipe.config import GeotiffSource
 from vitpipe.domains.base import ScanContext
-from vitpipe.domains.geotiff.checksums import verified
+from vitpipe.domains.geotiff.checksums import verified, verified_from_afar
 from vitpipe.domains.geotiff.composed import ComposedRaster
 from vitpipe.domains.geotiff.header import read_header
-from vitpipe.domains.geotiff.item import ITEM_NAME, apply_items, read_item
+from vitpipe.domains.geotiff.item import apply_items, read_item
 from vitpipe.domains.geotiff.raster import GeotiffRaster
 from vitpipe.domains.geotiff.remote import identified, read_remote_header, read_stand_in
 from vitpipe.domains.geotiff.scene import assemble_scenes
+from vitpipe.opening import ITEM_NAME
 from vitpipe.records import FileRecord, Json, Rejected, Source
+from vitpipe.web.ranges import RemoteFile
 
 
 class Geotiff:
@@ -27,7 +29,8 @@ class Geotiff:
 
     Of scenes of several files also ``BAD_METADATA NO_METADATA DUPLICATE_BAND GRIDS_DIFFER NO_CLOUD_MASK PRODUCT_CHANGED
     UNMATCHED NOT_ONE_BAND BAD_DATE``, of series ``MISSING_DATE AMBIGUOUS_DATE NO_DATE NO_PLACE NO_TILE UNITS_DIFFER``.
-    Files beside them that are not needed are junk: ``PRODUCT_FILE BAND_NOT_USED DATE_NOT_USED``.
+    Files beside them that are not needed are junk: ``PRODUCT_FILE BAND_NOT_USED DATE_NOT_USED``; so are maps that were
+    made here, ``OWN_MAP``.
 
     Notes of sources: ``NO_CRS GCP_ONLY RPC_ONLY NO_GROUND ROTATED COLORMAP ALPHA SCALED MASK_FILE FIRST_PAGE_ONLY
     DUPLICATE_BAND_NAMES OFFSET_APPLIED AUX_XML_IGNORED WORLD_FILE_IGNORED BANDS_RESAMPLED NO_METADATA
@@ -49,7 +52,7 @@ class Geotiff:
         header = read_header(path)
         if isinstance(header, Rejected) and header.code in ("NOT_GEOTIFF", "BAD_METADATA"):
             remote = read_stand_in(path, context.pseudonym)
-            return header if remote is None else read_remote_header(path, remote)
+            return header if remote is None else _from_afar(path, remote, context)
         if isinstance(header, Rejected) or header["kind"] == "metadata" or not _verifies(context):
             return header
         return verified(path) or header
@@ -76,6 +79,13 @@ class Geotiff:
             yield raster
         finally:
             raster.close()
+
+
+def _from_afar(path: Path, remote: RemoteFile, context: ScanContext) -> Mapping[str, Json] | Rejected:
+    header = read_remote_header(path, remote)
+    if isinstance(header, Rejected) or header["kind"] == "metadata" or not _verifies(context):
+        return header
+    return verified_from_afar(path, remote) or header
 
 
 def _verifies(context: ScanContext) -> bool:

@@ -8,6 +8,8 @@ verified here, once a file. To inflate takes some 45 % of the time in which GDAL
 
 from __future__ import annotations
 
+import contextlib
+import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +22,11 @@ from rasterio.enums import Compression, Interleaving
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
+from vitpipe.domains.geotiff.remote import RemoteTiff
+from vitpipe.errors import UnreadableSource
 from vitpipe.opening import gdal_environment, open_tiff
 from vitpipe.records import Rejected
+from vitpipe.web.ranges import RemoteFile
 
 _PIECE_BYTES: Final = 1 << 20
 
@@ -38,6 +43,32 @@ def verified(path: Path) -> Rejected | None:
         found = "its header"
     if found is None:
         return None
+    return _damaged(path, found)
+
+
+def verified_from_afar(path: Path, remote: RemoteFile) -> Rejected | None:
+    """Reject a remote file with a block whose checksum is not that of its content; see :func:`damaged_block`.
+
+    Args:
+        path: the file that stands for it.
+        remote: the file.
+
+    Raises:
+        TransientError: the server does not answer.
+    """
+    with contextlib.closing(RemoteTiff(remote, str(path))) as tiff:
+        try:
+            with gdal_environment(), tiff.open() as dataset:
+                found = _damaged_block(dataset, tiff.stream())
+            tiff.raise_failure()
+        except (CPLE_BaseError, RasterioError):
+            found = "its header"
+        except UnreadableSource as error:
+            return Rejected(str(path), error.code, error.reason)
+    return None if found is None else _damaged(path, found)
+
+
+def _damaged(path: Path, found: str) -> Rejected:
     reason = f"{found} is damaged: its checksum (Adler-32) is another one; fetch the file again, or leave it out"
     return Rejected(str(path), "UNDECODABLE", reason)
 
@@ -57,17 +88,20 @@ def damaged_block(path: Path) -> str | None:
         OSError: it cannot be read.
         rasterio.errors.RasterioError: it can no longer be opened.
     """
-    with gdal_environment(), open_tiff(path) as dataset:
-        if dataset.driver != "GTiff" or dataset.compression != Compression.deflate:
-            return None
-        block_height, block_width = dataset.block_shapes[0]
-        together = dataset.count if dataset.interleaving == Interleaving.pixel else 1
-        most_bytes = block_height * block_width * together * np.dtype(dataset.dtypes[0]).itemsize
-        with path.open("rb") as stream:
-            for band, row, col, offset, length in _blocks(dataset, 1 if together > 1 else dataset.count):
-                stream.seek(offset)
-                if not _is_whole(stream.read(length), most_bytes):
-                    return f"the block of band {band} at row {row * block_height}, col {col * block_width}"
+    with gdal_environment(), open_tiff(path) as dataset, path.open("rb") as stream:
+        return _damaged_block(dataset, stream)
+
+
+def _damaged_block(dataset: DatasetReader, stream: io.BufferedIOBase | io.RawIOBase) -> str | None:
+    if dataset.driver != "GTiff" or dataset.compression != Compression.deflate:
+        return None
+    block_height, block_width = dataset.block_shapes[0]
+    together = dataset.count if dataset.interleaving == Interleaving.pixel else 1
+    most_bytes = block_height * block_width * together * np.dtype(dataset.dtypes[0]).itemsize
+    for band, row, col, offset, length in _blocks(dataset, 1 if together > 1 else dataset.count):
+        stream.seek(offset)
+        if not _is_whole(stream.read(length) or b"", most_bytes):
+            return f"the block of band {band} at row {row * block_height}, col {col * block_width}"
     return None
 
 

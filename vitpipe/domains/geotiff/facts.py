@@ -11,7 +11,7 @@ import numpy as np
 from rasterio.crs import CRS
 
 from vitpipe.domains.geotiff.ground import block_names, to_equal_area
-from vitpipe.records import Attribute, Source, Window
+from vitpipe.records import Attribute, Grid, Json, Source, Window
 
 _SEASONS: Final = ("DJF", "MAM", "JJA", "SON")
 
@@ -27,6 +27,16 @@ def ground_group(ground: Sequence[float] | None, block_m: float, source_id: str)
     if ground is None:
         return otherwise
     return block_names(np.array(ground).reshape(2, 1), block_m, otherwise=otherwise)[0]
+
+
+def grid_of(header: Mapping[str, Any]) -> Grid:
+    """Give the grid of a scene; one that control points alone place has these, and no transform."""
+    plain: dict[str, Json] = {name: header[name] for name in ("height", "width", "transform", "crs")}
+    fitted = header["fitted"]
+    # An index from before they were kept has none.
+    if fitted and fitted.get("gcps"):
+        plain |= {"gcps": fitted["gcps"], "gcp_crs": fitted["crs"]}
+    return Grid.from_json(plain | {"frames": 1})
 
 
 def window_groups(source: Source, windows: Sequence[Window]) -> list[str]:

@@ -35,19 +35,29 @@ def to_equal_area(crs: CRS, xs: NDArray[np.float64], ys: NDArray[np.float64]) ->
         (2, N) metres; NaN where a point lies on no ground, such as the corners of a geostationary disk. What lies on
         the date line is west of everything, whether its CRS calls it 180 degrees or -180.
     """
+    points = warped_points(crs, CRS.from_epsg(_EQUAL_AREA), xs, ys)
+    # One place must not have two names: a millimetre is far more than the error of the transformation.
+    points[0, points[0] > _DATE_LINE_M - 1e-3] = -_DATE_LINE_M
+    return points
+
+
+def warped_points(crs: CRS, to: CRS, xs: NDArray[np.float64], ys: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Transform points between any two CRS.
+
+    Returns:
+        (2, N) in the units of `to`, x first; NaN where a point lies on no ground.
+    """
     if len(xs) == 0:
         return np.empty((2, 0))
     try:
-        points = np.asarray(warp_points(crs, CRS.from_epsg(_EQUAL_AREA), xs, ys), dtype=np.float64)
+        points = np.asarray(warp_points(crs, to, xs, ys), dtype=np.float64)
     except (CPLE_BaseError, RasterioError):
         # GDAL refuses all points for one bad one: halve until the bad ones stand alone.
         if len(xs) == 1:
             return np.full((2, 1), np.nan)
         half = len(xs) // 2
-        return np.hstack([to_equal_area(crs, xs[:half], ys[:half]), to_equal_area(crs, xs[half:], ys[half:])])
+        return np.hstack([warped_points(crs, to, xs[:half], ys[:half]), warped_points(crs, to, xs[half:], ys[half:])])
     points[:, ~np.isfinite(points).all(axis=0)] = np.nan
-    # One place must not have two names: a millimetre is far more than the error of the transformation.
-    points[0, points[0] > _DATE_LINE_M - 1e-3] = -_DATE_LINE_M
     return points
 
 

@@ -24,7 +24,8 @@ from vitpipe.errors import TransientError
 from vitpipe.opening import (
     TRANSIENT,
     gdal_environment,
-    is_safe_jp2,
+    in_safe,
+    is_known_jp2,
     jp2_is_whole,
     missing_bytes,
     open_tiff,
@@ -61,6 +62,8 @@ _DATE_TAGS: Final = (
     "DATETIME",
     "TIFFTAG_DATETIME",
 )
+MAP_TAG: Final = "VITPIPE_SOURCE_ID"
+"""Metadata of a map: the scene that it was made of."""
 _AUX_CHANGES = re.compile(rb"<(SRS|GeoTransform|GCPList|NoDataValue|Scale|Offset|Description)\b")
 
 
@@ -104,7 +107,18 @@ def describe(dataset: DatasetReader, size: int, path: Path) -> Mapping[str, Json
         size: bytes of the file.
         path: how the catalog names it.
     """
-    return _oversized(dataset, size, str(path)) or _scene(dataset, path)
+    return _oversized(dataset, size, str(path)) or _own_map(dataset, str(path)) or _scene(dataset, path)
+
+
+def _own_map(dataset: DatasetReader, uri: str) -> Rejected | None:
+    """Know our own maps by their tag: results may lie below the folder of the scenes, and are none themselves."""
+    if MAP_TAG not in dataset.tags():
+        return None
+    reason = (
+        f"a map that a model of vitpipe made of a scene, which is no scene; where it is meant as one, copy it without "
+        f"its tag ({MAP_TAG})"
+    )
+    return Rejected(uri, "OWN_MAP", reason, junk=True)
 
 
 def bad_header(uri: str) -> Rejected:
@@ -121,12 +135,17 @@ def is_tiff(start: bytes) -> bool:
     return start[:4] in _MAGIC
 
 
+def is_jp2(start: bytes) -> bool:
+    """Say whether first bytes are those of a JPEG 2000 file."""
+    return start.startswith(_JP2)
+
+
 def _before_gdal(path: Path, start: bytes) -> Mapping[str, Json] | Rejected | None:
     """Tell what GDAL need not, or must not, look at; None where it may."""
     uri = str(path)
     if start and is_metadata(path.name):
         return read_metadata(path)
-    if start.startswith(_JP2) and is_safe_jp2(path):
+    if is_jp2(start) and is_known_jp2(path):
         return _unusable_jp2(path)
     if not is_tiff(start):
         return not_tiff(path, start)
@@ -136,7 +155,7 @@ def _before_gdal(path: Path, start: bytes) -> Mapping[str, Json] | Rejected | No
 
 
 def _unusable_jp2(path: Path) -> Rejected | None:
-    if band_of(path) is None:
+    if in_safe(path) and band_of(path) is None:
         return Rejected(str(path), "PRODUCT_FILE", "a file of a product that holds no band; it is not read", junk=True)
     if not jp2_is_whole(path):
         return Rejected(str(path), "TRUNCATED", "the file ends before its pixels do: cut off; fetch it again")
@@ -295,8 +314,13 @@ def _place(dataset: DatasetReader) -> tuple[dict[str, Json], list[str]]:
         "transform": list(values) if usable and not fitted and (crs or not transform.is_identity) else None,
         "ground": None,
         "gsd_m": None,
-        "fitted": {"crs": crs_text(crs), "transform": list(values)} if crs and fitted and usable else None,
+        "fitted": None,
     }
+    if fitted and crs and usable:
+        points: list[Json] = [
+            [float(value) for value in (point.row, point.col, point.x, point.y)] for point in dataset.gcps[0]
+        ]
+        placed["fitted"] = {"crs": crs_text(crs), "transform": list(values), "gcps": points}
     if crs and usable:
         a, b, c, d, e, f = values
         x = a * dataset.width / 2 + b * dataset.height / 2 + c

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 from vitpipe.digest import digest, digest_of_digests
 from vitpipe.errors import TransientError
+from vitpipe.opening import ITEM_NAME
 from vitpipe.records import FileRecord, Json, Rejected
 
-ITEM_NAME: Final = "item.json"
 _LONGEST: Final = 16 << 20
 _ATTRIBUTES: Final = {
     "platform": "platform",
@@ -33,6 +33,8 @@ _ATTRIBUTES: Final = {
 _OFFSET_APPLIED: Final = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 """Says that the pixels hold the offset already; the offset stays stated, and would be taken away twice."""
 _OF_ALL_BANDS: Final = ("raster:scale", "raster:offset", "nodata", "unit")
+_CLOUD_MASKS: Final = ((re.compile(r"scl(_\d+m)?(-jp2)?", re.I), "scl"), (re.compile(r"qa_pixel", re.I), "qa_pixel"))
+"""Keys of assets that say what each pixel shows, and of which kind these are: Sentinel-2's SCL, Landsat's QA_PIXEL."""
 _UNNAMED: Final = re.compile(r"b\d+")
 _SAME: Final = 1e-9
 
@@ -58,6 +60,11 @@ def bands_of(asset: Mapping[str, Any]) -> list[dict[str, Any]]:
             merged |= listed[place] if place < len(listed) else {}
         result.append(_band(merged))
     return result
+
+
+def cloud_mask_kind(key: str) -> str | None:
+    """Name the kind of an asset that says where clouds are, by its key: ``scl`` or ``qa_pixel``; None of others."""
+    return next((kind for pattern, kind in _CLOUD_MASKS if pattern.fullmatch(key)), None)
 
 
 def _band(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,10 +116,11 @@ def read_item(path: Path) -> Mapping[str, Json] | Rejected:
     properties: dict[str, Any] = stated if isinstance(stated, dict) else {}
     applied = any(properties.get(name) is True for name in _OFFSET_APPLIED)
     files: dict[str, Json] = {}
-    for asset in item["assets"].values():
+    for key, asset in item["assets"].items():
         name = str(asset.get("href", "")).removeprefix("./") if isinstance(asset, dict) else ""
         if name and "/" not in name:
-            files[name] = _stated(asset, applied=applied)
+            kind = cloud_mask_kind(key)
+            files[name] = {**_stated(asset, applied=applied), **({"quality": kind} if kind else {})}
     attributes: dict[str, Json] = {}
     for name, column in _ATTRIBUTES.items():
         value = properties.get(name)
@@ -124,7 +132,7 @@ def read_item(path: Path) -> Mapping[str, Json] | Rejected:
     return {"kind": "item", "files": files, "acquired_at": _moment(properties), "attributes": attributes}
 
 
-def _stated(asset: Mapping[str, Any], *, applied: bool) -> Json:
+def _stated(asset: Mapping[str, Any], *, applied: bool) -> dict[str, Json]:
     listed = bands_of(asset)
     # STAC 1.1: an asset may state for all its bands what it does not list.
     bands = listed or [_band({name: asset[name] for name in _OF_ALL_BANDS if name in asset})]
@@ -176,6 +184,16 @@ def _moment(properties: Mapping[str, Any]) -> str | None:
     return None
 
 
+def address_of_item(file: Path) -> str | None:
+    """Give the address of the STAC item that describes a file, by the one beside it; None where none says so."""
+    try:
+        item = json.loads(file.with_name(ITEM_NAME).read_bytes())
+        found = [link["href"] for link in item["links"] if link["rel"] == "self"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found[0] if found and isinstance(found[0], str) and "://" in found[0] else None
+
+
 def apply_items(records: Sequence[FileRecord]) -> Iterator[FileRecord | Rejected]:
     """Add what items state to the headers of the scenes beside them; items themselves become junk of the table.
 
@@ -206,7 +224,9 @@ def _described(record: FileRecord, item: Mapping[str, Any], stated: Mapping[str,
     count = len(header["bands"])
     header |= {"acquired_at": item["acquired_at"] or header["acquired_at"], "attributes": dict(item["attributes"])}
     # Products are told by the names of their files; an item that describes one file alone says itself what that is.
-    header["alone"] = len(item["files"]) == 1
+    header["alone"] = sum("quality" not in other for other in item["files"].values()) == 1
+    if "quality" in stated:
+        header["quality"] = stated["quality"]
     fitted = _of_each_band(stated, count, header["alpha"])
     if fitted is None:
         # It speaks of other bands than the file has.

@@ -13,9 +13,9 @@ import numpy as np
 from vitpipe.config import GeotiffSource, SceneSeries
 from vitpipe.digest import digest_of_digests
 from vitpipe.domains.geotiff.compose import Scene, compose, member_json
-from vitpipe.domains.geotiff.facts import ground_group, relative, subgroups
+from vitpipe.domains.geotiff.facts import grid_of, ground_group, relative, subgroups
 from vitpipe.domains.geotiff.parts import SceneParts
-from vitpipe.records import Attribute, FileRecord, Grid, Json, Rejected, Source
+from vitpipe.records import Attribute, FileRecord, Json, Rejected, Source
 
 
 def join_scenes(
@@ -229,7 +229,7 @@ def _source(stack: Sequence[Scene], recipe: GeotiffSource, root: Path) -> Source
         domain="geotiff",
         uri=first.parts.uri,
         files=files,
-        grid=Grid.from_json({name: header[name] for name in ("height", "width", "transform", "crs")} | {"frames": 1}),
+        grid=grid_of(header),
         channels=tuple(channels),
         units=first.parts.units if recipe.units == "dn" else recipe.units,
         dtype=np.result_type(*(scene.dtype for scene in stack)).name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -30,6 +31,13 @@ from vitpipe.web.ranges import RemoteFile
 
 _WANTED_ROWS: Final = 256
 _WANTED_BYTES: Final = 64 * MIB
+<<<<<<< HEAD
+_EXACT: Final = 2.0**53
+_READ_BYTES: Final = 16 * MIB
+=======
+_READ_BYTES: Final = 16 * MIB
+_EXACT: Final = 2.0**53
+>>>>>>> h-tiling
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,7 @@ class GeotiffRaster:
         self._alpha: list[int] = list(reader["alpha"])
         self._dtype = np.dtype(source.dtype)
         self._handles: dict[int, _Handles] = {}
+        self._locks: dict[int, threading.RLock] = {}
         self._remote = remote_of(reader)
         self._tiffs: dict[int, RemoteTiff] = {}
         dataset = self._opened().datasets[0]
@@ -75,11 +84,22 @@ class GeotiffRaster:
                 _as_stored(value, dataset.dtypes[band - 1])
                 for band, value in zip(self._bands, stated["nodata"], strict=True)
             ]
+        self._as_is = (
+            self._dtype.kind != "f"
+            and not self._alpha
+            and set(self._scales) == {(1, 0)}
+            and all(value is None for value in self._nodata)
+        )
+        """What is stored are the pixels, and each is valid."""
         block_height, block_width = (int(edge) for edge in dataset.block_shapes[0])
         block_bytes = block_height * block_width * sum(np.dtype(name).itemsize for name in dataset.dtypes)
         self._cache_bytes = 2 * block_bytes
         row_bytes = block_height * dataset.width * len(self._bands) * self._dtype.itemsize
         self._block_rows: int = block_height * max(1, min(_WANTED_ROWS // block_height, _WANTED_BYTES // row_bytes))
+        col_bytes = max(1, self._block_rows // block_height) * block_bytes
+        # From afar a row comes in fewer requests as a whole.
+        blocks = max(1, _READ_BYTES // col_bytes) if self._remote is None else -(-dataset.width // block_width)
+        self._cols_a_read: int = blocks * block_width
 
     @property
     def grid(self) -> Grid:
@@ -163,7 +183,7 @@ class GeotiffRaster:
         return BlockRow(start, stop, [(0, pixels)], valid)
 
     def visit_blocks(self, start: int, stop: int, visit: Visit, *, pool: Executor | None = None) -> None:
-        """Show each block of some rows right after it was decoded; all as one where the file is not plain.
+        """Show each block of some rows right after it was decoded; some at once where the file is not plain.
 
         Args:
             start: first row, a multiple of `block_rows`.
@@ -187,7 +207,10 @@ class GeotiffRaster:
                 raise self._unreadable(self._opened().datasets[0]) from error
             else:
                 return
-        visit(start, 0, *self._judge(self._stored(place), mask))
+        for left in range(0, self.grid.width, self._cols_a_read):
+            right = min(left + self._cols_a_read, self.grid.width)
+            part = RasterioWindow(left, start, right - left, stop - start)
+            visit(start, left, *self._judge(self._stored(part), None if mask is None else mask[:, left:right]))
 
     def _assembled(self, window: Window, bottom: int) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Read whole rows of blocks into one array."""
@@ -219,9 +242,15 @@ class GeotiffRaster:
         """Give what is open in this process."""
         process = os.getpid()
         if process not in self._handles:
-            datasets = [self._open_file(Path(name)) for name in self._source.files]
-            self._handles[process] = _Handles(datasets, self._plain(Path(self._source.files[0]), datasets[0]))
+            with self._gdal():
+                if process not in self._handles:
+                    datasets = [self._open_file(Path(name)) for name in self._source.files]
+                    self._handles[process] = _Handles(datasets, self._plain(Path(self._source.files[0]), datasets[0]))
         return self._handles[process]
+
+    def _gdal(self) -> threading.RLock:
+        """Give the lock of this process: GDAL's handles are not for several threads at once."""
+        return self._locks.setdefault(os.getpid(), threading.RLock())
 
     def _plain(self, path: Path, dataset: DatasetReader) -> BlockRows | None:
         if self._remote is not None:
@@ -261,7 +290,7 @@ class GeotiffRaster:
         """Read channels and alpha by GDAL, as stored."""
         dataset = self._opened().datasets[0]
         try:
-            with gdal_environment(self._cache_bytes):
+            with self._gdal(), gdal_environment(self._cache_bytes):
                 # One call for all bands: with pixel interleave a block is decoded once.
                 stored: NDArray[Any] = dataset.read(self._bands + self._alpha, window=window)
         except (CPLE_BaseError, RasterioError) as error:
@@ -280,7 +309,7 @@ class GeotiffRaster:
         if not masks and not self._masks_inside:
             return None
         try:
-            with gdal_environment(self._cache_bytes):
+            with self._gdal(), gdal_environment(self._cache_bytes):
                 valid = np.ones((window.height, window.width), np.bool_)
                 if self._masks_inside:
                     for band in self._bands if self._masks_inside == "band" else [self._bands[0]]:
@@ -298,6 +327,8 @@ class GeotiffRaster:
     ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """Give pixels in physical units, in place where nothing is converted, and the mask; None: all valid."""
         count = len(self._bands)
+        if valid is None and self._as_is and stored.dtype == self._dtype:
+            return stored, None
         for usable in self._usable(stored):
             valid = usable if valid is None else np.logical_and(valid, usable, out=valid)
         pixels = self._physical(stored[:count])
@@ -336,7 +367,8 @@ class GeotiffRaster:
         if self._remote is not None:
             self._tiffs[os.getpid()].raise_failure()
         size = _size_of(Path(uri)) if self._remote is None else self._remote.size
-        lacking = missing_bytes(dataset, size)
+        with self._gdal():
+            lacking = missing_bytes(dataset, size)
         if lacking:
             reason = f"the last block ends {lacking} bytes past the end of the file: cut off; fetch it again"
             return UnreadableSource("TRUNCATED", reason, uri)
@@ -364,7 +396,13 @@ def _size_of(path: Path) -> int:
 
 def _nodata_of(dataset: DatasetReader, band: int) -> np.generic | None:
     """Give a band's nodata value in the band's dtype; None where no pixel can have it (NaN is never valid anyway)."""
-    return _as_stored(dataset.nodatavals[band - 1], dataset.dtypes[band - 1])
+    return None if _is_rounded(dataset, band) else _as_stored(dataset.nodatavals[band - 1], dataset.dtypes[band - 1])
+
+
+def _is_rounded(dataset: DatasetReader, band: int) -> bool:
+    """Tell whether rasterio gives a rounded nodata value: a float does not hold every whole number past 2^53."""
+    value = dataset.nodatavals[band - 1]
+    return value is not None and np.dtype(dataset.dtypes[band - 1]).kind in "iu" and abs(value) >= _EXACT
 
 
 def _as_stored(value: float | None, name: str) -> np.generic | None:
@@ -378,8 +416,11 @@ def _as_stored(value: float | None, name: str) -> np.generic | None:
 
 
 def _has_inner_mask(dataset: DatasetReader) -> str:
-    """Tell whether the file holds mask bands: "" none, "dataset" one for all bands, "band" one a band."""
+    """Tell whether masks are asked of GDAL: "" none, "dataset" one for all bands, "band" one a band.
+
+    These are mask bands in the file; and nodata values that GDAL alone knows exactly.
+    """
     flags = dataset.mask_flag_enums
-    if any(not band for band in flags):
+    if any(not band for band in flags) or any(_is_rounded(dataset, band) for band in dataset.indexes):
         return "band"
     return "dataset" if any(MaskFlags.per_dataset in band and MaskFlags.alpha not in band for band in flags) else ""

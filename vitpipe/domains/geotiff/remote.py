@@ -18,7 +18,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
 from vitpipe.digest import digest
-from vitpipe.domains.geotiff.header import HEADER_ERRORS, bad_header, describe, is_tiff, not_tiff
+from vitpipe.domains.geotiff.header import HEADER_ERRORS, bad_header, describe, is_jp2, is_tiff, not_tiff
 from vitpipe.domains.geotiff.products.metadata import MOST_BYTES, is_metadata, parse_metadata
 from vitpipe.errors import UnreadableSource
 from vitpipe.opening import gdal_environment, open_stream
@@ -90,6 +90,10 @@ class RemoteTiff:
             self.raise_failure()
             raise
 
+    def stream(self) -> RangeFile:
+        """Give its bytes; after a failure none come, see `raise_failure`."""
+        return RangeFile(self._ranges)
+
     def raise_failure(self) -> None:
         """Raise what kept bytes from coming, if anything did.
 
@@ -125,7 +129,7 @@ def read_remote_header(path: Path, remote: RemoteFile) -> Mapping[str, Json] | R
             return found if isinstance(found, Rejected) else {**found, "remote": remote.to_json()}
         start = tiff.start(512)
         if not is_tiff(start):
-            return not_tiff(path, start)
+            return _no_tiff(path, start)
         with gdal_environment(), tiff.open() as dataset:
             header = describe(dataset, remote.size, path)
         tiff.raise_failure()
@@ -137,6 +141,17 @@ def read_remote_header(path: Path, remote: RemoteFile) -> Mapping[str, Json] | R
         return bad_header(uri)
     finally:
         tiff.close()
+
+
+def _no_tiff(path: Path, start: bytes) -> Rejected:
+    """Say what a remote file is that does not begin as a TIFF."""
+    if not is_jp2(start):
+        return not_tiff(path, start)
+    reason = (
+        "a JPEG 2000 is not read from afar: its pixels lie in no blocks that could be asked for; download it, or fetch "
+        "it as an asset of a STAC catalog (`kind: stac`, `jpeg2000: true`)"
+    )
+    return Rejected(str(path), "NOT_GEOTIFF", reason)
 
 
 def identified(record: FileRecord) -> FileRecord:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,13 @@ from vitpipe.config import GeotiffSource
 from vitpipe.digest import digest_of_digests
 from vitpipe.domains.base import ScanContext
 from vitpipe.domains.geotiff import patterns
-from vitpipe.domains.geotiff.facts import ground_group, relative, stated_of, subgroups
+from vitpipe.domains.geotiff.facts import grid_of, ground_group, relative, stated_of, subgroups
 from vitpipe.domains.geotiff.joining import join_scenes
 from vitpipe.domains.geotiff.parts import BandFile, SceneParts
 from vitpipe.domains.geotiff.products import landsat, sentinel2
 from vitpipe.domains.geotiff.products.bands import Spectrum, choose
 from vitpipe.errors import ConfigError
-from vitpipe.records import FileRecord, Grid, Json, Rejected, Source
+from vitpipe.records import FileRecord, Json, Rejected, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,40 @@ def assemble_scenes(records: Sequence[FileRecord], context: ScanContext) -> Iter
             masks[masked] = record
         else:
             yield Rejected(record.path, "SIDECAR", "a mask of a scene that is not here", junk=True)
+    quality, rest = _cloud_masks(rest, recipe)
     parts, rejected, rest = _of_many_files(rest, recipe, context.root)
     if recipe.series is not None or recipe.clouds == "drop":
         parts += [_single_file(record) for record in rest]
         rest = []
+    parts = [item if item.quality else replace(item, quality=quality.get(_folder(item), ())) for item in parts]
     yield from rejected
     singles = (_scene_source(record, masks.get(record.path), recipe, context.root) for record in rest)
     yield from _of_one_meaning(itertools.chain(join_scenes(parts, masks, recipe, context.root), singles), recipe)
+
+
+def _cloud_masks(
+    records: Sequence[FileRecord], recipe: GeotiffSource
+) -> tuple[dict[str, tuple[tuple[FileRecord, str], ...]], list[FileRecord]]:
+    """Take out the files that say where clouds are, by the STAC item beside them; gives these by folder, and the rest.
+
+    Where clouds are kept they are bands as any other.
+    """
+    if recipe.clouds == "keep":
+        return {}, list(records)
+    found: dict[str, tuple[tuple[FileRecord, str], ...]] = {}
+    rest = []
+    for record in records:
+        kind = record.header.get("quality")
+        if kind is None:
+            rest.append(record)
+        else:
+            folder = str(PurePosixPath(record.path).parent)
+            found[folder] = (*found.get(folder, ()), (record, str(kind)))
+    return found, rest
+
+
+def _folder(parts: SceneParts) -> str:
+    return str(PurePosixPath(parts.bands[0].record.path).parent)
 
 
 def _of_one_meaning(found: Iterable[Source | Rejected], recipe: GeotiffSource) -> Iterator[Source | Rejected]:
@@ -149,9 +176,7 @@ def _scene_source(record: FileRecord, mask: FileRecord | None, recipe: GeotiffSo
         domain="geotiff",
         uri=record.path,
         files=tuple(member.path for member in members),
-        grid=Grid.from_json(
-            {name: header[name] for name in ("height", "width", "transform", "crs")} | {"frames": 1},
-        ),
+        grid=grid_of(header),
         channels=bands.names,
         units=_units(header, recipe.units, scaled=scaled),
         dtype=dtype.name,

@@ -16,8 +16,6 @@ from vitpipe.atomic import workspace_errors
 from vitpipe.errors import WorkspaceError
 
 _CACHE_BYTES: Final = 32 << 20
-_OPEN_FILES: Final = 2
-"""Strips that a mosaic keeps open: two meet in a block. GDAL's default of 100 is most of the memory of a tall map."""
 
 
 @contextlib.contextmanager
@@ -27,11 +25,7 @@ def gdal_writes(path: Path) -> Iterator[None]:
     Raises:
         WorkspaceError: the file cannot be written.
     """
-    options = {
-        "GDAL_CACHEMAX": _CACHE_BYTES,
-        "GDAL_MAX_DATASET_POOL_SIZE": _OPEN_FILES,
-        "GDAL_PAM_ENABLED": False,
-    }
+    options = {"GDAL_CACHEMAX": _CACHE_BYTES, "GDAL_PAM_ENABLED": False}
     with workspace_errors(path), rasterio.Env(**options):
         try:
             with warnings.catch_warnings():

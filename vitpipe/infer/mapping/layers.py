@@ -16,7 +16,10 @@ NODATA: Final = 255
 MOST_CLASSES: Final = 255
 STEPS: Final = 250
 """A probability of 1, or an entropy of log K, is kept as 250: a step is 0.004 exactly."""
-_PIXELS_AT_ONCE: Final = 1 << 15
+_VALUES_AT_ONCE: Final = 1 << 17
+"""Few enough to stay in the processor's cache."""
+
+_LEAST: Final = np.float32(1e-30)
 
 Resampling = Literal["mode", "average"]
 
@@ -101,28 +104,29 @@ class ClassLayers:
             into: uint8 (bands, rows, width).
         """
         rows, width = valid.shape
-        step = max(1, _PIXELS_AT_ONCE // width)
+        step = max(1, _VALUES_AT_ONCE // (width * self.outputs))
         for row in range(0, rows, step):
             part = slice(row, row + step)
-            self._keep(values[:, part], into[:, part])
-            into[:, part][:, ~valid[part]] = NODATA
+            # What is not valid may be anything, NaN too, and is overwritten.
+            with np.errstate(invalid="ignore"):
+                self._keep(values[:, part], into[:, part])
+            if not valid[part].all():
+                into[:, part][:, ~valid[part]] = NODATA
 
     def _keep(self, values: NDArray[np.float32], into: NDArray[Any]) -> None:
-        """Keep some rows, few enough to stay in the processor's cache."""
-        best = values[0].copy()
-        into[0] = 0
-        entropy = np.zeros_like(best)
-        for number, probability in enumerate(values):
-            if number:
-                np.copyto(into[0], number, where=probability > best)
-                np.maximum(best, probability, out=best)
-            # Where it is zero its term is zero too, not NaN.
-            logarithm = np.maximum(probability, np.float32(1e-30))
-            np.log(logarithm, out=logarithm)
-            logarithm *= probability
-            entropy -= logarithm
-            into[2 + number] = _in_steps(probability)
-        into[1] = _in_steps(entropy / np.float32(max(np.log(self.outputs), 1e-30)))
+        """Keep some rows."""
+        best = values.max(axis=0)
+        into[0] = self.outputs - 1
+        for number in range(self.outputs - 2, -1, -1):
+            np.copyto(into[0], number, where=values[number] == best)
+        # Where it is zero its term is zero too, not NaN. `clip` is twice as fast as `maximum`.
+        terms = np.clip(values, _LEAST, np.float32(np.inf))
+        np.log(terms, out=terms)
+        terms *= values
+        entropy = terms.sum(axis=0)
+        entropy /= np.float32(-max(np.log(self.outputs), _LEAST))
+        _keep_steps(values, terms, into[2:])
+        _keep_steps(entropy, entropy, into[1])
 
 
 class ValueLayers:
@@ -147,10 +151,8 @@ class ValueLayers:
         into[:, ~valid] = np.nan
 
 
-def _in_steps(share: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Round shares of 0 to 1 to steps; what lies outside by rounding is put to the end."""
-    scaled = share * np.float32(STEPS)
-    scaled += np.float32(0.5)
-    # What is not valid may be anything, NaN too, and is overwritten.
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.clip(scaled, 0, STEPS, out=scaled).astype(np.uint8))
+def _keep_steps(share: NDArray[np.float32], scratch: NDArray[np.float32], into: NDArray[Any]) -> None:
+    """Round shares of 0 to 1 to steps; what lies outside by rounding is put to the end. `scratch` is overwritten."""
+    np.multiply(share, np.float32(STEPS), out=scratch)
+    scratch += np.float32(0.5)
+    np.copyto(into, np.clip(scratch, 0, STEPS, out=scratch), casting="unsafe")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vitpipe.infer.mapping.layers import Resampling
 
 LEAST_EDGE: Final = 512
-"""Levels are added until one is no larger: what a viewer shows in one block."""
+"""Levels are added until one is no larger, as those of the COG driver: what a viewer shows at once."""
 _ROWS_AT_ONCE: Final = 32
 
 
@@ -33,14 +33,32 @@ def reduce_by_two(band: NDArray[Any], nodata: float, how: Resampling, into: NDAr
         into: (rows / 2, width / 2), rounded up, of the same dtype.
     """
     width = band.shape[1]
+    if width % 2 and width > 1:
+        # The last column by itself: with what is missing beside it, all rows would look as if they had holes.
+        reduce_by_two(band[:, :-1], nodata, how, into[:, :-1])
+        band, into = band[:, -1:], into[:, -1:]
     for row in range(0, len(into), _ROWS_AT_ONCE):
         out = into[row : row + _ROWS_AT_ONCE]
         part = band[2 * row : 2 * (row + len(out))]
-        missing = (2 * len(out) - len(part), width % 2)
+        missing = (2 * len(out) - len(part), part.shape[1] % 2)
         if any(missing):
             part = np.pad(part, ((0, missing[0]), (0, missing[1])), constant_values=nodata)
+        if how == "average" and part.dtype == np.uint8 and not (part == nodata).any():
+            _halve_bytes(part, out)
+            continue
         four = [np.ascontiguousarray(part[down::2, right::2]) for down in (0, 1) for right in (0, 1)]
         out[:] = _mode(four, nodata) if how == "mode" else _average(four, nodata)
+
+
+def _halve_bytes(part: NDArray[np.uint8], out: NDArray[Any]) -> None:
+    """Average where all pixels are valid: sums of two rows are 16 bits wide, and two of them one word."""
+    rows = np.add(part[::2], part[1::2], dtype=np.uint16).view(np.uint32)
+    # The same on machines of either byte order: it takes the sum of both halves.
+    total = rows >> np.uint32(16)
+    total += rows & np.uint32(0xFFFF)
+    total += np.uint32(2)
+    total >>= np.uint32(2)
+    np.copyto(out, total, casting="unsafe")
 
 
 def _average(four: list[NDArray[Any]], nodata: float) -> NDArray[Any]:
@@ -50,16 +68,11 @@ def _average(four: list[NDArray[Any]], nodata: float) -> NDArray[Any]:
 def _average_bytes(four: list[NDArray[np.uint8]], nodata: int) -> NDArray[np.uint16]:
     total = np.zeros(four[0].shape, np.uint16)
     count = np.zeros(four[0].shape, np.uint16)
-    whole = True
     for each in four:
-        empty = each == nodata
-        if empty.any():
-            whole = False
-            each = np.where(empty, np.uint8(0), each)  # noqa: PLW2901 - the same pixels
-        total += each
-        count += ~empty
-    if whole:
-        return (total + np.uint16(2)) >> np.uint16(2)
+        valid = each != nodata
+        # A product with a mask takes a tenth of the time of `where`.
+        total += each * valid
+        count += valid
     parts = np.maximum(count, np.uint16(1))
     return np.where(count > 0, (total + (parts >> np.uint16(1))) // parts, np.uint16(nodata))
 

@@ -17,9 +17,9 @@ from vitpipe.domains.base import Raster
 from vitpipe.errors import ContractError, WorkspaceError
 from vitpipe.infer.mapping.cog import write_cogs
 from vitpipe.infer.mapping.layers import Layers
-from vitpipe.infer.mapping.palette import qgis_style
 from vitpipe.infer.mapping.stitching import MapPlan, MapRows, stitch
 from vitpipe.infer.mapping.strips import StripStore
+from vitpipe.infer.mapping.styles import write_styles
 from vitpipe.infer.mapping.symmetry import PixelModel
 from vitpipe.records import Grid, Json
 
@@ -115,10 +115,7 @@ def _make(grid: Grid, rows_from: Callable[[int], Iterator[MapRows]], task: MapTa
     make_folder(ready)
     written = write_cogs(store, grid, ready, task.tags)
     for file in task.layers.files:
-        if file.classes:
-            style = ready / f"{file.name}.qml"
-            style.write_text(qgis_style(file.classes), encoding="utf-8")
-            written.append(style)
+        written += write_styles(file, ready)
     for extra in task.extras.values():
         written += extra(store, grid, ready)
     names = [path.name for path in written]

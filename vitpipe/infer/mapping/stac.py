@@ -1,12 +1,13 @@
 """A STAC item beside a map, and a catalog of all maps: what it is, where it lies, what made it of what.
 
-STAC 1.0.0 with the extensions projection 1.0.0, raster 1.0.0, classification 1.0.0 and processing 1.1.0, which all
-clients know.
+STAC 1.1.0 with the extensions projection, raster, classification, processing and file. Bands have the fields of STAC
+1.1, such as ``data_type`` and ``nodata``; their scale is the raster extension's.
 """
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,21 +18,25 @@ from rasterio.crs import CRS
 
 from vitpipe import __version__
 from vitpipe.atomic import write_json
+from vitpipe.evaluate.palette import colours, hexadecimal
 from vitpipe.infer.mapping.footprint import footprint
 from vitpipe.infer.mapping.layers import Layers, MapFile
-from vitpipe.infer.mapping.palette import colours, hexadecimal
 from vitpipe.infer.mapping.polygons import VECTORS_FILE
 from vitpipe.infer.mapping.strips import StripStore
 from vitpipe.records import Grid, Json
 
 ITEM_FILE: Final = "item.json"
 CATALOG_FILE: Final = "catalog.json"
-_VERSION: Final = "1.0.0"
+MODEL_FILE: Final = "model.json"
+STAC_VERSION: Final = "1.1.0"
+MULTIHASH_SHA256: Final = "1220"
+"""Before a SHA-256 of 32 bytes in a multihash: the function's code, and the length."""
 _EXTENSIONS: Final = (
-    "https://stac-extensions.github.io/projection/v1.0.0/schema.json",
-    "https://stac-extensions.github.io/raster/v1.0.0/schema.json",
-    "https://stac-extensions.github.io/classification/v1.0.0/schema.json",
-    "https://stac-extensions.github.io/processing/v1.1.0/schema.json",
+    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
+    "https://stac-extensions.github.io/file/v2.1.0/schema.json",
 )
 _COG: Final = "image/tiff; application=geotiff; profile=cloud-optimized"
 _GEOPACKAGE: Final = "application/geopackage+sqlite3"
@@ -51,10 +56,13 @@ class MapItem:
     derived_from: str | None
     """Where the scene lies."""
     model_uri: str
+    model: Mapping[str, Json]
+    """The item of the model."""
 
     def __call__(self, store: StripStore, grid: Grid, folder: Path) -> list[Path]:
-        """Write ``item.json``; see `vitpipe.infer.mapping.scene.Extra`."""
-        return [self.write(store.layers, store.layers.files, grid, folder)]
+        """Write ``item.json`` and ``model.json``; see `vitpipe.infer.mapping.scene.Extra`."""
+        write_json(folder / MODEL_FILE, dict(self.model))
+        return [self.write(store.layers, store.layers.files, grid, folder), folder / MODEL_FILE]
 
     def write(self, layers: Layers, files: Sequence[MapFile], grid: Grid, folder: Path) -> Path:
         """Write ``item.json`` for the files that lie in a folder."""
@@ -63,20 +71,30 @@ class MapItem:
             {"rel": "root", "href": f"../{CATALOG_FILE}", "type": "application/json"},
             {"rel": "parent", "href": f"../{CATALOG_FILE}", "type": "application/json"},
             {"rel": "about", "href": self.model_uri, "title": "Registered model that made the map"},
+            # Not `derived_from`: the pixels are those of scenes alone.
+            {
+                "rel": "about",
+                "href": f"./{MODEL_FILE}",
+                "type": "application/geo+json",
+                "title": "The model as an item",
+            },
         ]
         if self.derived_from is not None:
             links.append({"rel": "derived_from", "href": self.derived_from, "title": "Scene"})
-        assets: dict[str, Json] = {file.name: _asset(file, layers) for file in files}
+        assets: dict[str, Json] = {
+            file.name: _asset(file, layers) | _file_facts(folder / f"{file.name}.tif") for file in files
+        }
         if (folder / VECTORS_FILE).exists():
             assets["vectors"] = {
                 "href": f"./{VECTORS_FILE}",
                 "type": _GEOPACKAGE,
                 "title": "Polygons of classes",
                 "roles": ["data"],
+                **_file_facts(folder / VECTORS_FILE),
             }
         item: dict[str, Json] = {
             "type": "Feature",
-            "stac_version": _VERSION,
+            "stac_version": STAC_VERSION,
             "stac_extensions": list(_EXTENSIONS),
             "id": self.item_id,
             "geometry": place[0] if place else None,
@@ -90,7 +108,7 @@ class MapItem:
         return folder / ITEM_FILE
 
     def _properties(self, grid: Grid) -> dict[str, Json]:
-        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = now_utc()
         properties: dict[str, Json] = {
             "datetime": _rfc3339(self.acquired_at) if self.acquired_at else now,
             "created": now,
@@ -102,12 +120,16 @@ class MapItem:
         if self.acquired_at is None:
             properties["description"] = "The scene does not say when it was taken; datetime is when the map was made."
         if grid.crs is not None:
-            code = CRS.from_user_input(grid.crs).to_epsg()
-            properties["proj:epsg"] = code
-            if code is None:
+            known = grid.crs.startswith("EPSG:")
+            properties["proj:code"] = grid.crs if known else None
+            if not known:
                 properties["proj:wkt2"] = CRS.from_user_input(grid.crs).to_wkt(version="WKT2_2019")
         if grid.transform is not None:
+            a, b, c, d, e, f = grid.transform
+            corners = [(col, row) for col in (0, grid.width) for row in (0, grid.height)]
+            xs, ys = [a * col + b * row + c for col, row in corners], [d * col + e * row + f for col, row in corners]
             properties["proj:transform"] = list(grid.transform)
+            properties["proj:bbox"] = [min(xs), min(ys), max(xs), max(ys)]
         return properties
 
 
@@ -124,7 +146,7 @@ def write_catalog_of_maps(folder: Path) -> Path:
     ]
     catalog: dict[str, Json] = {
         "type": "Catalog",
-        "stac_version": _VERSION,
+        "stac_version": STAC_VERSION,
         "id": "vitpipe-maps",
         "description": "Maps that vitpipe made of scenes.",
         "links": [root, *found],
@@ -133,14 +155,27 @@ def write_catalog_of_maps(folder: Path) -> Path:
     return folder / CATALOG_FILE
 
 
+def class_list(classes: Sequence[str]) -> list[Json]:
+    """Give names, numbers and colours of classes, as ``classification:classes``."""
+    return [
+        {"value": number, "name": name, "description": name, "color_hint": hexadecimal(shade)}
+        for number, (name, shade) in enumerate(zip(classes, colours(classes), strict=True))
+    ]
+
+
+def now_utc() -> str:
+    """Give this moment as RFC 3339 wants it, to the second."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def _asset(file: MapFile, layers: Layers) -> dict[str, Json]:
     band: dict[str, Json] = {
         "data_type": layers.dtype.name,
         "nodata": "nan" if math.isnan(layers.nodata) else layers.nodata,
-        "sampling": "area",
+        "raster:sampling": "area",
     }
     if file.scale is not None:
-        band |= {"scale": file.scale, "offset": 0}
+        band |= {"raster:scale": file.scale, "raster:offset": 0}
     if file.unit:
         band["unit"] = file.unit
     asset: dict[str, Json] = {
@@ -148,14 +183,17 @@ def _asset(file: MapFile, layers: Layers) -> dict[str, Json]:
         "type": _COG,
         "title": file.name.capitalize(),
         "roles": ["data"],
-        "raster:bands": [{**band, "name": name} for name in file.descriptions],
+        "bands": [{**band, "name": name} for name in file.descriptions],
     }
     if file.classes:
-        asset["classification:classes"] = [
-            {"value": number, "name": name, "description": name, "color-hint": hexadecimal(shade)}
-            for number, (name, shade) in enumerate(zip(file.classes, colours(file.classes), strict=True))
-        ]
+        asset["classification:classes"] = class_list(file.classes)
     return asset
+
+
+def _file_facts(path: Path) -> dict[str, Json]:
+    with path.open("rb") as stream:
+        checksum = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"file:size": path.stat().st_size, "file:checksum": MULTIHASH_SHA256 + checksum}
 
 
 def _rfc3339(moment: str) -> str:

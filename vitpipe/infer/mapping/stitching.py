@@ -72,7 +72,14 @@ class _TileRow:
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
+class _Step:
+    """What goes from thread to thread: a batch, and the rows of tiles that begin in it or before it.
+
+    They go together, since a thread is one step ahead of the next one: with a step for each row, the model would wait
+    for rows to be blended and written.
+    """
+
+    rows: list[_TileRow]
     cols: list[int]
     """Number of each tile in its row."""
     values: NDArray[Any]
@@ -121,19 +128,17 @@ class _Stitching:
         waiting: deque[_TileRow] = deque()
         band = Band(self._plan.outputs, min(self._plan.size, self._height), self._across)
         first = self._down.first_for(first_row)
-        for item in one_ahead(self._computed(one_ahead(self._read(first)))):
-            if isinstance(item, _TileRow):
-                waiting.append(item)
-            else:
-                for col, tile in zip(item.cols, item.values, strict=True):
-                    while not waiting[0].tiles:
-                        yield from self._finished(waiting.popleft(), band, first_row)
-                    band.add(col, tile, last=waiting[0].tiles == 1)
-                    waiting[0].tiles -= 1
+        for step in one_ahead(self._computed(one_ahead(self._read(first)))):
+            waiting.extend(step.rows)
+            for col, tile in zip(step.cols, step.values, strict=True):
+                while not waiting[0].tiles:
+                    yield from self._finished(waiting.popleft(), band, first_row)
+                band.add(col, tile, last=waiting[0].tiles == 1)
+                waiting[0].tiles -= 1
             while waiting and not waiting[0].tiles:
                 yield from self._finished(waiting.popleft(), band, first_row)
 
-    def _read(self, first: int) -> Iterator[_TileRow | _Batch]:
+    def _read(self, first: int) -> Iterator[_Step]:
         """Read rows of tiles, and fill batches with them across rows."""
         size, down, across = self._plan.size, self._down, self._across
         buffer = _SourceRows(self._raster, size)
@@ -145,32 +150,32 @@ class _Stitching:
             cols = tiles_with_pixels(valid, across)
             mask = valid[: down.final(number) - top].copy()
             held += mask.nbytes
-            yield _TileRow(number, mask, len(cols))
+            filling.begin(_TileRow(number, mask, len(cols)))
             for col in cols:
                 span = slice(across.starts[col], across.starts[col] + size)
                 filling.add(col, pixels[:, :, span], valid[:, span])
                 if filling.full:
                     held = 0
                     yield filling.take()
-            if held > _WAITING_BYTES and filling.some:
+            if held > _WAITING_BYTES:
                 held = 0
                 yield filling.take()
         if filling.some:
             yield filling.take()
 
-    def _computed(self, items: Iterator[_TileRow | _Batch]) -> Iterator[_TileRow | _Batch]:
-        for item in items:
-            if isinstance(item, _TileRow):
-                yield item
+    def _computed(self, steps: Iterator[_Step]) -> Iterator[_Step]:
+        for step in steps:
+            if not step.cols:
+                yield step
                 continue
-            values = self._model(item.values, item.valid)
-            expected = (len(item.cols), self._plan.outputs, self._plan.size, self._plan.size)
+            values = self._model(step.values, step.valid)
+            expected = (len(step.cols), self._plan.outputs, self._plan.size, self._plan.size)
             if values.shape != expected:
                 raise ContractError(
-                    f"the model gave an array of shape {values.shape} for tiles {item.values.shape}; a map needs "
+                    f"the model gave an array of shape {values.shape} for tiles {step.values.shape}; a map needs "
                     f"{expected}: a value of each pixel; use a model of segmentation or of per-pixel regression"
                 )
-            yield _Batch(item.cols, values, item.valid)
+            yield _Step(step.rows, step.cols, values, step.valid)
 
     def _finished(self, row: _TileRow, band: Band, first_row: int) -> Iterator[MapRows]:
         """Blend a whole row of tiles with the rows that the one before left, and give what is final."""
@@ -234,6 +239,7 @@ class _Filling:
     def __init__(self, plan: MapPlan, channels: int, mirrored: tuple[NDArray[Any] | None, NDArray[Any] | None]) -> None:
         self._shape = plan.batch, channels, plan.size, plan.size
         self._mirrored = mirrored
+        self._rows: list[_TileRow] = []
         self._cols: list[int] = []
         self._rooms = [self._empty() for _ in range(_BATCHES_ALIVE)]
         self._turn = 0
@@ -245,7 +251,11 @@ class _Filling:
 
     @property
     def some(self) -> bool:
-        return bool(self._cols)
+        return bool(self._rows or self._cols)
+
+    def begin(self, row: _TileRow) -> None:
+        """Take a row of tiles, before its tiles."""
+        self._rows.append(row)
 
     def add(self, col: int, pixels: NDArray[Any], valid: NDArray[np.bool_]) -> None:
         place = len(self._cols)
@@ -255,13 +265,13 @@ class _Filling:
         self._tiles[place], self._valid[place] = pixels, valid
         self._cols.append(col)
 
-    def take(self) -> _Batch:
+    def take(self) -> _Step:
         count = len(self._cols)
-        batch = _Batch(self._cols, self._tiles[:count], self._valid[:count])
-        self._cols = []
+        step = _Step(self._rows, self._cols, self._tiles[:count], self._valid[:count])
+        self._rows, self._cols = [], []
         self._turn = (self._turn + 1) % _BATCHES_ALIVE
         self._tiles, self._valid = self._rooms[self._turn]
-        return batch
+        return step
 
     def _empty(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         return np.empty(self._shape, np.float32), np.empty((self._shape[0], *self._shape[2:]), np.bool_)

@@ -3,29 +3,31 @@
 A strip is a file, renamed into place once its bytes are on the disk: that it is there is the journal. What the engine
 had not yet written is computed again, which gives the same bytes. Overviews are strips too, each made of two of the
 level below as soon as these are written: while the model runs, and without reading what was in memory.
+
+A strip holds a row of blocks of each file of the map, compressed as they will lie there, so that the end of a map only
+puts bytes in another order: first the size of each block, then the blocks of the first file, of the second, and so on.
 """
 
 from __future__ import annotations
 
-import zlib
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 
 from vitpipe.atomic import write_file
-from vitpipe.infer.mapping.gdal import gdal_writes
-from vitpipe.infer.mapping.layers import Layers
+from vitpipe.infer.mapping.blocks import BLOCK, decoded, encoded
+from vitpipe.infer.mapping.layers import Layers, MapFile
 from vitpipe.infer.mapping.pyramid import level_shapes, reduce_by_two
 from vitpipe.infer.mapping.stitching import MapRows
 
-STRIP_ROWS: Final = 256
-_BLOCK: Final = 256
-_WORTH_COMPRESSING: Final = 0.5
-"""Share of its size that a sample must shrink to: what shrinks less costs more time than its bytes do."""
+STRIP_ROWS: Final = BLOCK
+_SIZE: Final = np.dtype("<u4")
+"""Of a block's bytes, with what stands around it."""
 
 
 class StripStore:
@@ -69,7 +71,7 @@ class StripStore:
 
     def path(self, number: int, level: int = 0) -> Path:
         """Name the file of a strip."""
-        return self.folder / (f"strip-{number:06d}.tif" if not level else f"level-{level}-{number:06d}.tif")
+        return self.folder / (f"strip-{number:06d}.blocks" if not level else f"level-{level}-{number:06d}.blocks")
 
     def rows_of(self, number: int, level: int = 0) -> int:
         """Give the rows of a strip; the last one may be lower."""
@@ -116,8 +118,19 @@ class StripStore:
 
     def read(self, band: int) -> Iterator[NDArray[Any]]:
         """Give a band strip by strip: arrays (rows, width)."""
+        file = next(file for file in self.layers.files if band in file.bands)
         for number in range(self.count):
-            yield self._read(number, 0, [band])[0]
+            yield self._read(number, 0, (file,))[band]
+
+    def index_bytes(self, level: int) -> int:
+        """Give the bytes before the first block of a strip."""
+        return len(self.layers.files) * self._across(level) * _SIZE.itemsize
+
+    def sizes(self, number: int, level: int) -> NDArray[np.int64]:
+        """Give the bytes of the blocks of a strip, with what stands around them: (files, columns of blocks)."""
+        with self.path(number, level).open("rb") as stream:
+            found = np.frombuffer(stream.read(self.index_bytes(level)), _SIZE)
+        return found.astype(np.int64).reshape(len(self.layers.files), -1)
 
     def _reduce(self, bands: NDArray[Any], number: int, level: int) -> None:
         """Take a strip of the level below into its strip of this level, and write that when it is full."""
@@ -141,30 +154,44 @@ class StripStore:
             for band in file.bands:
                 reduce_by_two(bands[band], self.layers.nodata, file.resampling, into[band, start : start + rows])
 
-    def _read(self, number: int, level: int, bands: list[int] | None = None) -> NDArray[Any]:
-        path = self.path(number, level)
-        with gdal_writes(path), rasterio.open(path, driver="GTiff", sharing=False) as file:
-            values: NDArray[Any] = file.read([band + 1 for band in bands or range(self.layers.bands)])
-        return values
+    def _across(self, level: int) -> int:
+        return -(-self.shapes[level][1] // BLOCK)
+
+    def _read(self, number: int, level: int, files: tuple[MapFile, ...] | None = None) -> NDArray[Any]:
+        """Give a strip (bands, rows, width); of bands that are in none of the files it holds nothing."""
+        layers, width = self.layers, self.shapes[level][1]
+        bands = np.empty((layers.bands, self.rows_of(number, level), width), layers.dtype)
+        sizes = self.sizes(number, level)
+        with self.path(number, level).open("rb") as stream:
+            stream.seek(self.index_bytes(level))
+            for file, parts in zip(layers.files, sizes, strict=True):
+                if files is not None and file not in files:
+                    stream.seek(int(parts.sum()), os.SEEK_CUR)
+                    continue
+                for start, size in zip(range(0, width, BLOCK), parts, strict=True):
+                    block = decoded(file, layers.dtype, stream.read(int(size)))
+                    into = bands[:, :, start : start + BLOCK]
+                    into[list(file.bands)] = block[:, : into.shape[1], : into.shape[2]]
+        return bands
 
     def _write(self, bands: NDArray[Any], number: int, level: int) -> None:
-        profile = {
-            "driver": "GTiff",
-            "width": bands.shape[2],
-            "height": bands.shape[1],
-            "count": len(bands),
-            "dtype": bands.dtype.name,
-            "tiled": True,
-            "blockxsize": _BLOCK,
-            "blockysize": _BLOCK,
-            "interleave": "band",
-            "bigtiff": "if_safer",
-        }
-        sample = bands[:, len(bands[0]) // 2].tobytes()
-        if len(zlib.compress(sample, 1)) < _WORTH_COMPRESSING * len(sample):
-            profile |= {"compress": "zstd", "zstd_level": 1}
-        path = self.path(number, level)
-        with write_file(path) as partial, gdal_writes(path), rasterio.open(partial, "w", **profile) as file:
-            file.write(bands)
+        files, starts = self.layers.files, range(0, bands.shape[2], BLOCK)
+
+        def part(place: tuple[MapFile, int]) -> bytes:
+            file, start = place
+            return encoded(file, [bands[band, :, start : start + BLOCK] for band in file.bands])
+
+        sizes = np.zeros(len(files) * len(starts), _SIZE)
+        with (
+            write_file(self.path(number, level)) as partial,
+            partial.open("wb") as stream,
+            ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+        ):
+            stream.seek(self.index_bytes(level))
+            parts = pool.map(part, [(file, start) for file in files for start in starts])
+            for place, data in enumerate(parts):
+                sizes[place] = stream.write(data)
+            stream.seek(0)
+            stream.write(sizes.tobytes())
         if level + 1 < len(self.shapes):
             self._reduce(bands, number, level + 1)

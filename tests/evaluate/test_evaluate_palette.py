@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitpipe.infer.mapping.palette import Colour, colours
+from vitpipe.evaluate.palette import Colour, colours
 
 
 def hue(colour: Colour) -> str:

@@ -9,7 +9,6 @@ import colorsys
 import re
 from collections.abc import Iterator, Sequence
 from typing import Final
-from xml.etree import ElementTree as ET
 
 Colour = tuple[int, int, int]
 
@@ -65,20 +64,6 @@ def colours(classes: Sequence[str]) -> list[Colour]:
 def hexadecimal(colour: Colour) -> str:
     """Give a colour as six hexadecimal digits."""
     return "{:02X}{:02X}{:02X}".format(*colour)
-
-
-def qgis_style(classes: Sequence[str]) -> str:
-    """Give a QGIS layer style (``.qml``) of a class map: QGIS takes it from beside a raster, names and colours."""
-    root = ET.Element("qgis", {"version": "3.22", "styleCategories": "Symbology"})
-    pipe = ET.SubElement(root, "pipe")
-    fixed = {"type": "paletted", "band": "1", "opacity": "1", "alphaBand": "-1", "nodataColor": ""}
-    entries = ET.SubElement(ET.SubElement(pipe, "rasterrenderer", fixed), "colorPalette")
-    for number, (name, shade) in enumerate(zip(classes, colours(classes), strict=True)):
-        values = {"value": str(number), "color": f"#{hexadecimal(shade).lower()}", "label": name, "alpha": "255"}
-        ET.SubElement(entries, "paletteEntry", values)
-    ET.indent(root)
-    head = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
-    return head + ET.tostring(root, encoding="unicode") + "\n"
 
 
 def _shades(name: str) -> Sequence[str]:
