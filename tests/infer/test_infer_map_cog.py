@@ -19,7 +19,9 @@ from tests.infer.map_cases import TRANSFORM
 from vitpipe.errors import WorkspaceError
 from vitpipe.infer.mapping import ClassLayers, Layers, MapFile, MapRows, MapTask, ValueLayers, make_files, tiff
 from vitpipe.infer.mapping.blocks import BLOCK, decoded, encoded
+from vitpipe.infer.mapping.cog import write_cogs
 from vitpipe.infer.mapping.scene import MapPlan
+from vitpipe.infer.mapping.strips import StripStore
 from vitpipe.records import Grid
 
 CLASSES = ("bare ground", "forest & scrub", "water")
@@ -153,12 +155,51 @@ def test_a_full_disk_is_said_and_the_next_run_goes_on(tmp_path: Path) -> None:
         assert (folder / path.name).read_bytes() == path.read_bytes()
 
 
-def test_a_strip_that_lost_its_end_is_said(tmp_path: Path) -> None:
+def turned(data: bytes, place: int) -> bytes:
+    """Turn the bits of a byte over."""
+    changed = bytearray(data)
+    changed[place] ^= 0xFF
+    return bytes(changed)
+
+
+def test_a_strip_that_is_not_what_was_written_is_none(tmp_path: Path) -> None:
     values, layers = probabilities(1100, 530), ClassLayers(CLASSES)
-    largest = max(path.stat().st_size for path in written(tmp_path / "straight", values, layers).iterdir())
+    StripStore(tmp_path, 1100, 530, layers).add(MapRows(0, values, np.ones((1100, 530), bool)))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert StripStore(tmp_path, 1100, 530, layers).done == 5
+    assert {path.name for path in tmp_path.iterdir()} == names
+    for number, level in ((1, 0), (4, 0), (2, 1)):
+        strip = tmp_path / (f"level-1-{number:06d}.blocks" if level else f"strip-{number:06d}.blocks")
+        whole = strip.read_bytes()
+        damaged = [b"", bytes(4), bytes(len(whole)), whole[:10], whole[:200], whole[:-10]]
+        # The checksum, a size, a leader, a block, a trailer.
+        damaged += [turned(whole, place) for place in (0, 5, 41, -20, -1)]
+        for data in damaged:
+            strip.write_bytes(data)
+            assert StripStore(tmp_path, 1100, 530, layers).done == (5 if level else number)
+            assert {path.name for path in tmp_path.iterdir()} == names - {strip.name}
+        strip.write_bytes(whole)
+
+
+def test_strips_that_a_disk_lost_are_made_again(tmp_path: Path) -> None:
+    values, layers = probabilities(1100, 530), ClassLayers(CLASSES)
+    straight = written(tmp_path / "straight", values, layers)
+    largest = max(path.stat().st_size for path in straight.iterdir())
     with full_after(largest - 1), pytest.raises(WorkspaceError):
         written(tmp_path / "map", values, layers)
-    (strip,) = tmp_path.glob(".partial-map-*/strips/strip-000004.blocks")
+    for name in ("strip-000002", "level-1-000000", "level-1-000002"):
+        (strip,) = tmp_path.glob(f".partial-map-*/strips/{name}.blocks")
+        strip.write_bytes(b"")
+    folder = written(tmp_path / "map", values, layers)
+    for path in straight.iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_strip_that_loses_its_end_while_files_are_written_is_said(tmp_path: Path) -> None:
+    values, layers = probabilities(300, 530), ClassLayers(CLASSES)
+    store = StripStore(tmp_path, 300, 530, layers)
+    store.add(MapRows(0, values, np.ones((300, 530), bool)))
+    strip = store.path(1)
     strip.write_bytes(strip.read_bytes()[:-10])
     with pytest.raises(WorkspaceError, match="ends before the blocks that it should hold; remove"):
-        written(tmp_path / "map", values, layers)
+        write_cogs(store, Grid(1, 300, 530), tmp_path, {})

@@ -139,6 +139,26 @@ def test_two_runs_do_not_make_one_map_at_once(tmp_path: Path) -> None:
         make_map(raster, nested, task)
 
 
+def test_maps_of_two_models_are_not_made_in_one_place_at_once(tmp_path: Path) -> None:
+    raster = scene(100, 100)
+
+    def nested(tiles: NDArray, _valid: NDArray) -> NDArray:
+        mapped(raster, tmp_path / "map", made_of={"scene": "s", "model": "b"})
+        return tiles
+
+    task = MapTask(tmp_path / "map", {"scene": "s"}, MapPlan(64, 3), ClassLayers(CLASSES))
+    with pytest.raises(WorkspaceError, match="in use by another run"):
+        make_map(raster, nested, task)
+
+
+def test_what_killed_runs_left_of_a_map_goes_and_of_others_stays(tmp_path: Path) -> None:
+    other, longer = tmp_path / f".partial-map-{'0' * 12}", tmp_path / f".partial-map-b-{'0' * 12}"
+    for folder in (other, longer):
+        (folder / "strips").mkdir(parents=True)
+    folder = mapped(scene(100, 100), tmp_path / "map")
+    assert sorted(tmp_path.iterdir()) == [longer, folder]
+
+
 def test_layers_that_the_model_does_not_fill_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="keeps 2 outputs"):
         mapped(scene(), tmp_path / "map", layers=ClassLayers(CLASSES[:2]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import json
 import shutil
@@ -14,7 +13,7 @@ from typing import Final, TypeAlias
 from vitpipe.atomic import PARTIAL_PREFIX, file_lock, make_folder, sweep_partials, sync_directory, write_json
 from vitpipe.digest import digest
 from vitpipe.domains.base import Raster
-from vitpipe.errors import ContractError, WorkspaceError
+from vitpipe.errors import ContractError
 from vitpipe.infer.mapping.cog import write_cogs
 from vitpipe.infer.mapping.layers import Layers
 from vitpipe.infer.mapping.stitching import MapPlan, MapRows, stitch
@@ -27,6 +26,8 @@ Extra: TypeAlias = "Callable[[StripStore, Grid, Path], list[Path]]"
 
 RECORD_FILE: Final = "map.json"
 _LOCK: Final = "lock"
+_KEY_DIGITS: Final = 12
+"""Of the key, in the name of the folder in which a map is made."""
 _FORMAT: Final = 1
 """Counts up when the pixels of a map change for the same model and scene."""
 
@@ -92,14 +93,18 @@ def make_files(grid: Grid, rows_from: Callable[[int], Iterator[MapRows]], task: 
     """
     key = _key(grid, task)
     make_folder(task.folder.parent)
-    partial = task.folder.parent / f"{PARTIAL_PREFIX}{task.folder.name}-{key[:12]}"
-    # The lock is none of the files that a map leaves behind.
-    with file_lock(partial / _LOCK, wait=False):
+    partial = task.folder.parent / f"{PARTIAL_PREFIX}{task.folder.name}-{key[:_KEY_DIGITS]}"
+    # One for all that may be made there: a map of another model takes the place of this one.
+    lock = task.folder.parent / f"{PARTIAL_PREFIX}{task.folder.name}.{_LOCK}"
+    with file_lock(lock, wait=False):
         _sweep_others(partial, task.folder)
         found = _found(task.folder, key)
         if found is None:
             found = _make(grid, rows_from, task, partial, key)
-        shutil.rmtree(partial)
+        if partial.exists():
+            shutil.rmtree(partial)
+        # It is none of the files that a map leaves behind.
+        lock.unlink()
     return found
 
 
@@ -111,7 +116,8 @@ def _make(grid: Grid, rows_from: Callable[[int], Iterator[MapRows]], task: MapTa
     for rows in rows_from(store.next_row):
         store.add(rows)
     # What was half written there by a run that was killed is written again.
-    shutil.rmtree(ready, ignore_errors=True)
+    if ready.exists():
+        shutil.rmtree(ready)
     make_folder(ready)
     written = write_cogs(store, grid, ready, task.tags)
     for file in task.layers.files:
@@ -129,11 +135,9 @@ def _make(grid: Grid, rows_from: Callable[[int], Iterator[MapRows]], task: MapTa
 
 
 def _sweep_others(partial: Path, folder: Path) -> None:
-    """Remove what killed runs with other options or models left of this map, unless they run now."""
-    for other in folder.parent.glob(f"{PARTIAL_PREFIX}{glob.escape(folder.name)}-*"):
-        if other == partial:
-            continue
-        with contextlib.suppress(WorkspaceError), file_lock(other / _LOCK, wait=False):
+    """Remove what killed runs with other options or models left of this map; whoever holds the lock is alone here."""
+    for other in folder.parent.glob(f"{PARTIAL_PREFIX}{glob.escape(folder.name)}-{'[0-9a-f]' * _KEY_DIGITS}"):
+        if other != partial:
             shutil.rmtree(other)
 
 
