@@ -31,8 +31,8 @@ from vitpipe.web.ranges import RemoteFile
 
 _WANTED_ROWS: Final = 256
 _WANTED_BYTES: Final = 64 * MIB
-_READ_BYTES: Final = 16 * MIB
 _EXACT: Final = 2.0**53
+_READ_BYTES: Final = 16 * MIB
 
 
 @dataclass(frozen=True, slots=True)
