@@ -106,3 +106,6 @@ def print_servers(state: ServerState, *, as_json: bool) -> None:
         typer.echo(f"{part.name:<8} {part.state:<8} {part.url or ''}")
     for note in state.notes:
         typer.echo(note)
+    if state.is_up:
+        page = state.urls[0]
+        typer.echo(f"Open {page}/deployments, choose `pipeline`, then Run. `vitpipe down` stops all of this.")

@@ -81,7 +81,13 @@ def test_a_version_and_the_servers_are_printed_for_both(capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out)["uri"] == "models:/ct/3"
     state = ServerState("/h", (Part("prefect", "up", 7, "http://127.0.0.1:4200", "/h/log"),), notes=("A note.",))
     terminal.print_servers(state, as_json=False)
-    assert capsys.readouterr().out == "prefect  up       http://127.0.0.1:4200\nA note.\n"
+    assert capsys.readouterr().out == (
+        "prefect  up       http://127.0.0.1:4200\nA note.\n"
+        "Open http://127.0.0.1:4200/deployments, choose `pipeline`, then Run. `vitpipe down` stops all of this.\n"
+    )
+    half = dataclasses.replace(state, parts=(*state.parts, Part("worker", "down", None, None, "/h/log")))
+    terminal.print_servers(half, as_json=False)
+    assert "Open" not in capsys.readouterr().out
     terminal.print_servers(state, as_json=True)
     assert json.loads(capsys.readouterr().out)["is_up"] is True
 

@@ -182,7 +182,7 @@ def test_scenes_without_a_crs_have_labels_by_name_pixel_by_pixel(tmp_path: Path)
     assert [(Path(item.uri).name, item.code) for item in labels.rejected] == [("b_mask.tif", "LABEL_NO_CRS")]
     assert "1 label raster(s) lie on no source and are not used" in labels.notes
     run.config = make_config(tmp_path, values)
-    with pytest.raises(LabelError, match=r"no label in .* lies on any of the 2 source"):
+    with pytest.raises(LabelError, match=r"no label in .* lies on any of the 2 source.*; no source has a CRS; "):
         run.labels()
     whole = Run(make_config(tmp_path / "x", values).model_copy(update={"source": run.config.source}))
     whole.config = make_config(

@@ -261,6 +261,15 @@ def test_a_label_on_no_scene_is_counted_and_a_scene_without_one_is_not_labelled(
     assert any("1 source(s) have no CRS" in note for note in Run(run.config).labels().notes)
 
 
+def test_labels_of_another_place_are_told_where_the_scenes_lie(tmp_path: Path) -> None:
+    write_scene(tmp_path / "scenes" / "a.tif", 60, 90)
+    write_vectors(tmp_path / "far.gpkg", [shapely.box(X + 90_000, Y, X + 90_100, Y + 100)], ["wood"])
+    run = Run(make_config(tmp_path, {"kind": "vector", "path": str(tmp_path / "far.gpkg"), "column": "kind"}))
+    told = r"; the sources lie at longitudes 9.00 to 9.01 and latitudes 47.8\d to 47.8\d degrees; check `labels.path`"
+    with pytest.raises(LabelError, match=told):
+        run.labels()
+
+
 def test_lines_and_touched_pixels_are_drawn_as_asked(tmp_path: Path) -> None:
     write_scene(tmp_path / "scenes" / "a.tif", H, W)
     line = shapely.LineString([(X + 100, Y - 205), (X + 500, Y - 205)])

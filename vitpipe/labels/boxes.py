@@ -69,13 +69,14 @@ class SourceBoxes:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = [item for item in sources if item.grid.transform is not None and item.grid.crs is not None]
-        boxes = []
+        self.boxes: list[Bounds] = []
+        """Of the sources that have a place: west, south, east, north in degrees."""
         for source in self._sources:
             grid = source.grid
             assert grid.transform is not None
             assert grid.crs is not None
-            boxes.append(lon_lat_box(grid.height, grid.width, grid.transform, grid.crs))
-        self._tree = shapely.STRtree([shapely.box(*box) for box in boxes])
+            self.boxes.append(lon_lat_box(grid.height, grid.width, grid.transform, grid.crs))
+        self._tree = shapely.STRtree([shapely.box(*box) for box in self.boxes])
 
     def near(self, box: Bounds) -> list[Source]:
         """Give the sources whose boxes meet a box, in their order."""

@@ -10,6 +10,7 @@ import pandas as pd
 from vitpipe.digest import digest_of_digests
 from vitpipe.errors import LabelError
 from vitpipe.labels.base import LabelSet, check_class_names
+from vitpipe.labels.boxes import EVERYWHERE, SourceBoxes
 from vitpipe.labels.ground import KNOWN, GroundLabels
 from vitpipe.labels.regions import SEPARATOR
 from vitpipe.records import WHOLE_SOURCE, Rejected, Source, Task, count_codes
@@ -27,6 +28,20 @@ class GroundFindings:
     rejected: Sequence[Rejected]
     notes: Sequence[str]
     units: str = ""
+
+
+def _places_of(sources: Sequence[Source]) -> str:
+    """Say between which degrees sources lie: labels may be of another place, or of another CRS than they claim."""
+    boxes = SourceBoxes(sources).boxes
+    if not boxes:
+        return "; no source has a CRS"
+    # A box around the whole earth stands for one that is not known.
+    known = [box for box in boxes if box != EVERYWHERE]
+    if not known:
+        return ""
+    west, south = (min(box[side] for box in known) for side in (0, 1))
+    east, north = (max(box[side] for box in known) for side in (2, 3))
+    return f"; the sources lie at longitudes {west:.2f} to {east:.2f} and latitudes {south:.2f} to {north:.2f} degrees"
 
 
 def check_class_count(classes: Sequence[str], path: str) -> None:
@@ -60,7 +75,7 @@ def ground_label_set(found: GroundFindings, sources: Sequence[Source], *, per_pi
         first = f"; the first is {found.rejected[0].uri}: {found.rejected[0].reason}" if found.rejected else ""
         raise LabelError(
             f"no label in {path} lies on any of the {len(sources)} source(s){f' ({counted})' if counted else ''}{first}"
-            "; check `labels.path`, `labels.match` and the CRS of both"
+            f"{_places_of(sources)}; check `labels.path`, `labels.match` and the CRS of both"
         )
     continuous = not labels.classes
     if not continuous:
