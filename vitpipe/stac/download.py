@@ -93,7 +93,9 @@ def download(file: WantedFile, folder: Path, client: Client, before: str = "") -
 def _link(file: WantedFile, target: Path) -> Arrived:
     source = Path(file.address)
     if not source.is_file():
-        raise UnreadableSource(FETCH_FAILED, f"no file {source}; correct the item, or put it there", str(target))
+        raise UnreadableSource(
+            FETCH_FAILED, f"no file {shown(file.address)}; correct the item, or put it there", str(target)
+        )
     unchecked = _verify(source, file, target)
     with workspace_errors(target):
         target.unlink(missing_ok=True)

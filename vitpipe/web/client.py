@@ -301,12 +301,12 @@ def _server(address: str) -> str:
 def _read_local(path: Path) -> bytes:
     try:
         if path.stat().st_size > _LONGEST_DOCUMENT:
-            raise DataError(f"{path} is longer than {_LONGEST_DOCUMENT >> 20} MiB: no STAC document")
+            raise DataError(f"{shown(str(path))} is longer than {_LONGEST_DOCUMENT >> 20} MiB: no STAC document")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise Refused(f"no file {path}; correct `source.url`, or the link that leads to it", 404) from None
+        raise Refused(f"no file {shown(str(path))}; correct `source.url`, or the link that leads to it", 404) from None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); give this user access") from error
+        raise ConfigError(f"{shown(str(path))} cannot be read ({error.strerror}); give this user access") from error
 
 
 def _parse(content: bytes, address: str) -> Document:
