@@ -16,6 +16,7 @@ from vitpipe import results
 from vitpipe.config import MapRecipe
 from vitpipe.errors import ConfigError, ContractError, DataError
 from vitpipe.infer.maps import batches_of
+from vitpipe.infer.reading import place_of
 from vitpipe.ingest import read_catalog, read_quarantine
 from vitpipe.records import Grid, Source, Task
 from vitpipe.workspace import Workspace
@@ -44,6 +45,8 @@ def test_scenes_give_maps_and_a_bad_one_is_a_row_of_the_quarantine(
     (tmp_path / "in" / "notes.txt").write_text("a note")
     summary = run(tmp_path / "in", tmp_path / "out")
     assert (summary.done, summary.skipped, dict(summary.rejected)) == (2, 0, {"UNDECODABLE": 1})
+    assert any(note.startswith("left out, 1 x UNDECODABLE: ") for note in summary.notes)
+    assert any(note.endswith("predictions.json has all reasons") for note in summary.notes)
     room = Workspace(tmp_path / "out" / "maps")
     quarantine = read_quarantine(room)
     assert quarantine.loc[~quarantine["junk"], "code"].tolist() == ["UNDECODABLE"]
@@ -167,3 +170,9 @@ def test_large_scenes_are_tasks_of_their_own() -> None:
     sources = [source("a", 64), source("b", 20_000), source("c", 64), source("d", 64), source("e", 9000)]
     assert batches_of(sources) == [["a"], ["b"], ["c", "d"], ["e"]]
     assert [len(batch) for batch in batches_of([source(str(n), 64) for n in range(600)])] == [256, 256, 88]
+
+
+def test_a_place_that_is_given_by_way_of_its_parent_is_named_plainly(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert place_of(tmp_path / "a" / ".." / "b") == tmp_path / "b"
