@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,59 @@ def test_blocks_lie_as_the_file_promises(tmp_path: Path, monkeypatch: pytest.Mon
             TRANSFORM,
         )
         np.testing.assert_allclose(file.read() * 0.004, values, atol=0.0021)
+
+
+def directories_of(data: bytes) -> Iterator[tuple[int, list[int]]]:
+    """Give the place of each directory of a little-endian TIFF, and those of its values."""
+    big = data[2] == 43
+    word, entry, inline = ("<Q", 20, 8) if big else ("<I", 12, 4)
+    (at,) = struct.unpack_from(word, data, 8 if big else 4)
+    while at:
+        (count,) = struct.unpack_from("<Q" if big else "<H", data, at)
+        first, places = at + (8 if big else 2), []
+        for place in range(first, first + entry * count, entry):
+            kind, length = struct.unpack_from("<H" + word[1], data, place + 2)
+            if {1: 1, 2: 1, 3: 2, 4: 4, 12: 8, 16: 8}[kind] * length > inline:
+                places += struct.unpack_from(word, data, place + entry - inline)
+        yield at, places
+        (at,) = struct.unpack_from(word, data, first + entry * count)
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["classic", "BigTIFF"])
+@pytest.mark.parametrize("name", ["v", "va", "val", "value"])
+def test_directories_and_values_begin_at_even_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, big: bool
+) -> None:
+    if big:
+        monkeypatch.setattr(tiff, "_CLASSIC_END", 1000)
+    folder = written(tmp_path / "map", np.ones((1, 600, 20), np.float32), ValueLayers(name))
+    found = list(directories_of((folder / "values.tif").read_bytes()))
+    assert len(found) == 2
+    assert not [place for at, places in found for place in (at, *places) if place % 2]
+    assert any(places for _, places in found)
+
+
+def test_a_file_is_a_bigtiff_where_a_classic_one_cannot_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, layers = np.ones((1, 600, 20), np.float32), ValueLayers("value")
+    size = (written(tmp_path / "map", values, layers) / "values.tif").stat().st_size
+    for end, version in ((size, 43), (size + 1, 42)):
+        monkeypatch.setattr(tiff, "_CLASSIC_END", end)
+        data = (written(tmp_path / str(end), values, layers) / "values.tif").read_bytes()
+        assert data[2] == version
+
+
+def test_blocks_are_predicted_by_what_they_hold(tmp_path: Path) -> None:
+    folder = written(tmp_path / "map", probabilities(20, 20), ClassLayers(CLASSES))
+    values = written(tmp_path / "values", np.ones((1, 20, 20), np.float32), ValueLayers("value"))
+    for path, predictor in (
+        (folder / "classes.tif", None),
+        (folder / "entropy.tif", "2"),
+        (values / "values.tif", "3"),
+    ):
+        with rasterio.open(path) as file:
+            assert file.tags(ns="IMAGE_STRUCTURE").get("PREDICTOR") == predictor
 
 
 @settings(max_examples=12, deadline=None)
