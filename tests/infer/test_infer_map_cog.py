@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import resource
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rio_cogeo import cog_validate
 
-from tests.infer.map_cases import TRANSFORM
+from tests.infer.map_cases import TRANSFORM, full_after
 from vitpipe.errors import WorkspaceError
 from vitpipe.infer.mapping import ClassLayers, Layers, MapFile, MapRows, MapTask, ValueLayers, make_files, tiff
 from vitpipe.infer.mapping.blocks import BLOCK, decoded, encoded
@@ -182,17 +180,6 @@ def test_a_block_is_read_back_as_it_was(dtype: str, classes: tuple[str, ...], sh
     found = decoded(file, bands.dtype, encoded(file, list(bands)))
     assert found.dtype == bands.dtype
     assert (found[:, : shape[1], : shape[2]] == bands).all()
-
-
-@contextlib.contextmanager
-def full_after(size: int) -> Iterator[None]:
-    """Let no file grow past a size: the system says so as it says that a disk is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_is_said_and_the_next_run_goes_on(tmp_path: Path) -> None:
