@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import resource
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rio_cogeo import cog_validate
 
-from tests.infer.map_cases import TRANSFORM
+from tests.infer.map_cases import TRANSFORM, full_after
 from vitpipe.errors import WorkspaceError
 from vitpipe.infer.mapping import ClassLayers, Layers, MapFile, MapRows, MapTask, ValueLayers, make_files, tiff
 from vitpipe.infer.mapping.blocks import BLOCK, decoded, encoded
@@ -96,6 +95,59 @@ def test_blocks_lie_as_the_file_promises(tmp_path: Path, monkeypatch: pytest.Mon
         np.testing.assert_allclose(file.read() * 0.004, values, atol=0.0021)
 
 
+def directories_of(data: bytes) -> Iterator[tuple[int, list[int]]]:
+    """Give the place of each directory of a little-endian TIFF, and those of its values."""
+    big = data[2] == 43
+    word, entry, inline = ("<Q", 20, 8) if big else ("<I", 12, 4)
+    (at,) = struct.unpack_from(word, data, 8 if big else 4)
+    while at:
+        (count,) = struct.unpack_from("<Q" if big else "<H", data, at)
+        first, places = at + (8 if big else 2), []
+        for place in range(first, first + entry * count, entry):
+            kind, length = struct.unpack_from("<H" + word[1], data, place + 2)
+            if {1: 1, 2: 1, 3: 2, 4: 4, 12: 8, 16: 8}[kind] * length > inline:
+                places += struct.unpack_from(word, data, place + entry - inline)
+        yield at, places
+        (at,) = struct.unpack_from(word, data, first + entry * count)
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["classic", "BigTIFF"])
+@pytest.mark.parametrize("name", ["v", "va", "val", "value"])
+def test_directories_and_values_begin_at_even_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, big: bool
+) -> None:
+    if big:
+        monkeypatch.setattr(tiff, "_CLASSIC_END", 1000)
+    folder = written(tmp_path / "map", np.ones((1, 600, 20), np.float32), ValueLayers(name))
+    found = list(directories_of((folder / "values.tif").read_bytes()))
+    assert len(found) == 2
+    assert not [place for at, places in found for place in (at, *places) if place % 2]
+    assert any(places for _, places in found)
+
+
+def test_a_file_is_a_bigtiff_where_a_classic_one_cannot_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, layers = np.ones((1, 600, 20), np.float32), ValueLayers("value")
+    size = (written(tmp_path / "map", values, layers) / "values.tif").stat().st_size
+    for end, version in ((size, 43), (size + 1, 42)):
+        monkeypatch.setattr(tiff, "_CLASSIC_END", end)
+        data = (written(tmp_path / str(end), values, layers) / "values.tif").read_bytes()
+        assert data[2] == version
+
+
+def test_blocks_are_predicted_by_what_they_hold(tmp_path: Path) -> None:
+    folder = written(tmp_path / "map", probabilities(20, 20), ClassLayers(CLASSES))
+    values = written(tmp_path / "values", np.ones((1, 20, 20), np.float32), ValueLayers("value"))
+    for path, predictor in (
+        (folder / "classes.tif", None),
+        (folder / "entropy.tif", "2"),
+        (values / "values.tif", "3"),
+    ):
+        with rasterio.open(path) as file:
+            assert file.tags(ns="IMAGE_STRUCTURE").get("PREDICTOR") == predictor
+
+
 @settings(max_examples=12, deadline=None)
 @given(st.integers(1, 600), st.integers(1, 600), st.integers(1, 5), st.booleans())
 def test_gdal_reads_what_was_put_in(
@@ -128,17 +180,6 @@ def test_a_block_is_read_back_as_it_was(dtype: str, classes: tuple[str, ...], sh
     found = decoded(file, bands.dtype, encoded(file, list(bands)))
     assert found.dtype == bands.dtype
     assert (found[:, : shape[1], : shape[2]] == bands).all()
-
-
-@contextlib.contextmanager
-def full_after(size: int) -> Iterator[None]:
-    """Let no file grow past a size: the system says so as it says that a disk is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_is_said_and_the_next_run_goes_on(tmp_path: Path) -> None:

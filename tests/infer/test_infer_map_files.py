@@ -123,9 +123,12 @@ def test_a_map_that_is_there_is_not_made_again(tmp_path: Path) -> None:
     done = len(calls)
     assert not make_map(raster, counting, task).fresh
     assert len(calls) == done
+    (task.folder / "entropy.qml").unlink()
+    assert make_map(raster, counting, task).fresh
+    assert len(calls) == 2 * done
     other = MapTask(task.folder, {"scene": "s", "model": "b"}, task.plan, task.layers)
     assert make_map(raster, counting, other).fresh
-    assert len(calls) == 2 * done
+    assert len(calls) == 3 * done
     assert [path.name for path in tmp_path.iterdir()] == ["map"]
 
 

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+from numpy.typing import NDArray
 
 from tests.infer.infer_cases import CLASSES, MEAN, SIZE, write_scene
 from tests.infer.pixel_cases import BrightModel, hold, pixel_predictor
 from vitpipe import results
 from vitpipe.config import MapRecipe
-from vitpipe.errors import ConfigError, ContractError, DataError
-from vitpipe.infer.maps import batches_of
+from vitpipe.errors import ConfigError, ContractError, DataError, UnreadableSource
+from vitpipe.infer.contract import RangeWatch
+from vitpipe.infer.maps import batches_of, pixel_model
 from vitpipe.infer.reading import place_of
 from vitpipe.ingest import read_catalog, read_quarantine
 from vitpipe.records import Grid, Source, Task
@@ -161,6 +163,40 @@ def test_maps_below_the_scenes_are_no_scenes(tmp_path: Path, monkeypatch: pytest
         "classes.tif", "entropy.tif", "probabilities.tif",
     ]  # fmt: skip
     assert table["junk"].all()
+
+
+def test_a_scene_for_which_the_model_has_no_number_is_a_row_of_the_quarantine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(monkeypatch, pixel_predictor(tmp_path / "model"))
+    write_scene(tmp_path / "in" / "a.tif", seed=1)
+    odd = write_scene(tmp_path / "in" / "b.tif", height=90, seed=2)
+    inner = BrightModel.logits
+
+    def logits(self: BrightModel, tiles: NDArray, valid: NDArray) -> NDArray:
+        found = inner(self, tiles, valid)
+        found[:, 1][(tiles == odd[:, 40, 40, None, None]).all(axis=1)] = np.nan
+        return found
+
+    monkeypatch.setattr(BrightModel, "logits", logits)
+    summary = run(tmp_path / "in", tmp_path / "out")
+    assert (summary.done, dict(summary.rejected)) == (1, {"NO_NUMBER": 1})
+    (reason,) = read_quarantine(Workspace(tmp_path / "out" / "maps"))["reason"]
+    assert "NaN or an infinite value for 1 valid pixels" in reason
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_the_model_says_of_pixels_that_are_not_valid_may_be_anything(tmp_path: Path, value: float) -> None:
+    predictor = pixel_predictor(tmp_path / "model", Task.REGRESSION)
+    model = pixel_model(predictor, RangeWatch(predictor.contract), uri="a.tif")
+    tiles = np.zeros((2, len(predictor.contract.channels), SIZE, SIZE), np.float32)
+    valid = np.ones((2, SIZE, SIZE), bool)
+    tiles[1, 2, 3, 4], valid[1, 3, 4] = value, False
+    assert model(tiles, valid).shape == (2, 1, SIZE, SIZE)
+    valid[1, 3, 4] = True
+    with pytest.raises(UnreadableSource, match="1 valid pixels of 2 tiles") as caught:
+        model(tiles, valid)
+    assert (caught.value.code, caught.value.uri) == ("NO_NUMBER", "a.tif")
 
 
 def test_large_scenes_are_tasks_of_their_own() -> None:
