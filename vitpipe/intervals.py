@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 from vitpipe.records import Json
 
@@ -126,7 +126,7 @@ def percentile_interval(values: Floats, confidence: float) -> tuple[float, float
 
 def t_interval(estimate: float, error: float, n_groups: int, confidence: float) -> tuple[float, float]:
     """Interval ``estimate +- t(C-1) * error``."""
-    reach = float(stats.t.ppf(0.5 + confidence / 2.0, n_groups - 1)) * error
+    reach = float(stdtrit(n_groups - 1, 0.5 + confidence / 2.0)) * error
     return estimate - reach, estimate + reach
 
 

@@ -23,6 +23,7 @@ from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, Implicit
 
 from flows.receive import Ingester
 from tests.domains.dicom_cases import save
+from tests.empty_stores import give_stores
 from tests.end_to_end.pipeline_cases import environment
 from tests.network.network_cases import CANARIES, PATIENTS, SERIES, SLICES, texts_below, write_instance, write_studies
 from tests.network.orthanc import Orthanc, free_port
@@ -305,7 +306,8 @@ def test_the_command_tells_no_name_and_ends_cleanly(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_complete_study_is_ingested_in_a_child(tmp_path: Path) -> None:
+def test_a_complete_study_is_ingested_in_a_child(tmp_path: Path, empty_stores: Path) -> None:
+    give_stores(empty_stores, tmp_path / "workspace")
     config = tmp_path / "pipeline.yaml"
     config.write_text(json.dumps({"name": "t", "source": {"kind": "dicom", "path": "received"}}))
     with command(tmp_path, "--quiet-seconds", "0.5", "--run", str(config)) as (process, told, port):

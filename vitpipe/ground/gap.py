@@ -14,7 +14,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist
 
 from vitpipe.intervals import (
     MIN_BOOTSTRAP_GROUPS,
@@ -186,6 +185,9 @@ def _folds_of_groups(number: NDArray[np.intp], rng: np.random.Generator) -> NDAr
 
 def _neighbours(features: Floats, fold: NDArray[np.intp], count: int) -> NDArray[np.intp]:
     """Give (N, count): the nearest examples of other folds, in no order."""
+    # SciPy takes half a second to import, and a training process, which imports this room, never comes here.
+    from scipy.spatial.distance import cdist
+
     near = np.empty((len(features), count), np.intp)
     for each in range(_FOLDS):
         test, train = np.flatnonzero(fold == each), np.flatnonzero(fold != each)

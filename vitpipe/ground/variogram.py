@@ -7,9 +7,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar, nnls
-from scipy.spatial import cKDTree
-from scipy.spatial.distance import cdist
 
 from vitpipe.ground.equal_area import in_space
 
@@ -67,6 +64,10 @@ def class_variogram(centres: Values, indicators: Values, seed: int) -> Variogram
     Returns:
         None where there are too few pairs for a curve, or all labels are alike.
     """
+    # SciPy takes half a second to import, and a training process, which imports this room, never comes here.
+    from scipy.spatial import cKDTree
+    from scipy.spatial.distance import cdist
+
     rng = np.random.default_rng(seed)
     if len(centres) > _MOST_TILES:
         chosen = np.sort(rng.choice(len(centres), _MOST_TILES, replace=False))
@@ -108,6 +109,8 @@ def fit_range(variogram: Variogram) -> FittedRange | None:
     Returns:
         None where distance explains nothing: labels are no more alike near by than far away.
     """
+    from scipy.optimize import minimize_scalar
+
     best: tuple[float, float, str, Values] | None = None
     weight = np.sqrt(variogram.pairs) / variogram.lags_m
     weight /= weight.max()
@@ -136,6 +139,8 @@ def fit_range(variogram: Variogram) -> FittedRange | None:
 
 def _fit_at(variogram: Variogram, weight: Values, range_m: float, model: str) -> tuple[float, Values]:
     """Give the misfit at a range, and nugget and structure."""
+    from scipy.optimize import nnls
+
     share = variogram.lags_m / range_m
     spherical = np.where(share < 1, 1.5 * share - 0.5 * share**3, 1.0)
     shape = spherical if model == "spherical" else 1 - np.exp(-3 * share)

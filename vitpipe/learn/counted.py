@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.spatial import KDTree
 
 from vitpipe.learn.loader import SplitTiles
 from vitpipe.pixel_targets import IGNORE
@@ -53,6 +52,9 @@ class CountedPixels:
                 self._find(np.asarray(rows), corners[rows])
 
     def _find(self, rows: NDArray[np.intp], corners: _Places) -> None:
+        # It takes half a second to import: only where tiles may overlap.
+        from scipy.spatial import KDTree
+
         tree = KDTree(corners / self._shape)
         pairs = tree.query_pairs(_INSIDE, p=np.inf, output_type="ndarray")
         if not len(pairs):
