@@ -65,6 +65,61 @@ def test_one_raster_is_named_and_labels_elsewhere_take_nothing(tmp_path: Path) -
     assert len(kept({"kind": "vector", "path": str(tmp_path / "scenes"), "column": "c"}, "a.tif", "a.gpkg")) == 2
 
 
+@pytest.mark.parametrize("way", ["folder below is a link", "named by a link", "scenes by a link", "by way of .."])
+def test_labels_are_known_by_every_name(tmp_path: Path, way: str) -> None:
+    write_data(tmp_path, "labels/s{}.tif")
+    scenes, labels = tmp_path / "scenes", tmp_path / "scenes" / "labels"
+    source, path = scenes, labels
+    if way == "folder below is a link":
+        # A pipeline file's paths have their links followed.
+        path = labels.rename(tmp_path / "elsewhere")
+        labels.symlink_to(path)
+    elif way == "named by a link":
+        path = tmp_path / "link"
+        path.symlink_to(labels)
+    elif way == "scenes by a link":
+        source = tmp_path / "link"
+        source.symlink_to(scenes)
+    else:
+        path = scenes / ".." / "scenes" / "labels"
+    config = make_config(tmp_path, {"kind": "raster", "path": str(path)})
+    run = Run(config.model_copy(update={"source": config.source.model_copy(update={"path": str(source)})}))
+    assert len(run.sources) == 3
+    assert run.labels().rows["source_id"].nunique() == 3
+
+
+@pytest.mark.parametrize("link_is_named", [True, False])
+def test_one_raster_is_known_through_a_link(tmp_path: Path, link_is_named: bool) -> None:
+    scenes = tmp_path / "scenes"
+    scenes.mkdir()
+    here, there = scenes / "truth.tif", tmp_path / "kept.tif"
+    file, link = (here, there) if link_is_named else (there, here)
+    write_tif(file, np.ones((4, 4), np.uint8))
+    link.symlink_to(file)
+    listed = [str(scenes / name) for name in ("a.tif", "truth.tif", "truth.tif.ovr")]
+    recipe = make_config(tmp_path, {"kind": "raster", "path": str(there)}).labels
+    assert without_labels(listed, scenes, recipe)[0] == listed[:1]
+
+
+def test_scenes_that_are_links_into_the_labels_stay_scenes(tmp_path: Path) -> None:
+    archive, scenes = tmp_path / "archive", tmp_path / "scenes"
+    write_tif(archive / "june" / "a.tif", np.ones((4, 4), np.uint8))
+    scenes.mkdir()
+    (scenes / "june").symlink_to(archive / "june")
+    recipe = make_config(tmp_path, {"kind": "raster", "path": str(archive), "match": "name", "suffix": "_map"}).labels
+    listed = [str(scenes / "june" / "a.tif")]
+    assert without_labels(listed, scenes, recipe) == (listed, [])
+
+
+def test_a_suffix_ends_the_stem_whatever_dots_are_in_it(tmp_path: Path) -> None:
+    recipe = make_config(tmp_path, {"kind": "raster", "path": str(tmp_path), "match": "name", "suffix": "_map"}).labels
+    labels = ["a_map.tif", "S2.2020_map.TIF", "S2.2020_map.tif.aux.xml", "a_map.tfw"]
+    scenes = ["S2.2020.tif", "a_map.v2.tif", "a_map_b.tif", "a.aux.xml"]
+    kept, rows = without_labels([str(tmp_path / name) for name in (*labels, *scenes)], tmp_path, recipe)
+    assert [Path(path).name for path in kept] == scenes
+    assert [Path(row.uri).name for row in rows] == labels
+
+
 @pytest.mark.parametrize(
     ("label_name", "path", "suffix"), [("labels/s{}.tif", "scenes/labels", ""), ("s{}_map.tif", "scenes", "_map")]
 )

@@ -10,9 +10,10 @@ import pytest
 
 from tests.labels.ground_cases import make_config, write_scene, write_tif
 from vitpipe import stages
+from vitpipe.errors import ContractError
 from vitpipe.evaluate.judged import METRICS_FILE
 from vitpipe.ingest import ingest
-from vitpipe.manifest import read_manifest
+from vitpipe.manifest import RECORD_FILE, read_manifest
 from vitpipe.workspace import Workspace
 
 
@@ -61,3 +62,30 @@ def test_targets_go_when_their_run_is_judged_or_gone(labelled: Path) -> None:
     # The first labels come back: made anew.
     assert prepare(labelled, 1)[1] == first
     assert list(first.glob("*.npy"))
+
+
+def test_what_is_no_target_stays(labelled: Path) -> None:
+    """The workspace may be the user's own folder, with label rasters in `labels`."""
+    run, targets, _ = prepare(labelled, 1)
+    (run / METRICS_FILE).write_text("{}")
+    labels = targets.parent
+    write_tif(labels / "june" / "a.tif", np.ones((4, 4), np.uint8))
+    write_tif(labels / "0123456789abcdef" / "a.tif", np.ones((4, 4), np.uint8))
+    (labels / "june" / "table.parquet").write_bytes(b"mine")
+    (labels / "0123456789abcdee").symlink_to(labels / "june", target_is_directory=True)
+    (labels / "arrays").mkdir()
+    (labels / "arrays" / "a.npy").write_bytes(b"mine")
+    mine = {path: path.read_bytes() for path in labels.rglob("*") if path.is_file() and targets not in path.parents}
+    assert len(prepare(labelled, 2)[2]) == 1
+    assert not targets.exists()
+    assert {path: path.read_bytes() for path in mine} == mine
+    assert (labels / "0123456789abcdee").is_symlink()
+
+
+def test_a_broken_record_of_a_run_is_named(labelled: Path) -> None:
+    run, targets, _ = prepare(labelled, 1)
+    for text in ("{", "[]"):
+        (run / RECORD_FILE).write_text(text)
+        with pytest.raises(ContractError, match=rf"{run / RECORD_FILE} is broken.*remove the folder {run}"):
+            prepare(labelled, 2)
+    assert targets.is_dir()

@@ -127,11 +127,18 @@ def predict(
         TransientError: a server or a disk does not answer.
     """
     job = plan_job(model_uri, source, out, workspace, dicom, maps or MapRecipe())
-    bring_scenes(job)
-    if not job.per_pixel:
-        return predict_tiles(job)
-    planned = plan_maps(job)
-    return finish_maps(job, sum((map_scenes(job, batch) for batch in planned), start=StageSummary("predict")))
+    fetched = bring_scenes(job)
+    if job.per_pixel:
+        mapped = (map_scenes(job, batch) for batch in plan_maps(job))
+        summary = finish_maps(job, sum(mapped, start=StageSummary("predict")))
+    else:
+        summary = predict_tiles(job)
+    return after_fetch(summary, fetched)
+
+
+def after_fetch(summary: StageSummary, fetched: StageSummary) -> StageSummary:
+    """Give the summary of a prediction with what the fetch of its scenes has to say, such as that there may be more."""
+    return dataclasses.replace(summary, notes=(*fetched.notes, *summary.notes))
 
 
 def bring_scenes(job: PredictJob) -> StageSummary:
@@ -167,7 +174,7 @@ def predict_tiles(job: PredictJob) -> StageSummary:
         DataError: nothing could be read.
     """
     from vitpipe.infer.dicom_results import write_dicom_results
-    from vitpipe.infer.output import write_predictions
+    from vitpipe.infer.output import left_out, write_predictions
     from vitpipe.registry import open_registry
 
     started = time.perf_counter()
@@ -176,8 +183,8 @@ def predict_tiles(job: PredictJob) -> StageSummary:
     result = predictor.predict_path(job.source, with_paths=True)
     result = dataclasses.replace(result, rejected=(*_not_brought(job), *result.rejected))
     written = write_predictions(result, Path(job.out))
-    notes = [*result.notes, f"written: {written.parent}"]
     rejected: list[Rejected] = [item for item in result.rejected if not item.junk]
+    notes = [*result.notes, *left_out(rejected, Path(job.out)), f"written: {written.parent}"]
     if job.dicom is not None:
         identity = registry.identify(job.model_uri)
         objects, refused = write_dicom_results(job.dicom, result, predictor.contract, identity, Path(job.out))
@@ -298,7 +305,7 @@ def _map(job: PredictJob, predictor: Predictor, source: Source, identity: ModelI
     from vitpipe.infer.maps import map_source
 
     found = map_source(predictor, source, job.map_room.root / source.source_id, job.maps, identity)
-    return _Made(found.made.fresh, found.notes)
+    return _Made(found.made.fresh, found.notes, found.refused)
 
 
 def _mask(job: PredictJob, predictor: Predictor, source: Source, identity: ModelIdentity) -> _Made:
@@ -320,7 +327,7 @@ def finish_maps(job: PredictJob, mapped: StageSummary) -> StageSummary:
         DataError: no source could be mapped.
     """
     from vitpipe.infer.mapping.stac import write_catalog_of_maps
-    from vitpipe.infer.output import write_map_summary
+    from vitpipe.infer.output import left_out, write_map_summary
     from vitpipe.infer.predictor import nothing_usable
     from vitpipe.infer.reading import place_of
     from vitpipe.infer.volumes import write_volumes
@@ -342,8 +349,9 @@ def finish_maps(job: PredictJob, mapped: StageSummary) -> StageSummary:
     else:
         write_catalog_of_maps(room.root)
         write_map_summary(Path(job.out), count, rejected, mapped.notes)
-    refused = count_codes(item for item in rejected if not item.junk)
-    return dataclasses.replace(mapped, rejected=refused, notes=(*mapped.notes, written))
+    refused = [item for item in rejected if not item.junk]
+    notes = (*mapped.notes, *left_out(refused, Path(job.out)), written)
+    return dataclasses.replace(mapped, rejected=count_codes(refused), notes=notes)
 
 
 def whence(file: str, workspace: str | None) -> Findings:

@@ -389,3 +389,44 @@ def test_a_block_that_holds_more_than_its_pixels_is_read(tmp_path: Path, padding
     assert damaged_block(path) is not None
     with pytest.raises(UnreadableSource):
         _read(_source(path))
+
+
+@pytest.mark.parametrize("inner_mask", [False, True])
+@pytest.mark.parametrize("compress", ["lzw", "deflate"])
+def test_threads_give_the_same_tiles_of_what_gdal_reads(
+    tmp_path: Path, compress: str, inner_mask: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitpipe.open_tiles.LEAST_TILE_BYTES", 1)
+    monkeypatch.setattr("vitpipe.domains.geotiff.raster._WANTED_ROWS", 16)
+    # Two columns of blocks a read, of four.
+    monkeypatch.setattr("vitpipe.domains.geotiff.raster._READ_BYTES", 2 * 32 * 16 * 6)
+    stored = _noise("uint16")
+    seen = np.random.default_rng(8).random((203, 101)) > 0.1
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        path = _write(tmp_path / "a.tif", stored, compress=compress, **_LAYOUTS["tiled"])
+        if inner_mask:
+            with rasterio.open(path, "r+") as dataset:
+                dataset.write_mask(seen)
+    if compress == "lzw":
+        assert not _plain(path)
+    valid = seen if inner_mask else np.ones_like(seen)
+    recipe = TileRecipe(size=24, stride=20, edge="drop", min_valid_fraction=0)
+    for threads in (1, 3):
+        with Geotiff().open(_source(path)) as raster:
+            windows = 0
+            for block in cut(raster, recipe, source_id="x", threads=threads):
+                for window, tile, mask in zip(block.windows, block.tiles, block.valid, strict=True):
+                    windows += 1
+                    place = slice(window.row, window.row + 24), slice(window.col, window.col + 24)
+                    assert np.array_equal(mask, valid[place])
+                    assert np.array_equal(tile, stored[:, *place] * valid[place])
+        assert windows == 9 * 4
+
+
+def test_what_gdal_reads_is_shown_in_few_columns_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitpipe.domains.geotiff.raster._READ_BYTES", 2 * 203 * 32 * 6 + 40_000)
+    path = _write(tmp_path / "a.tif", _noise("uint16"), compress="lzw", **_LAYOUTS["tiled"])
+    shown: list[tuple[int, int, tuple[int, ...]]] = []
+    with Geotiff().open(_source(path)) as raster:
+        raster.visit_blocks(0, 203, lambda row, col, pixels, _: shown.append((row, col, pixels.shape)))
+    assert shown == [(0, 0, (3, 203, 64)), (0, 64, (3, 203, 37))]

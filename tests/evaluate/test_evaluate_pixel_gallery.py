@@ -62,7 +62,7 @@ def test_the_four_pictures_say_what_is_right_wrong_and_not_known(tmp_path: Path)
     judged = judged_of(tmp_path, PixelCase(labelled=0.3), by_brightness)
     page = pixel_gallery(judged, by_brightness)
     shown = pictures(page)
-    assert len(shown) == 9 * 4
+    assert len(shown) == 10 * 4
     palette = np.array(colours(["a", "b", "c"]))
     for at in range(0, len(shown), 4):
         (_, image), (about, truth), (_, said), (_, differing) = shown[at : at + 4]
@@ -96,6 +96,22 @@ def test_of_a_volume_the_slice_with_the_most_labels_is_shown(tmp_path: Path) -> 
     assert [(truth[..., 3] > 0).sum() / 400 for _, truth in shown[1::4]] == most.tolist()
 
 
+def test_few_logits_are_held_at_once_and_the_pictures_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = judged_of(tmp_path, PixelCase(labelled=0.3), by_brightness)
+    asked: list[int] = []
+
+    def counted(tiles: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        asked.append(len(tiles))
+        return by_brightness(tiles, valid)
+
+    whole = pixel_gallery(judged, counted)
+    monkeypatch.setattr("vitpipe.evaluate.pixels.gallery._LOGIT_BYTES", 4 * 3 * 20 * 20 * 4)
+    assert pixel_gallery(judged, counted) == whole
+    assert asked == [10, 4, 4, 2]
+
+
 def test_where_tiles_overlap_the_difference_is_of_the_pixels_that_count(tmp_path: Path) -> None:
     case = PixelCase(tiles=12, size=16)
     manifest = make_pixel_manifest(tmp_path, case)
@@ -123,7 +139,7 @@ def test_values_have_one_scale_with_its_unit_and_errors_an_even_one(tmp_path: Pa
     assert "Difference &minus;" in page
     assert "mean absolute error <b>" in page
     shown = pictures(page)
-    assert len(shown) == 9 * 4
+    assert len(shown) == 10 * 4
     (_, truth), (_, differing) = shown[1], shown[3]
     assert ((truth[..., 3] > 0) == (differing[..., 3] > 0)).all()
     assert len(np.unique(truth[truth[..., 3] > 0], axis=0)) <= 3
@@ -150,8 +166,8 @@ def test_few_labels_make_no_worst_tile_and_a_group_does_not_fill_a_row() -> None
     errors = np.linspace(1, 0, 20)
     errors[19] = 2.0
     chosen = choose(test, errors)
-    assert chosen.loc[chosen["kind"] == "worst", "tile_id"].tolist() == ["t00", "t01", "t05"]
-    assert chosen.loc[chosen["kind"] == "best", "tile_id"].tolist() == ["t18", "t17", "t16"]
+    assert chosen.loc[chosen["kind"] == "worst", "tile_id"].tolist() == ["t00", "t01", "t05", "t06"]
+    assert chosen.loc[chosen["kind"] == "best", "tile_id"].tolist() == ["t18", "t17", "t16", "t15"]
     assert set(chosen.loc[chosen["kind"] == "middle", "tile_id"]) <= {f"t{at:02d}" for at in range(7, 13)}
     assert chosen["tile_id"].is_unique
     few = choose(test.head(2), errors[:2])

@@ -101,6 +101,8 @@ def test_few_groups_or_nothing_to_tell_give_no_gap() -> None:
     assert measure_gap(tiles(own[:100], SINGLE[:100]), 0) is None
     assert measure_gap(tiles(own, ["c"] * 1200), 0) is None
     assert measure_gap(tiles(own, [""] * 1200, multi_label=True), 0) is None
+    # Where all look the same, everyone's neighbour would be the first.
+    assert measure_gap(tiles(np.full((1200, 2), 7.0), SINGLE), 0) is None
     few = measure_gap(tiles(own[: 12 * EACH], SINGLE[: 12 * EACH]), 0)
     assert few is not None
     assert few.difference.method == "jackknife-t"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
 from rio_cogeo import cog_validate
 
+from flows.command import lines_of_progress
 from tests.infer.map_cases import TRANSFORM, MemoryRaster, identity, killed_raster, killed_task, slow_softmax
 from vitpipe.errors import ContractError, WorkspaceError
 from vitpipe.infer.mapping import ClassLayers, MapPlan, MapTask, ValueLayers, make_map
@@ -169,7 +171,22 @@ def test_layers_that_the_model_does_not_fill_are_refused(tmp_path: Path) -> None
         ClassLayers([str(number) for number in range(256)])
 
 
-def test_a_run_that_was_killed_goes_on_in_mid_scene_with_the_same_bytes(tmp_path: Path) -> None:
+def test_a_long_map_says_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vitpipe.infer.mapping.scene._SAY_SECONDS", 0.0)
+    mapped(scene(), tmp_path / "quiet")
+    assert capsys.readouterr().err == ""
+    with lines_of_progress():
+        mapped(scene(), tmp_path / "map")
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("map map: 256 of 700 rows, about ")
+    assert said[-1].startswith("map map: 512 of 700 rows, about ")
+
+
+def test_a_run_that_was_killed_goes_on_in_mid_scene_with_the_same_bytes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     straight = make_map(killed_raster(), slow_softmax(0), killed_task(tmp_path / "straight")).folder
     code = (
         "import sys; from pathlib import Path; from vitpipe.infer.mapping import make_map\n"
@@ -187,7 +204,9 @@ def test_a_run_that_was_killed_goes_on_in_mid_scene_with_the_same_bytes(tmp_path
     assert not (tmp_path / "map").exists()
     rows: list[int] = []
     model = slow_softmax(0, seen=rows)
+    caplog.set_level(logging.INFO, "vitpipe")
     found = make_map(killed_raster(), model, killed_task(tmp_path / "map"))
+    assert "map map: goes on at row " in caplog.text
     assert found.fresh
     # Two strips of 256 rows were there: at most one row of tiles above the next row is computed again.
     assert min(rows) >= 512 - 64

@@ -45,6 +45,8 @@ def test_the_item_says_what_made_the_map_of_what(tmp_path: Path, monkeypatch: py
     assert (properties["proj:code"], properties["proj:shape"]) == ("EPSG:32633", [70, 100])
     assert properties["proj:bbox"] == [500_000, 4_999_300, 501_000, 5_000_000]
     assert {link["rel"]: link["href"] for link in item["links"]}["derived_from"] == (tmp_path / "a.tif").as_uri()
+    about = [link["href"] for link in item["links"] if link["rel"] == "about"]
+    assert about == ["models:/land/3", "./model.json"]
     classes = item["assets"]["classes"]["classification:classes"]
     assert [entry["name"] for entry in classes] == list(CLASSES)
     assert [band["name"] for band in item["assets"]["probabilities"]["bands"]] == list(CLASSES)

@@ -62,7 +62,7 @@ def test_maps_of_all_edge_files_lie_where_their_scenes_do(tmp_path: Path) -> Non
             predictors[kind] = predictor_for(source, tmp_path / f"model-{len(predictors)}")
         name = Path(source.uri).name
         folder = tmp_path / name
-        map_source(predictors[kind], source, folder, MapRecipe(), IDENTITY)
+        map_source(predictors[kind], source, folder, MapRecipe(overlap=0), IDENTITY)
         mapped.append(name)
         window = Window(0, 0, 0, source.grid.height, source.grid.width)
         with predictors[kind].domain.open(source) as raster:

@@ -18,6 +18,7 @@ from vitpipe.config import MapRecipe
 from vitpipe.errors import ConfigError, ContractError, DataError, UnreadableSource
 from vitpipe.infer.contract import RangeWatch
 from vitpipe.infer.maps import batches_of, pixel_model
+from vitpipe.infer.reading import place_of
 from vitpipe.ingest import read_catalog, read_quarantine
 from vitpipe.records import Grid, Source, Task
 from vitpipe.workspace import Workspace
@@ -46,6 +47,8 @@ def test_scenes_give_maps_and_a_bad_one_is_a_row_of_the_quarantine(
     (tmp_path / "in" / "notes.txt").write_text("a note")
     summary = run(tmp_path / "in", tmp_path / "out")
     assert (summary.done, summary.skipped, dict(summary.rejected)) == (2, 0, {"UNDECODABLE": 1})
+    assert any(note.startswith("left out, 1 x UNDECODABLE: ") for note in summary.notes)
+    assert any(note.endswith("predictions.json has all reasons") for note in summary.notes)
     room = Workspace(tmp_path / "out" / "maps")
     quarantine = read_quarantine(room)
     assert quarantine.loc[~quarantine["junk"], "code"].tolist() == ["UNDECODABLE"]
@@ -63,6 +66,7 @@ def test_scenes_give_maps_and_a_bad_one_is_a_row_of_the_quarantine(
     assert tags["VITPIPE_MLFLOW_RUN_ID"] == "run1"
     said = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
     assert (said["maps"], said["rejected"]) == (2, {"NOT_GEOTIFF": 1, "UNDECODABLE": 1})
+    assert [reason.split(":")[0] for reason in said["reasons"]] == ["UNDECODABLE", "NOT_GEOTIFF"]
     # Nothing of a run is left but what it is for.
     assert not list(room.root.glob("*refused*"))
     again = run(tmp_path / "in", tmp_path / "out")
@@ -121,6 +125,46 @@ def test_what_makes_no_map_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         predictor.predict_path(tmp_path / "other")
 
 
+def test_a_scene_without_a_valid_pixel_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch, pixel_predictor(tmp_path / "model"))
+    # One pixel of the first must still be seen in the smallest overview.
+    for name, height in (("a", 1100), ("empty", 1100), ("small", 40)):
+        write_scene(tmp_path / "in" / f"{name}.tif", height=height, width=600)
+        with rasterio.open(tmp_path / "in" / f"{name}.tif", "r+") as file:
+            pixels = np.zeros((3, height, 600), np.uint16)
+            pixels[:, 777 if name == "a" else 0, 333] = 1000 * (name == "a")
+            # Content makes a source: the two empty ones are of other sizes.
+            file.write(pixels)
+            file.nodata = 0
+    for _ in ("made", "found"):
+        summary = run(tmp_path / "in", tmp_path / "out")
+        assert summary.done + summary.skipped == 3
+        assert dict(summary.rejected) == {"NO_VALID_PIXELS": 2}
+    room = Workspace(tmp_path / "out" / "maps")
+    table = read_quarantine(room)
+    assert sorted(Path(uri).stem for uri in table["uri"]) == ["empty", "small"]
+    # Their maps are there all the same.
+    assert len(list(room.root.glob("*/classes.tif"))) == 3
+    said = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
+    assert any("no valid pixel" in reason for reason in said["reasons"])
+
+
+def test_maps_below_the_scenes_are_no_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(monkeypatch, pixel_predictor(tmp_path / "model"))
+    write_scene(tmp_path / "in" / "a.tif")
+    out = tmp_path / "in" / "results"
+    first = run(tmp_path / "in", out, vectors=True)
+    again = run(tmp_path / "in", out, vectors=True)
+    assert (first.done, again.done, again.skipped) == (1, 0, 1)
+    # Junk is not told of: nobody meant it as a scene.
+    assert not again.rejected
+    table = read_quarantine(Workspace(out / "maps"))
+    assert sorted(Path(uri).name for uri in table.loc[table["code"] == "OWN_MAP", "uri"]) == [
+        "classes.tif", "entropy.tif", "probabilities.tif",
+    ]  # fmt: skip
+    assert table["junk"].all()
+
+
 def test_a_scene_for_which_the_model_has_no_number_is_a_row_of_the_quarantine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,3 +206,9 @@ def test_large_scenes_are_tasks_of_their_own() -> None:
     sources = [source("a", 64), source("b", 20_000), source("c", 64), source("d", 64), source("e", 9000)]
     assert batches_of(sources) == [["a"], ["b"], ["c", "d"], ["e"]]
     assert [len(batch) for batch in batches_of([source(str(n), 64) for n in range(600)])] == [256, 256, 88]
+
+
+def test_a_place_that_is_given_by_way_of_its_parent_is_named_plainly(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert place_of(tmp_path / "a" / ".." / "b") == tmp_path / "b"

@@ -16,7 +16,7 @@ from rasterio.features import shapes
 from tests.infer.map_cases import full_after
 from vitpipe.errors import WorkspaceError
 from vitpipe.infer.mapping.layers import NODATA
-from vitpipe.infer.mapping.polygons import ClassPolygon, polygons_of, write_polygons
+from vitpipe.infer.mapping.polygons import ClassPolygon, at_home, polygons_of, write_polygons
 from vitpipe.records import Grid
 
 
@@ -87,6 +87,44 @@ def test_polygons_are_written_on_the_ground(tmp_path: Path) -> None:
     }
     write_polygons(tmp_path / "none.gpkg", [], ("soil", "water"), Grid(1, 10, 10))
     assert pyogrio.read_info(tmp_path / "none.gpkg", layer="classes")["features"] == 0
+
+
+def test_polygons_of_a_grid_from_0_to_360_degrees_lie_where_other_data_do(tmp_path: Path) -> None:
+    grid = Grid(1, 180, 360, transform=(1, 0, 0, 0, -1, 90), crs="EPSG:4326")
+    # West of 180, up to it, across it, east of it.
+    boxes = [(10, 20), (170, 180), (170, 190), (350, 360)]
+    found = [ClassPolygon(1, shapely.box(west, 80, east, 90)) for west, east in boxes]
+    path = tmp_path / "classes.gpkg"
+    write_polygons(path, found, ("soil", "water"), grid)
+    meta, _, geometry, columns = pyogrio.raw.read(path, layer="classes")
+    assert meta["geometry_type"] == "MultiPolygon"
+    shapes = shapely.from_wkb(geometry)
+    assert [tuple(shapely.bounds(shape)[[0, 2]]) for shape in shapes] == [
+        (10, 20), (170, 180), (-180, 180), (-10, 0),
+    ]  # fmt: skip
+    assert shapely.area(shapes).tolist() == [100, 100, 200, 100]
+    assert [len(shapely.get_parts(shape)) for shape in shapes] == [1, 1, 2, 1]
+    assert columns[2].tolist() == [100, 100, 200, 100]
+    write_polygons(tmp_path / "none.gpkg", [], ("soil", "water"), grid)
+    assert pyogrio.read_info(tmp_path / "none.gpkg", layer="classes")["features"] == 0
+
+
+def test_a_polygon_that_touches_180_keeps_no_line_of_the_cut() -> None:
+    # West of 180 a square, and a spike whose tip touches it.
+    shape = shapely.union(shapely.box(170, 0, 175, 5), shapely.Polygon([(175, 0), (180, 2.5), (175, 5)]))
+    ring = shapely.Polygon([(170, -5), (190, -5), (190, 10), (180, 10), (180, 0), (170, 0)])
+    found = at_home(np.array([shape, ring], dtype=object))
+    assert shapely.get_dimensions(found).tolist() == [2, 2]
+    assert [item.geom_type for item in found] == ["Polygon", "MultiPolygon"]
+    assert shapely.area(found).tolist() == [shape.area, ring.area]
+
+
+def test_grids_that_stay_on_the_globe_keep_plain_polygons(tmp_path: Path) -> None:
+    for number, crs in enumerate(("EPSG:4326", "EPSG:32633")):
+        grid = Grid(1, 10, 360, transform=(1, 0, -180, 0, -1, 10), crs=crs)
+        path = tmp_path / f"{number}.gpkg"
+        write_polygons(path, [ClassPolygon(0, shapely.box(0, 0, 360, 1))], ("soil",), grid)
+        assert pyogrio.read_info(path, layer="classes")["geometry_type"] == "Polygon"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.8, 0.9, 1.0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from tests.network.network_cases import QUICK
 from tests.network.range_server import Ranges, serving
 from tests.network.stac_cases import SIGNATURE, answer_with, item
 from vitpipe import results
+from vitpipe.atomic import file_lock
 from vitpipe.config import StacSource
-from vitpipe.errors import ConfigError, ContractError, DataError
+from vitpipe.errors import ConfigError, ContractError, DataError, WorkspaceError
 from vitpipe.infer.predictor import Predictor
+from vitpipe.records import StageSummary
 from vitpipe.web import client
 
 URI = "models:/land@champion"
@@ -72,6 +75,7 @@ def test_maps_of_a_catalog_are_those_of_copies(held: Ranges, tmp_path: Path, mon
     )
     out = tmp_path / "out"
     summary = results.predict(URI, wanted, str(out), None)
+    assert summary.notes[0] == "3 items, 0 of them were there"
     assert (summary.done, dict(summary.rejected)) == (2, {"FETCH_FAILED": 1})
     results.predict(URI, str(tmp_path / "copies"), str(tmp_path / "local"), None)
     assert maps_in(out) == maps_in(tmp_path / "local") != []
@@ -96,6 +100,11 @@ def test_a_model_of_tiles_takes_a_catalog(held: Ranges, tmp_path: Path, monkeypa
     summary = results.predict(URI, source, str(tmp_path / "out"), None)
     assert (summary.done, dict(summary.rejected)) == (1, {"FETCH_FAILED": 1})
     assert [path.name for path in (tmp_path / "kept").glob("*/*.tif")] == ["scene-0_red.tif"]
+    with (
+        file_lock(tmp_path / "kept" / ".lock", wait=False),
+        pytest.raises(WorkspaceError, match="kept is in use by another run"),
+    ):
+        results.predict(URI, source, str(tmp_path / "other"), None)
     said = (tmp_path / "out" / "predictions.json").read_text(encoding="utf-8")
     assert "FETCH_FAILED" in said
 
@@ -190,3 +199,25 @@ def test_a_catalog_of_which_nothing_comes_is_said(
     held.files.pop("/data/0.tif")
     with pytest.raises(DataError, match=r"FETCH_FAILED \(1\)"):
         results.predict(URI, StacSource(url=f"{held.url}/v1"), str(tmp_path / "out"), None)
+
+
+def test_the_flow_takes_a_catalog_as_its_form_gives_it(
+    held: Ranges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import predict, tasks
+
+    hold(monkeypatch, Predictor.load(make_package(tmp_path / "model")))
+    put_scenes(held, tmp_path / "copies", 3)
+    # Its tasks as plain functions: what Prefect adds is tested elsewhere.
+    names = ("plan_prediction", "bring_scenes", "predict_tiles")
+    monkeypatch.setattr(predict, "tasks", SimpleNamespace(**{name: getattr(tasks, name).fn for name in names}))
+    published: list[StageSummary] = []
+    monkeypatch.setattr(predict, "publish_summary", lambda _, summary: published.append(summary))
+    source = {"kind": "stac", "url": f"{held.url}/v1", "max_items": 2}
+    given = {"model_uri": URI, "source": source, "out": str(tmp_path / "out"), "workspace": None}
+    summary = predict.predict.fn(**predict.predict.validate_parameters(given))
+    assert summary.done == 2
+    assert "`source.max_items` (2) is reached: there may be more" in summary.notes
+    assert published == [summary]
+    # Whatever waits for a server is tried again.
+    assert tasks.bring_scenes.retries == tasks.plan_maps.retries > 0

@@ -136,6 +136,8 @@ def measure_gap(examples: Examples, seed: int) -> SplitGap | None:
     if len(names) < FEWEST_GROUPS or (truth == truth[0]).all():
         return None
     spread = examples.features.std(axis=0)
+    if not (spread > 0).any():
+        return None  # All are as near, and the first would be everyone's neighbour.
     features = examples.features[:, spread > 0] / spread[spread > 0]
     values = truth.ndim == 1
     rng = np.random.default_rng(seed)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pydantic
 
+from vitpipe.atomic import file_lock, make_folder
 from vitpipe.config import PipelineConfig, StacSource
 from vitpipe.config.address import is_address
 from vitpipe.config.pipeline import FETCHED_SCENES
@@ -23,6 +24,7 @@ from vitpipe.web.address import shown
 from vitpipe.workspace import Workspace
 
 _NAME: Final = "predict"
+_LOCK: Final = ".lock"
 _RECIPES: Final = (".yaml", ".yml")
 _DOCUMENTS: Final = (".json", ".geojson")
 _OF_AN_API: Final = re.compile(r".*/collections/[^/]+(/items/[^/]+)?")
@@ -113,16 +115,15 @@ def as_trained(catalog: StacSource, contract: ModelContract, out: str) -> StacSo
 
 
 def reading_options(catalog: StacSource) -> Mapping[str, Json]:
-    """Give the reading options that files of a catalog need in place of the model's: how they are named, their units.
+    """Give the reading options of a catalog's files that hold in place of the model's: names, units, verification.
 
     Args:
         catalog: see :func:`as_trained`.
     """
     fetched = catalog.fetched(catalog.path)
     options: dict[str, Json] = {"scenes": fetched.scenes.model_dump(mode="json") if fetched.scenes else None}
-    if "units" in catalog.model_fields_set:
-        options["units"] = catalog.units
-    return options
+    stated: dict[str, Json] = {"units": catalog.units, "verify": catalog.verify}
+    return options | {key: value for key, value in stated.items() if key in catalog.model_fields_set}
 
 
 def bring(catalog: StacSource, out: str) -> StageSummary:
@@ -137,7 +138,9 @@ def bring(catalog: StacSource, out: str) -> StageSummary:
         ConfigError, WorkspaceError, TransientError: see `vitpipe.fetch.fetch`.
     """
     workspace = Workspace(Path(out))
-    with workspace.lock():
+    make_folder(Path(catalog.path))
+    # Predictions with folders of their own may share the one of the scenes.
+    with workspace.lock(), file_lock(Path(catalog.path) / _LOCK, wait=False):
         summary = fetch(_pipeline(catalog, out), workspace)
     if not summary.done + summary.skipped:
         raise nothing_usable(shown(catalog.url), not_brought(catalog, out))

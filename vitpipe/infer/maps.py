@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Final
 
 import numpy as np
 import pandas as pd
+import rasterio
 from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning
 
 from vitpipe import __version__
 from vitpipe.config import MapRecipe, TileRecipe
 from vitpipe.digest import digest
 from vitpipe.domains.base import Raster
+from vitpipe.domains.geotiff.header import MAP_TAG
 from vitpipe.domains.known import address_of
 from vitpipe.errors import UnreadableSource
 from vitpipe.infer.contract import RangeWatch
@@ -37,10 +41,11 @@ from vitpipe.infer.modelitem import model_item
 from vitpipe.infer.predictor import Predictor
 from vitpipe.infer.tilegrid import TileLayers, tile_grid, tile_rows
 from vitpipe.infer.versions import ModelIdentity
-from vitpipe.records import Grid, Json, Source, Task
+from vitpipe.records import Grid, Json, Rejected, Source, Task
 from vitpipe.resample import ResampledRaster, SlicedRaster, Slices, prepare, whole_axes, with_neighbours
 
 NO_MAP: Final = "NO_MAP"
+NO_VALID_PIXELS: Final = "NO_VALID_PIXELS"
 NO_NUMBER: Final = "NO_NUMBER"
 _PIXELS_A_TASK: Final = 64 << 20
 _SCENES_A_TASK: Final = 256
@@ -53,6 +58,8 @@ class SceneMap:
     made: MapMade
     notes: tuple[str, ...]
     """Sentences for the user, without a path."""
+    refused: Rejected | None = None
+    """The map is there and holds nodata alone: the scene has no valid pixel."""
 
 
 def map_source(
@@ -94,7 +101,24 @@ def map_source(
         )
         task = _task(predictor, source, (folder, recipe, identity), plan, layers_of(predictor), lineage)
         made = make_map(raster, pixel_model(predictor, watch, uri=source.uri), task)
-    return SceneMap(made, (*watch.notes(), *_place_notes(source, raster.grid)))
+    refused = None
+    if holds_nothing(made.folder / next(name for name in made.files if name.endswith(".tif"))):
+        reason = (
+            "it has no valid pixel, so its map holds nodata alone; see with `gdalinfo -stats` whether its nodata value "
+            "or its mask says what it should"
+        )
+        refused = Rejected(source.uri, NO_VALID_PIXELS, reason)
+    return SceneMap(made, (*watch.notes(), *_place_notes(source, raster.grid)), refused)
+
+
+def holds_nothing(path: Path) -> bool:
+    """Say whether a file of a map holds nodata alone: every valid pixel leaves one in the smallest overview."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path, driver="GTiff") as file:
+            levels = len(file.overviews(1))
+        with rasterio.open(path, driver="GTiff", **({"overview_level": levels - 1} if levels else {})) as file:
+            return not file.read_masks(1).any()
 
 
 def pixel_model(predictor: Predictor, watch: RangeWatch, *, uri: str) -> PixelModel:
@@ -244,7 +268,7 @@ def lineage_tags(source: Source, identity: ModelIdentity) -> dict[str, str]:
         "TIFFTAG_SOFTWARE": f"vitpipe {__version__}",
         "VITPIPE_MODEL": identity.title,
         "VITPIPE_MODEL_SHA256": identity.sha256,
-        "VITPIPE_SOURCE_ID": source.source_id,
+        MAP_TAG: source.source_id,
         **facts,
     }
 

@@ -19,6 +19,7 @@ from rasterio.io import DatasetReader
 from vitpipe.config import RasterLabels
 from vitpipe.digest import digest, digest_file
 from vitpipe.errors import ConfigError, LabelError, TransientError, UnreadableSource
+from vitpipe.label_files import RASTER_SUFFIXES
 from vitpipe.labels.base import LabelSet
 from vitpipe.labels.boxes import SourceBoxes, lon_lat_box
 from vitpipe.labels.footprints import footprints
@@ -42,7 +43,6 @@ from vitpipe.opening import TRANSIENT, gdal_environment, missing_bytes, open_tif
 from vitpipe.pixel_targets import IGNORE
 from vitpipe.records import Rejected, Source
 
-_SUFFIXES: Final = (".tif", ".tiff", ".gtif", ".gtiff", ".geotiff", ".btf", ".tf8", ".cog")
 _DECIMALS: Final = 6
 _CLASS_DTYPES: Final = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 
@@ -161,7 +161,7 @@ def _find(path: Path, sources: Sequence[Source], looked: _Looked) -> list[Path]:
     if path.is_file():
         return [path]
     scenes = {file for source in sources for file in source.files}
-    named = sorted(item for item in path.rglob("*") if item.is_file() and item.suffix.lower() in _SUFFIXES)
+    named = sorted(item for item in path.rglob("*") if item.is_file() and item.suffix.lower() in RASTER_SUFFIXES)
     found = [item for item in named if str(item) not in scenes and not item.name.startswith("._")]
     if not found:
         raise ConfigError(

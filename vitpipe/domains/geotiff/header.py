@@ -62,6 +62,8 @@ _DATE_TAGS: Final = (
     "DATETIME",
     "TIFFTAG_DATETIME",
 )
+MAP_TAG: Final = "VITPIPE_SOURCE_ID"
+"""Metadata of a map: the scene that it was made of."""
 _AUX_CHANGES = re.compile(rb"<(SRS|GeoTransform|GCPList|NoDataValue|Scale|Offset|Description)\b")
 
 
@@ -105,7 +107,18 @@ def describe(dataset: DatasetReader, size: int, path: Path) -> Mapping[str, Json
         size: bytes of the file.
         path: how the catalog names it.
     """
-    return _oversized(dataset, size, str(path)) or _scene(dataset, path)
+    return _oversized(dataset, size, str(path)) or _own_map(dataset, str(path)) or _scene(dataset, path)
+
+
+def _own_map(dataset: DatasetReader, uri: str) -> Rejected | None:
+    """Know our own maps by their tag: results may lie below the folder of the scenes, and are none themselves."""
+    if MAP_TAG not in dataset.tags():
+        return None
+    reason = (
+        f"a map that a model of vitpipe made of a scene, which is no scene; where it is meant as one, copy it without "
+        f"its tag ({MAP_TAG})"
+    )
+    return Rejected(uri, "OWN_MAP", reason, junk=True)
 
 
 def bad_header(uri: str) -> Rejected:

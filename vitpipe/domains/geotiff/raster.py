@@ -32,6 +32,7 @@ from vitpipe.web.ranges import RemoteFile
 _WANTED_ROWS: Final = 256
 _WANTED_BYTES: Final = 64 * MIB
 _EXACT: Final = 2.0**53
+_READ_BYTES: Final = 16 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,9 @@ class _Handles:
     """None: the file is not plain, GDAL decodes it."""
 
     def close(self) -> None:
+        """Close GDAL's; a file that is read by position closes with its last reader."""
         for dataset in self.datasets:
             dataset.close()
-        if self.blocks is not None:
-            self.blocks.file.close()
 
 
 class GeotiffRaster:
@@ -65,6 +65,7 @@ class GeotiffRaster:
         self._dtype = np.dtype(source.dtype)
         self._handles: dict[int, _Handles] = {}
         self._locks: dict[int, threading.RLock] = {}
+        self._closed = False
         self._remote = remote_of(reader)
         self._tiffs: dict[int, RemoteTiff] = {}
         dataset = self._opened().datasets[0]
@@ -90,6 +91,10 @@ class GeotiffRaster:
         self._cache_bytes = 2 * block_bytes
         row_bytes = block_height * dataset.width * len(self._bands) * self._dtype.itemsize
         self._block_rows: int = block_height * max(1, min(_WANTED_ROWS // block_height, _WANTED_BYTES // row_bytes))
+        col_bytes = max(1, self._block_rows // block_height) * block_bytes
+        # From afar a row comes in fewer requests as a whole.
+        blocks = max(1, _READ_BYTES // col_bytes) if self._remote is None else -(-dataset.width // block_width)
+        self._cols_a_read: int = blocks * block_width
 
     @property
     def grid(self) -> Grid:
@@ -173,7 +178,7 @@ class GeotiffRaster:
         return BlockRow(start, stop, [(0, pixels)], valid)
 
     def visit_blocks(self, start: int, stop: int, visit: Visit, *, pool: Executor | None = None) -> None:
-        """Show each block of some rows right after it was decoded; all as one where the file is not plain.
+        """Show each block of some rows right after it was decoded; some at once where the file is not plain.
 
         Args:
             start: first row, a multiple of `block_rows`.
@@ -197,7 +202,10 @@ class GeotiffRaster:
                 raise self._unreadable(self._opened().datasets[0]) from error
             else:
                 return
-        visit(start, 0, *self._judge(self._stored(place), mask))
+        for left in range(0, self.grid.width, self._cols_a_read):
+            right = min(left + self._cols_a_read, self.grid.width)
+            part = RasterioWindow(left, start, right - left, stop - start)
+            visit(start, left, *self._judge(self._stored(part), None if mask is None else mask[:, left:right]))
 
     def _assembled(self, window: Window, bottom: int) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Read whole rows of blocks into one array."""
@@ -218,22 +226,35 @@ class GeotiffRaster:
         return window_groups(self._source, windows)
 
     def close(self) -> None:
-        """Close this process's handles; another process's are its own to close."""
-        handles = self._handles.pop(os.getpid(), None)
-        if handles is not None:
-            handles.close()
-        if tiff := self._tiffs.pop(os.getpid(), None):
-            tiff.close()
+        """Close this process's handles; another process's are its own to close.
+
+        Threads may still read ahead, where whoever waits for them was interrupted twice: what they read is waited for,
+        and what they ask for next is refused. GDAL crashes where a dataset is closed under a read.
+        """
+        with self._gdal():
+            self._closed = True
+            handles = self._handles.pop(os.getpid(), None)
+            if handles is not None:
+                handles.close()
+            if tiff := self._tiffs.pop(os.getpid(), None):
+                tiff.close()
 
     def _opened(self) -> _Handles:
-        """Give what is open in this process."""
-        process = os.getpid()
-        if process not in self._handles:
+        """Give what is open in this process.
+
+        Raises:
+            ValueError: the scene was closed.
+        """
+        handles = self._handles.get(os.getpid())
+        if handles is None:
             with self._gdal():
-                if process not in self._handles:
+                if self._closed:
+                    raise ValueError(f"{self._source.uri} was closed before all of it was read; read it before that")
+                if (handles := self._handles.get(os.getpid())) is None:
                     datasets = [self._open_file(Path(name)) for name in self._source.files]
-                    self._handles[process] = _Handles(datasets, self._plain(Path(self._source.files[0]), datasets[0]))
-        return self._handles[process]
+                    handles = _Handles(datasets, self._plain(Path(self._source.files[0]), datasets[0]))
+                    self._handles[os.getpid()] = handles
+        return handles
 
     def _gdal(self) -> threading.RLock:
         """Give the lock of this process: GDAL's handles are not for several threads at once."""
@@ -275,14 +296,15 @@ class GeotiffRaster:
 
     def _stored(self, window: RasterioWindow) -> NDArray[Any]:
         """Read channels and alpha by GDAL, as stored."""
-        dataset = self._opened().datasets[0]
-        try:
-            with self._gdal(), gdal_environment(self._cache_bytes):
-                # One call for all bands: with pixel interleave a block is decoded once.
-                stored: NDArray[Any] = dataset.read(self._bands + self._alpha, window=window)
-        except (CPLE_BaseError, RasterioError) as error:
-            raise self._unreadable(dataset) from error
-        self._fail_if_cut_short()
+        with self._gdal():
+            dataset = self._opened().datasets[0]
+            try:
+                with gdal_environment(self._cache_bytes):
+                    # One call for all bands: with pixel interleave a block is decoded once.
+                    stored: NDArray[Any] = dataset.read(self._bands + self._alpha, window=window)
+            except (CPLE_BaseError, RasterioError) as error:
+                raise self._unreadable(dataset) from error
+            self._fail_if_cut_short()
         return stored
 
     def _fail_if_cut_short(self) -> None:
@@ -292,21 +314,22 @@ class GeotiffRaster:
 
     def _masked(self, window: RasterioWindow) -> NDArray[np.bool_] | None:
         """Read the file's masks; None where there are none."""
-        dataset, *masks = self._opened().datasets
-        if not masks and not self._masks_inside:
+        if len(self._source.files) == 1 and not self._masks_inside:
             return None
-        try:
-            with self._gdal(), gdal_environment(self._cache_bytes):
-                valid = np.ones((window.height, window.width), np.bool_)
-                if self._masks_inside:
-                    for band in self._bands if self._masks_inside == "band" else [self._bands[0]]:
-                        valid &= dataset.read_masks(band, window=window) != 0
-                for mask in masks:
-                    numbers = [1] if mask.count == 1 else self._bands
-                    valid &= (mask.read(numbers, window=window) != 0).all(axis=0)
-        except (CPLE_BaseError, RasterioError) as error:
-            raise self._unreadable(dataset) from error
-        self._fail_if_cut_short()
+        with self._gdal():
+            dataset, *masks = self._opened().datasets
+            try:
+                with gdal_environment(self._cache_bytes):
+                    valid = np.ones((window.height, window.width), np.bool_)
+                    if self._masks_inside:
+                        for band in self._bands if self._masks_inside == "band" else [self._bands[0]]:
+                            valid &= dataset.read_masks(band, window=window) != 0
+                    for mask in masks:
+                        numbers = [1] if mask.count == 1 else self._bands
+                        valid &= (mask.read(numbers, window=window) != 0).all(axis=0)
+            except (CPLE_BaseError, RasterioError) as error:
+                raise self._unreadable(dataset) from error
+            self._fail_if_cut_short()
         return valid
 
     def _judge(

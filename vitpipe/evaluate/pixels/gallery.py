@@ -7,6 +7,7 @@ saved.
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -32,11 +33,13 @@ from vitpipe.pixel_targets import IGNORE
 from vitpipe.records import Split, Task
 from vitpipe.store import TileStore
 
-_MOST: Final = 3
+_MOST: Final = 4
 """Tiles of each kind: worst, middle, best."""
 _PER_GROUP: Final = 2
 _LEAST_SHARE: Final = 0.25
 """Of the median number of labelled pixels: a tile with fewer is the worst or the best by chance."""
+_LOGIT_BYTES: Final = 64 << 20
+"""Volumes of many classes have hundreds of megabytes of logits each."""
 _MOST_NAMED: Final = 24
 _RIGHT: Final = (199, 221, 236)
 _WRONG: Final = (213, 94, 0)
@@ -83,8 +86,7 @@ def pixel_gallery(judged: Judged, predict: Predict) -> str:
     places = pd.Index(of_split[0].tile_ids).get_indexer(pd.Index(chosen["tile_id"])).astype(np.int64)
     tiles, valid = of_split[0].read(places)
     truth, counted = (each.targets_at(places, valid).numpy() for each in of_split)
-    said = predict(tiles, valid)
-    answers = said.argmax(axis=1) if manifest.task is Task.SEGMENTATION else said[:, 0]
+    answers = _answers(predict, tiles, valid, manifest)
     flat = [
         _flat((tiles[at], valid[at]), (truth[at], answers[at]), (_is_label(truth[at]), _is_label(counted[at])))
         for at in range(len(chosen))
@@ -118,6 +120,18 @@ def pixel_gallery(judged: Judged, predict: Predict) -> str:
         looks.legend,
         shown,
     )
+
+
+def _answers(predict: Predict, tiles: NDArray[np.float32], valid: Mask, manifest: Manifest) -> NDArray[Any]:
+    """Give the class or the value of every pixel (N, *size); the logits of few tiles are held at once."""
+    classes = manifest.task is Task.SEGMENTATION
+    tile_bytes = 4 * math.prod(valid.shape[1:]) * (len(manifest.classes) if classes else 1)
+    step = max(1, _LOGIT_BYTES // tile_bytes)
+    parts = []
+    for start in range(0, len(tiles), step):
+        said = predict(tiles[start : start + step], valid[start : start + step])
+        parts.append(said.argmax(axis=1) if classes else said[:, 0])
+    return np.concatenate(parts)
 
 
 def tile_errors(test: pd.DataFrame, manifest: Manifest) -> Floats:

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 
 from vitpipe.errors import WorkspaceError
 from vitpipe.infer.mapping.gdal import gdal_writes
@@ -169,7 +170,9 @@ def _append(path: Path, polygons: list[ClassPolygon], classes: tuple[str, ...], 
     shapes = np.array([item.polygon for item in polygons], dtype=object)
     values = np.array([item.value for item in polygons], dtype=np.int32)
     names = np.array([classes[value] for value in values], dtype=object)
-    placed = shapely.to_wkb(to_ground(shapes, grid))
+    placed, turned = to_ground(shapes, grid), _leaves_the_globe(grid)
+    if turned and len(shapes):
+        placed = at_home(placed)
     columns = [names, values, np.asarray(shapely.area(shapes), dtype=np.float64)]
     try:
         with gdal_writes(path):
@@ -177,12 +180,13 @@ def _append(path: Path, polygons: list[ClassPolygon], classes: tuple[str, ...], 
             warnings.filterwarnings("ignore", message="'crs' was not provided")
             write(
                 path,
-                np.asarray(placed, dtype=object),
+                np.asarray(shapely.to_wkb(placed), dtype=object),
                 columns,
                 ["class", "class_id", "area_px"],
                 layer=_LAYER,
                 driver="GPKG",
-                geometry_type="Polygon",
+                geometry_type="MultiPolygon" if turned else "Polygon",
+                promote_to_multi=turned,
                 crs=grid.crs,
                 append=more,
                 # GDAL 3.10 writes 1.4, of which readers before its version 3.7 warn.
@@ -207,6 +211,37 @@ def to_ground(shapes: NDArray[Any], grid: Grid) -> NDArray[Any]:
         return np.stack([a * col + b * row + c, d * col + e * row + f], axis=1)
 
     return np.asarray(shapely.transform(shapes, moved))
+
+
+def at_home(shapes: NDArray[Any]) -> NDArray[Any]:
+    """Bring polygons in degrees to longitudes of -180 to 180, where other data are; what crosses 180 becomes two parts.
+
+    Args:
+        shapes: polygons, such as those of a grid from 0 to 360 degrees.
+    """
+    first, last = np.floor((shapely.total_bounds(shapes)[[0, 2]] + 180) / 360)
+    turns: list[NDArray[Any]] = []
+    for turn in np.arange(first, last + 1) * 360:
+        inside = shapely.intersection(shapes, shapely.box(turn - 180, -90, turn + 180, 90))
+        # What only touches the cut leaves lines and points.
+        mixed = shapely.get_type_id(inside) == shapely.GeometryType.GEOMETRYCOLLECTION
+        inside[mixed] = [
+            shapely.union_all([part for part in shapely.get_parts(item) if shapely.area(part)])
+            for item in inside[mixed]
+        ]
+        inside[shapely.area(inside) == 0] = shapely.Polygon()
+        turns.append(shapely.transform(inside, lambda points, turn=turn: points - np.array([turn, 0.0])))
+    return np.asarray(shapely.union_all(np.stack(turns), axis=0))
+
+
+def _leaves_the_globe(grid: Grid) -> bool:
+    """Say whether a grid in degrees goes on beyond -180 or 180."""
+    if grid.crs is None or grid.transform is None or not CRS.from_user_input(grid.crs).is_geographic:
+        return False
+    west, _, east, _ = shapely.bounds(to_ground(np.array([shapely.box(0, 0, grid.width, grid.height)]), grid)[0])
+    # Beyond half a pixel: many a grid of the globe is not exact to the last digit.
+    half = abs(grid.transform[0]) / 2
+    return bool(west < -180 - half or east > 180 + half)
 
 
 def _columns(edge: NDArray[np.int64], row: int) -> NDArray[np.int64]:

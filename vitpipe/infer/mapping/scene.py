@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +24,16 @@ from vitpipe.infer.mapping.styles import write_styles
 from vitpipe.infer.mapping.symmetry import PixelModel
 from vitpipe.records import Grid, Json
 
+_LOGGER = logging.getLogger(__name__)
+
 Extra: TypeAlias = "Callable[[StripStore, Grid, Path], list[Path]]"
 
 RECORD_FILE: Final = "map.json"
 _LOCK: Final = "lock"
 _KEY_DIGITS: Final = 12
 """Of the key, in the name of the folder in which a map is made."""
+_SAY_SECONDS: Final = 15.0
+"""A long map says so often where it is."""
 _FORMAT: Final = 1
 """Counts up when the pixels of a map change for the same model and scene."""
 
@@ -113,8 +119,23 @@ def _make(grid: Grid, rows_from: Callable[[int], Iterator[MapRows]], task: MapTa
     make_folder(strips)
     sweep_partials(strips)
     store = StripStore(strips, grid.height, grid.width, task.layers)
-    for rows in rows_from(store.next_row):
+    began = store.next_row
+    if began:
+        _LOGGER.info("map %s: goes on at row %d of %d", task.folder.name, began, grid.height)
+    started = said = time.monotonic()
+    for rows in rows_from(began):
         store.add(rows)
+        now = time.monotonic()
+        if now - said >= _SAY_SECONDS and began < store.next_row < grid.height:
+            said = now
+            left_s = (now - started) / (store.next_row - began) * (grid.height - store.next_row)
+            _LOGGER.info(
+                "map %s: %d of %d rows, about %.1f min left",
+                task.folder.name,
+                store.next_row,
+                grid.height,
+                left_s / 60,
+            )
     # What was half written there by a run that was killed is written again.
     if ready.exists():
         shutil.rmtree(ready)

@@ -71,8 +71,13 @@ class MapItem:
             {"rel": "root", "href": f"../{CATALOG_FILE}", "type": "application/json"},
             {"rel": "parent", "href": f"../{CATALOG_FILE}", "type": "application/json"},
             {"rel": "about", "href": self.model_uri, "title": "Registered model that made the map"},
-            # As the MLM extension wants it of what a model made.
-            {"rel": "derived_from", "href": f"./{MODEL_FILE}", "type": "application/geo+json", "title": "Model"},
+            # Not `derived_from`: the pixels are those of scenes alone.
+            {
+                "rel": "about",
+                "href": f"./{MODEL_FILE}",
+                "type": "application/geo+json",
+                "title": "The model as an item",
+            },
         ]
         if self.derived_from is not None:
             links.append({"rel": "derived_from", "href": self.derived_from, "title": "Scene"})
