@@ -175,6 +175,23 @@ def test_control_points_across_the_date_line(tmp_path: Path) -> None:
     assert right == f"ground-{i}-{j}"
 
 
+@pytest.mark.parametrize(
+    "places",
+    [[(0, 0), (50, 50), (100, 100)], [(0, 0)] * 4, [(0, 0), (0, 50), (0, 100)]],
+    ids=["diagonal", "one", "row"],
+)
+def test_control_points_on_a_line_tell_no_ground(tmp_path: Path, places: list[tuple[int, int]]) -> None:
+    points = [GroundControlPoint(row, col, 10 + col / 1000, 50 - row / 1000) for row, col in places]
+    _write(tmp_path / "a.tif", "south up")
+    with rasterio.open(tmp_path / "a.tif", "r+") as dataset:
+        dataset.crs, dataset.transform = CRS(), Affine.identity()
+        dataset.gcps = (points, CRS.from_epsg(4326))
+    source = one(tmp_path)
+    assert source.notes == ("GCP_ONLY",)
+    assert (source.grid.transform, source.grid.gcps) == (None, ())
+    assert source.group_id == f"scene-{source.source_id}"
+
+
 def test_what_does_not_say_where_it_is_has_a_note(tmp_path: Path) -> None:
     plain = {"crs": None, "transform": Affine.identity()}
     write_band(tmp_path / "none" / "a.tif", np.ones((8, 8), np.uint8), 1, **plain)

@@ -18,6 +18,7 @@ from tests.infer.infer_cases import write_scene
 from tests.infer.pixel_cases import hold, pixel_predictor
 from vitpipe import results
 from vitpipe.config import MapRecipe, TileRecipe
+from vitpipe.domains.geotiff.ground import fitted_transform
 from vitpipe.infer.mapping.footprint import footprint
 from vitpipe.infer.tilegrid import tile_grid
 from vitpipe.records import Grid
@@ -89,3 +90,23 @@ def test_the_footprint_of_control_points_crosses_the_antimeridian() -> None:
     assert found is not None
     assert np.allclose(np.array(found[1], float), [179, 8, -179, 10])
     assert found[0]["type"] == "MultiPolygon"
+
+
+@pytest.mark.parametrize("where", [(0.0, 0.0, 0.0), (0.0, 50.0, 100.0)])
+def test_control_points_on_a_line_have_no_footprint(where: tuple[float, ...]) -> None:
+    points = tuple((row, row, 10 + row / 100, 50 - row / 100) for row in where)
+    assert footprint(Grid(1, 100, 100, gcps=points, gcp_crs="EPSG:4326")) is None
+    # Apart in the scene, and on one line of the ground.
+    points = ((0.0, 0.0, 10.0, 50.0), (0.0, 100.0, 11.0, 50.0), (100.0, 0.0, 10.0, 50.0))
+    assert footprint(Grid(1, 100, 100, gcps=points, gcp_crs="EPSG:4326")) is None
+
+
+def test_control_points_are_fitted_by_least_squares() -> None:
+    rng = np.random.default_rng(1)
+    rows, cols = rng.uniform(0, 10_000, (2, 30))
+    xs, ys = 5e5 + 10 * cols - 3 * rows + rng.normal(0, 5, 30), 5e6 - 2 * cols - 10 * rows + rng.normal(0, 5, 30)
+    found = fitted_transform(np.stack([rows, cols, xs, ys], axis=1).tolist(), CRS.from_epsg(32633))
+    assert found is not None
+    design = np.stack([cols, rows, np.ones(30)], axis=1)
+    expected = np.concatenate([np.linalg.lstsq(design, values)[0] for values in (xs, ys)])
+    np.testing.assert_allclose(found, expected, rtol=1e-7)

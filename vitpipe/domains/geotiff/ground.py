@@ -12,14 +12,22 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
+from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
+from rasterio.transform import from_gcps
 from rasterio.warp import transform as warp_points
 
 _EQUAL_AREA = 6933
 _GEOCENTRIC = 4978
 _DATE_LINE_M = 17_367_530.445161
 """x of 180 degrees east in EPSG:6933; x of 180 degrees west is its negative."""
+
+_FLAT = 1e-6
+"""Share of the extent of control points: what lies within is a line."""
+
+Placing = tuple[float, float, float, float, float, float]
+"""a, b, c, d, e, f of a transform."""
 
 
 def crs_text(crs: CRS) -> str:
@@ -59,6 +67,30 @@ def warped_points(crs: CRS, to: CRS, xs: NDArray[np.float64], ys: NDArray[np.flo
         return np.hstack([warped_points(crs, to, xs[:half], ys[:half]), warped_points(crs, to, xs[half:], ys[half:])])
     points[:, ~np.isfinite(points).all(axis=0)] = np.nan
     return points
+
+
+def fitted_transform(points: Sequence[Sequence[float]], crs: CRS) -> Placing | None:
+    """Fit a transform to ground control points, by least squares as GDAL does.
+
+    Args:
+        points: (row, col, x, y) of each.
+        crs: of x and y.
+
+    Returns:
+        a, b, c, d, e, f; longitudes may go on beyond 180 degrees. None where the points fix no plane: fewer than three
+        of them, or all on one line. GDAL then leaves the numbers as they lie in memory.
+    """
+    rows, cols, xs, ys = np.array(points, dtype=np.float64).T
+    if crs.is_geographic:
+        # Longitudes may jump at the antimeridian.
+        xs = xs - 360 * np.round((xs - xs[0]) / 360)
+    for one, other in ((rows, cols), (xs, ys)):
+        spread = np.stack([one - one.mean(), other - other.mean()])
+        if not np.isfinite(spread).all() or np.linalg.matrix_rank(spread, tol=_FLAT * np.abs(spread).max()) < 2:
+            return None
+    fixed = [GroundControlPoint(*point) for point in np.stack([rows, cols, xs, ys], axis=1).tolist()]
+    a, b, c, d, e, f = from_gcps(fixed)[:6]
+    return a, b, c, d, e, f
 
 
 def block_names(points: NDArray[np.float64], block_m: float, *, otherwise: str) -> list[str]:

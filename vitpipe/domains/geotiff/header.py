@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from affine import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
-from rasterio.transform import from_gcps
 
-from vitpipe.domains.geotiff.ground import crs_text, gsd_m, to_equal_area
+from vitpipe.domains.geotiff.ground import crs_text, fitted_transform, gsd_m, to_equal_area
 from vitpipe.domains.geotiff.products.metadata import is_metadata, read_metadata
 from vitpipe.domains.geotiff.products.sentinel2 import band_of
 from vitpipe.errors import TransientError
@@ -298,29 +298,29 @@ def _alpha_bands(dataset: DatasetReader) -> list[int]:
 def _place(dataset: DatasetReader) -> tuple[dict[str, Json], list[str]]:
     """Tell where the scene lies, and what is odd about it."""
     transform, crs, notes = dataset.transform, dataset.crs, []
-    fitted = False
-    if not crs and dataset.gcps[0] and len(dataset.gcps[0]) >= 3:
-        # Good enough to tell the block of ground, not to place a pixel: the grid stays without a transform.
-        transform, crs, fitted = from_gcps(dataset.gcps[0]), dataset.gcps[1], True
+    points = [[float(value) for value in (point.row, point.col, point.x, point.y)] for point in dataset.gcps[0]]
+    fitted = None
+    if not crs and len(points) >= 3:
         notes.append("GCP_ONLY")
+        # Good enough to tell the block of ground, not to place a pixel: the grid stays without a transform.
+        fitted = fitted_transform(points, dataset.gcps[1]) if dataset.gcps[1] else None
+        if fitted is not None:
+            transform, crs = Affine(*fitted), dataset.gcps[1]
     elif not crs:
         notes.append("RPC_ONLY" if dataset.rpcs else "NO_CRS")
     values = [float(value) for value in transform[:6]]
     usable = all(math.isfinite(value) for value in values) and transform.determinant != 0
-    if usable and not fitted and (transform.b or transform.d):
+    if usable and fitted is None and (transform.b or transform.d):
         notes.append("ROTATED")
     placed: dict[str, Json] = {
-        "crs": crs_text(crs) if crs and not fitted else None,
-        "transform": list(values) if usable and not fitted and (crs or not transform.is_identity) else None,
+        "crs": crs_text(crs) if crs and fitted is None else None,
+        "transform": list(values) if usable and fitted is None and (crs or not transform.is_identity) else None,
         "ground": None,
         "gsd_m": None,
         "fitted": None,
     }
-    if fitted and crs and usable:
-        points: list[Json] = [
-            [float(value) for value in (point.row, point.col, point.x, point.y)] for point in dataset.gcps[0]
-        ]
-        placed["fitted"] = {"crs": crs_text(crs), "transform": list(values), "gcps": points}
+    if fitted is not None and usable:
+        placed["fitted"] = {"crs": crs_text(crs), "transform": list(values), "gcps": [[*point] for point in points]}
     if crs and usable:
         a, b, c, d, e, f = values
         x = a * dataset.width / 2 + b * dataset.height / 2 + c

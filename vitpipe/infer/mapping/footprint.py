@@ -10,7 +10,7 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
-from vitpipe.domains.geotiff.ground import warped_points
+from vitpipe.domains.geotiff.ground import fitted_transform, warped_points
 from vitpipe.records import Grid, Json
 
 _POINTS: Final = 21
@@ -30,7 +30,8 @@ def footprint(grid: Grid) -> tuple[dict[str, Json], list[Json]] | None:
     fits them best.
     """
     if grid.gcps:
-        grid = _fitted(grid)
+        fitted = fitted_transform(grid.gcps, CRS.from_user_input(grid.gcp_crs))
+        grid = dataclasses.replace(grid, transform=fitted, crs=grid.gcp_crs)
     if grid.transform is None or grid.crs is None:
         return None
     along = np.linspace(0, 1, _POINTS)[:-1]
@@ -50,18 +51,6 @@ def footprint(grid: Grid) -> tuple[dict[str, Json], list[Json]] | None:
     longitudes = np.degrees(np.unwrap(np.radians(ring[:, 0])))
     longitudes -= 360 * np.floor((longitudes.min() + 180) / 360)
     return _placed(shapely.make_valid(shapely.Polygon(np.stack([longitudes, ring[:, 1]], axis=1))))
-
-
-def _fitted(grid: Grid) -> Grid:
-    from rasterio.control import GroundControlPoint
-    from rasterio.transform import from_gcps
-
-    rows, cols, xs, ys = np.array(grid.gcps).T
-    if CRS.from_user_input(grid.gcp_crs).is_geographic:
-        # Longitudes may jump at the antimeridian.
-        xs -= 360 * np.round((xs - xs[0]) / 360)
-    points = [GroundControlPoint(*point) for point in np.stack([rows, cols, xs, ys], axis=1).tolist()]
-    return dataclasses.replace(grid, transform=tuple(from_gcps(points))[:6], crs=grid.gcp_crs)
 
 
 def _placed(shape: Any) -> tuple[dict[str, Json], list[Json]]:  # noqa: ANN401 - shapely has no types
