@@ -9,7 +9,7 @@ from flows.artifacts import publish_summary
 from flows.pipeline import runner
 from vitpipe.config import MapRecipe, StacSource
 from vitpipe.records import StageSummary
-from vitpipe.results import ResultKind, after_fetch
+from vitpipe.results import ResultKind, after_fetch, scenes_in_use
 
 _AS_USUAL = MapRecipe()
 
@@ -34,13 +34,14 @@ def predict(
         maps: How maps of whole scenes are made.
     """
     job = tasks.plan_prediction(model_uri, source, out, workspace, dicom, maps)
-    fetched = StageSummary("fetch") if job.catalog is None else tasks.bring_scenes(job)
-    if job.per_pixel:
-        batches = tasks.plan_maps(job)
-        futures = tasks.map_scenes.map(unmapped(job), batches, list(range(len(batches))))
-        summary = tasks.finish_maps(job, sum(futures.result(), start=StageSummary("predict")))
-    else:
-        summary = tasks.predict_tiles(job)
+    with scenes_in_use(job):
+        fetched = StageSummary("fetch") if job.catalog is None else tasks.bring_scenes(job)
+        if job.per_pixel:
+            batches = tasks.plan_maps(job)
+            futures = tasks.map_scenes.map(unmapped(job), batches, list(range(len(batches))))
+            summary = tasks.finish_maps(job, sum(futures.result(), start=StageSummary("predict")))
+        else:
+            summary = tasks.predict_tiles(job)
     summary = after_fetch(summary, fetched)
     publish_summary(model_uri.removeprefix("models:/"), summary)
     return summary

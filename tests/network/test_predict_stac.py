@@ -109,6 +109,51 @@ def test_a_model_of_tiles_takes_a_catalog(held: Ranges, tmp_path: Path, monkeypa
     assert "FETCH_FAILED" in said
 
 
+@pytest.mark.parametrize("by_flow", [False, True])
+@pytest.mark.parametrize("per_pixel", [False, True])
+def test_scenes_stay_in_use_while_they_are_predicted_on(
+    by_flow: bool, per_pixel: bool, held: Ranges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "model"
+    hold(monkeypatch, pixel_predictor(package) if per_pixel else Predictor.load(make_package(package)))
+    put_scenes(held, tmp_path / "copies", 2)
+    folder = str(tmp_path / "kept")
+    one, other = (StacSource(url=f"{held.url}/v1", path=folder, query={"ids": [f"scene-{n}"]}) for n in range(2))  # type: ignore[arg-type]
+    plain = results.finish_maps if per_pixel else results.predict_tiles
+    refused: list[str] = []
+
+    def predicting(job: Any, *rest: Any) -> Any:
+        # Others begin with another query, which would put the scene out of use.
+        if not refused:
+            refused.append("")
+            with pytest.raises(WorkspaceError) as caught:
+                results.predict(URI, other, str(tmp_path / "other"), None)
+            refused[0] = str(caught.value)
+        return plain(job, *rest)
+
+    monkeypatch.setattr(results, plain.__name__, predicting)
+    predict_by = run_flow(monkeypatch) if by_flow else results.predict
+    assert predict_by(URI, one, str(tmp_path / "out"), None).done == 1
+    assert "kept is in use by another run" in refused[0]
+    assert results.predict(URI, other, str(tmp_path / "other"), None).done == 1
+
+
+def run_flow(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Give the flow with its tasks as plain functions: what Prefect adds is tested elsewhere."""
+    from flows import predict, tasks
+
+    names = ("plan_prediction", "bring_scenes", "predict_tiles", "plan_maps", "finish_maps")
+    plain = {name: getattr(tasks, name).fn for name in names}
+
+    def mapped(job: Any, batches: Any, numbers: Any) -> Any:
+        found = [tasks.map_scenes.fn(job.value, batch, number) for batch, number in zip(batches, numbers, strict=True)]
+        return SimpleNamespace(result=lambda: found)
+
+    monkeypatch.setattr(predict, "tasks", SimpleNamespace(**plain, map_scenes=SimpleNamespace(map=mapped)))
+    monkeypatch.setattr(predict, "publish_summary", lambda *_: None)
+    return predict.predict.fn
+
+
 def test_a_document_is_taken_by_its_address_or_file(
     held: Ranges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
