@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from prefect import flow, unmapped
+from pydantic import Field
 
 from flows import tasks
 from flows.artifacts import publish_summary
 from flows.pipeline import runner
 from vitpipe.config import MapRecipe, StacSource
+from vitpipe.config.address import WITHOUT_SECRET
 from vitpipe.records import StageSummary
 from vitpipe.results import ResultKind, after_fetch, scenes_in_use
 
@@ -17,7 +21,7 @@ _AS_USUAL = MapRecipe()
 @flow(name="predict", flow_run_name="predict {model_uri}", task_runner=runner())
 def predict(
     model_uri: str,
-    source: str | StacSource,
+    source: Annotated[str, Field(json_schema_extra=WITHOUT_SECRET)] | StacSource,
     out: str,
     workspace: str | None = None,
     dicom: ResultKind | None = None,
