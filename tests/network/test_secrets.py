@@ -91,3 +91,17 @@ def test_a_server_of_flows_takes_no_address_with_a_secret(flow: str, given: Call
         assert validate(others | given(text), form), text
     for text in PLAIN:
         assert not validate(others | given(text), form), text
+
+
+def test_headers_that_cannot_be_read_put_no_signature_into_the_log(
+    held: Ranges, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    held.add("/0.tif", tiff(0))
+    # The length comes first: what follows the odd line is no header any more.
+    held.headers["/0.tif"] = {"Content-Length": str(len(tiff(0))), "X-One": "1\r\nno header at all"}
+    held.add("/item.json", item(0, f"{held.url}/0.tif?{SIGNATURE}"))
+    config, workspace = pipeline(tmp_path, f"{held.url}/item.json")
+    fetch(config, workspace, QUICK)
+    assert held.paths("/0.tif")
+    assert "canary" not in caplog.text
