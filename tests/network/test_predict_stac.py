@@ -20,11 +20,13 @@ from tests.network.range_server import Ranges, serving
 from tests.network.stac_cases import SIGNATURE, answer_with, item
 from vitpipe import results
 from vitpipe.atomic import file_lock
-from vitpipe.config import StacSource
+from vitpipe.config import PipelineConfig, StacQuery, StacSource
 from vitpipe.errors import ConfigError, ContractError, DataError, WorkspaceError
+from vitpipe.fetch import fetch
 from vitpipe.infer.predictor import Predictor
 from vitpipe.records import StageSummary
 from vitpipe.web import client
+from vitpipe.workspace import Workspace
 
 URI = "models:/land@champion"
 NAMED = [{"name": name} for name in BANDS]
@@ -107,6 +109,21 @@ def test_a_model_of_tiles_takes_a_catalog(held: Ranges, tmp_path: Path, monkeypa
         results.predict(URI, source, str(tmp_path / "other"), None)
     said = (tmp_path / "out" / "predictions.json").read_text(encoding="utf-8")
     assert "FETCH_FAILED" in said
+
+
+def test_the_scenes_of_a_pipeline_are_not_left_out_by_a_prediction(
+    held: Ranges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(monkeypatch, Predictor.load(make_package(tmp_path / "model")))
+    put_scenes(held, tmp_path / "copies", 2)
+    source = StacSource(url=f"{held.url}/v1", path=str(tmp_path / "kept"))
+    # Whatever its name is.
+    config = PipelineConfig(name="predict", source=source, workspace=str(tmp_path / "workspace"))
+    assert fetch(config, Workspace(tmp_path / "workspace"), QUICK).done == 2
+    other = source.model_copy(update={"query": StacQuery(ids=("scene-1",))})
+    with pytest.raises(ConfigError, match="another pipeline fetched"):
+        results.predict(URI, other, str(tmp_path / "out"), None)
+    assert sorted(path.name for path in (tmp_path / "kept").glob("scene-*")) == ["scene-0", "scene-1"]
 
 
 @pytest.mark.parametrize("by_flow", [False, True])

@@ -24,7 +24,8 @@ from vitpipe.records import Json, Rejected, StageSummary
 from vitpipe.web.address import shown
 from vitpipe.workspace import Workspace
 
-_NAME: Final = "predict"
+_NAME: Final = ".predict"
+"""No pipeline of a user has it: else the fetch for a prediction would leave out scenes that such a one trains on."""
 _LOCK: Final = ".predicted-on"
 _RECIPES: Final = (".yaml", ".yml")
 _DOCUMENTS: Final = (".json", ".geojson")
@@ -167,4 +168,4 @@ def not_brought(catalog: StacSource, out: str) -> list[Rejected]:
 
 
 def _pipeline(catalog: StacSource, out: str) -> PipelineConfig:
-    return PipelineConfig(name=_NAME, source=catalog, workspace=out)
+    return PipelineConfig(name="predict", source=catalog, workspace=out).model_copy(update={"name": _NAME})
