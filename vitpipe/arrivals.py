@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
-from vitpipe.atomic import write_file, write_json
+from vitpipe.atomic import file_lock, make_folder, write_file, write_json
 from vitpipe.errors import ConfigError, TooManyRejected
 from vitpipe.records import Rejected
 
@@ -19,6 +20,7 @@ FAILURES: Final = "fetch.json"
 """File in the workspace of what the last fetch could not get."""
 FETCH_FAILED: Final = "FETCH_FAILED"
 _OWNER: Final = ".fetched-by"
+_LOCK: Final = ".lock"
 
 
 def in_use(root: Path, name: str) -> Path:
@@ -61,6 +63,16 @@ def size_of(path: Path) -> int:
         return path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
         return -1
+
+
+def fetching(root: Path) -> AbstractContextManager[None]:
+    """Let one fetch at a time work in a folder: pipelines of one name, of workspaces of their own, may share it.
+
+    Raises:
+        WorkspaceError: another one does.
+    """
+    make_folder(root)
+    return file_lock(root / _LOCK, wait=False)
 
 
 def claim(root: Path, owner: str, commit_name: str, what: str) -> None:

@@ -86,7 +86,7 @@ def fetch(config: PipelineConfig, workspace: Workspace, backoff: Backoff | None 
 
     Raises:
         ConfigError: the server's address, certificate, credentials or the query are wrong.
-        WorkspaceError: the disk is full, or the folder cannot be written.
+        WorkspaceError: the disk is full, the folder cannot be written, or another fetch works in it.
         TooManyRejected: more than the stated share of the instances could not be fetched.
         TransientError: the server does not answer; what has arrived is kept.
     """
@@ -99,16 +99,16 @@ def fetch(config: PipelineConfig, workspace: Workspace, backoff: Backoff | None 
     if not isinstance(source, DicomwebSource):
         return StageSummary("fetch")
     root = Path(config.on_disk().source.path)
-    make_folder(root)
     pseudonym = load_pseudonymiser(workspace.root)
     job = _Job(source, read_access(), root, pseudonym, backoff)
-    offers = job.search_studies()
-    if not offers:
-        raise DataError(f"{source.url} has no study that fits `source.query`; widen it, or look at the server")
-    arrivals.claim(root, pseudonym("fetch", config.name), studies.COMMIT_NAME, "studies")
-    wanted = {job.pseudonym("study_uid", offer.uid): offer for offer in offers}
-    left_out = arrivals.leave_out(root, studies.COMMIT_NAME, wanted)
-    fetched = job.fetch_all(wanted)
+    with arrivals.fetching(root):
+        offers = job.search_studies()
+        if not offers:
+            raise DataError(f"{source.url} has no study that fits `source.query`; widen it, or look at the server")
+        arrivals.claim(root, pseudonym("fetch", config.name), studies.COMMIT_NAME, "studies")
+        wanted = {job.pseudonym("study_uid", offer.uid): offer for offer in offers}
+        left_out = arrivals.leave_out(root, studies.COMMIT_NAME, wanted)
+        fetched = job.fetch_all(wanted)
     done, skipped = sum(item.done for item in fetched), sum(item.skipped for item in fetched)
     lacking = {path: reason for item in fetched for path, reason in item.rejected.items()}
     rejected = [Rejected(path, FETCH_FAILED, reason) for path, reason in lacking.items()]

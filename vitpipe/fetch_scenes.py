@@ -46,6 +46,8 @@ class _Progress:
     """Scene to file to what arrived."""
     rejected: dict[str, Rejected] = field(default_factory=dict)
     """Scene to what is wrong with it, or with the first of its files."""
+    before: dict[str, SceneCommit] = field(default_factory=dict)
+    """Scene to what there was of it, as the catalog still describes it."""
     in_vain: int = 0
     busy: TransientError | None = None
 
@@ -67,15 +69,14 @@ def fetch_scenes(
     Raises:
         ConfigError: the address, the certificate, the credentials, the query or the choice of assets are wrong.
         DataError: the catalog is none, or has no item that fits.
-        WorkspaceError: the disk is full, or the folder cannot be written.
+        WorkspaceError: the disk is full, the folder cannot be written, or another fetch works in it.
         TooManyRejected: more than the stated share of the scenes could not be fetched.
         TransientError: a server does not answer; what has arrived is kept.
     """
     started = time.perf_counter()
     root = Path(config.on_disk().source.path)
-    make_folder(root)
     rules = Rules(source.url, source.plain_http, source.sign or "")
-    with Client(rules, read_access(), source.connections, backoff) as client:
+    with arrivals.fetching(root), Client(rules, read_access(), source.connections, backoff) as client:
         found = find_items(source, client)
         if not found:
             raise DataError(
@@ -147,6 +148,8 @@ def _fetch_all(
             make_folder(folder)
             folders.set_aside(folder, scene)
             before = folders.read_commit(folder)
+            if before is not None and before.updated == scene.updated:
+                progress.before[scene.name] = before
             for file in scene.files:
                 futures[pool.submit(_fetch_file, file, folder, client, scene, before)] = scene, file
         left = {scene.name: len(scene.files) for scene in scenes}
@@ -189,7 +192,7 @@ def _take(future: Future[Arrived], root: Path, scene: WantedScene, file: WantedF
     try:
         progress.arrived.setdefault(scene.name, {})[file.name] = future.result()
         progress.in_vain = 0
-        _write_commit(arrivals.out_of_use(root, scene.name), scene, progress.arrived[scene.name])
+        _write_commit(arrivals.out_of_use(root, scene.name), scene, progress)
     except UnreadableSource as error:
         progress.rejected.setdefault(scene.name, Rejected(place, error.code, error.reason))
     except StillBusy as error:
@@ -210,9 +213,15 @@ def _finish(root: Path, scene: WantedScene, arrived: Mapping[str, Arrived]) -> N
     hidden.rename(arrivals.in_use(root, scene.name))
 
 
-def _write_commit(folder: Path, scene: WantedScene, arrived: Mapping[str, Arrived]) -> None:
-    """Note what there is of a scene; while some is missing it is out of use, and a killed fetch goes on from here."""
-    stored = {
+def _write_commit(folder: Path, scene: WantedScene, progress: _Progress) -> None:
+    """Note what there is of a scene; while some is missing it is out of use, and a killed fetch goes on from here.
+
+    What was there before stays noted until its turn comes.
+    """
+    arrived, before = progress.arrived[scene.name], progress.before.get(scene.name)
+    names = {file.name for file in scene.files}
+    stored = {name: item for name, item in before.files.items() if name in names} if before else {}
+    stored |= {
         file.name: StoredFile(file.identity, arrived[file.name].bytes, arrived[file.name].validator)
         for file in scene.files
         if file.name in arrived

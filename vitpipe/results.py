@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -127,13 +128,25 @@ def predict(
         TransientError: a server or a disk does not answer.
     """
     job = plan_job(model_uri, source, out, workspace, dicom, maps or MapRecipe())
-    fetched = bring_scenes(job)
-    if job.per_pixel:
-        mapped = (map_scenes(job, batch) for batch in plan_maps(job))
-        summary = finish_maps(job, sum(mapped, start=StageSummary("predict")))
-    else:
-        summary = predict_tiles(job)
+    with scenes_in_use(job):
+        fetched = bring_scenes(job)
+        if job.per_pixel:
+            mapped = (map_scenes(job, batch) for batch in plan_maps(job))
+            summary = finish_maps(job, sum(mapped, start=StageSummary("predict")))
+        else:
+            summary = predict_tiles(job)
     return after_fetch(summary, fetched)
+
+
+def scenes_in_use(job: PredictJob) -> AbstractContextManager[None]:
+    """Keep the scenes of a job's catalog in use, from before they are fetched until all is predicted.
+
+    Raises:
+        WorkspaceError: other predictions are being made on that folder of scenes.
+    """
+    from vitpipe.infer.catalogs import kept_in_use
+
+    return nullcontext() if job.catalog is None else kept_in_use(job.catalog)
 
 
 def after_fetch(summary: StageSummary, fetched: StageSummary) -> StageSummary:

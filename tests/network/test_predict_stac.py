@@ -20,11 +20,13 @@ from tests.network.range_server import Ranges, serving
 from tests.network.stac_cases import SIGNATURE, answer_with, item
 from vitpipe import results
 from vitpipe.atomic import file_lock
-from vitpipe.config import StacSource
+from vitpipe.config import PipelineConfig, StacQuery, StacSource
 from vitpipe.errors import ConfigError, ContractError, DataError, WorkspaceError
+from vitpipe.fetch import fetch
 from vitpipe.infer.predictor import Predictor
 from vitpipe.records import StageSummary
 from vitpipe.web import client
+from vitpipe.workspace import Workspace
 
 URI = "models:/land@champion"
 NAMED = [{"name": name} for name in BANDS]
@@ -107,6 +109,66 @@ def test_a_model_of_tiles_takes_a_catalog(held: Ranges, tmp_path: Path, monkeypa
         results.predict(URI, source, str(tmp_path / "other"), None)
     said = (tmp_path / "out" / "predictions.json").read_text(encoding="utf-8")
     assert "FETCH_FAILED" in said
+
+
+def test_the_scenes_of_a_pipeline_are_not_left_out_by_a_prediction(
+    held: Ranges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(monkeypatch, Predictor.load(make_package(tmp_path / "model")))
+    put_scenes(held, tmp_path / "copies", 2)
+    source = StacSource(url=f"{held.url}/v1", path=str(tmp_path / "kept"))
+    # Whatever its name is.
+    config = PipelineConfig(name="predict", source=source, workspace=str(tmp_path / "workspace"))
+    assert fetch(config, Workspace(tmp_path / "workspace"), QUICK).done == 2
+    other = source.model_copy(update={"query": StacQuery(ids=("scene-1",))})
+    with pytest.raises(ConfigError, match="another pipeline fetched"):
+        results.predict(URI, other, str(tmp_path / "out"), None)
+    assert sorted(path.name for path in (tmp_path / "kept").glob("scene-*")) == ["scene-0", "scene-1"]
+
+
+@pytest.mark.parametrize("by_flow", [False, True])
+@pytest.mark.parametrize("per_pixel", [False, True])
+def test_scenes_stay_in_use_while_they_are_predicted_on(
+    by_flow: bool, per_pixel: bool, held: Ranges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "model"
+    hold(monkeypatch, pixel_predictor(package) if per_pixel else Predictor.load(make_package(package)))
+    put_scenes(held, tmp_path / "copies", 2)
+    folder = str(tmp_path / "kept")
+    one, other = (StacSource(url=f"{held.url}/v1", path=folder, query={"ids": [f"scene-{n}"]}) for n in range(2))  # type: ignore[arg-type]
+    plain = results.finish_maps if per_pixel else results.predict_tiles
+    refused: list[str] = []
+
+    def predicting(job: Any, *rest: Any) -> Any:
+        # Others begin with another query, which would put the scene out of use.
+        if not refused:
+            refused.append("")
+            with pytest.raises(WorkspaceError) as caught:
+                results.predict(URI, other, str(tmp_path / "other"), None)
+            refused[0] = str(caught.value)
+        return plain(job, *rest)
+
+    monkeypatch.setattr(results, plain.__name__, predicting)
+    predict_by = run_flow(monkeypatch) if by_flow else results.predict
+    assert predict_by(URI, one, str(tmp_path / "out"), None).done == 1
+    assert "kept is in use by another run" in refused[0]
+    assert results.predict(URI, other, str(tmp_path / "other"), None).done == 1
+
+
+def run_flow(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Give the flow with its tasks as plain functions: what Prefect adds is tested elsewhere."""
+    from flows import predict, tasks
+
+    names = ("plan_prediction", "bring_scenes", "predict_tiles", "plan_maps", "finish_maps")
+    plain = {name: getattr(tasks, name).fn for name in names}
+
+    def mapped(job: Any, batches: Any, numbers: Any) -> Any:
+        found = [tasks.map_scenes.fn(job.value, batch, number) for batch, number in zip(batches, numbers, strict=True)]
+        return SimpleNamespace(result=lambda: found)
+
+    monkeypatch.setattr(predict, "tasks", SimpleNamespace(**plain, map_scenes=SimpleNamespace(map=mapped)))
+    monkeypatch.setattr(predict, "publish_summary", lambda *_: None)
+    return predict.predict.fn
 
 
 def test_a_document_is_taken_by_its_address_or_file(

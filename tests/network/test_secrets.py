@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prefect.utilities.schema_tools.validation import validate
 
 from tests.network.network_cases import QUICK
 from tests.network.range_server import Ranges, serving
@@ -63,3 +66,42 @@ def test_addresses_are_told_without_secrets_and_resolved(monkeypatch: pytest.Mon
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
     assert s3_address("s3://bucket/x.tif") == "http://127.0.0.1:9000/bucket/x.tif"
     assert resolve("https://a.org/c.json", "s3://bucket/x.tif") == "s3://bucket/x.tif"
+
+
+SECRETIVE = ["https://a.org/x?sig=canary", "https://u:canary@a.org/x", "s3://canary@a/x", "HTTPS://a.org/x#canary"]
+PLAIN = ["https://a.org:8/x@2.tif", "s3://a/b/", "/data/what?/a@b=c#d", "catalog.json", "file?x=https://a.org/b"]
+
+
+@pytest.mark.parametrize(
+    ("flow", "given"),
+    [
+        ("predict", lambda text: {"source": text}),
+        ("predict", lambda text: {"source": {"kind": "stac", "url": text}}),
+        ("predict", lambda text: {"source": {"kind": "stac", "url": "https://a.org", "sign": text}}),
+        ("pipeline", lambda text: {"config": {"name": "a", "source": {"kind": "stac", "url": text}}}),
+        ("pipeline", lambda text: {"config": {"name": "a", "source": {"kind": "dicomweb", "url": text}}}),
+        ("pipeline", lambda text: {"config": {"name": "a", "source": {"kind": "geotiff", "path": text}}}),
+    ],
+)
+def test_a_server_of_flows_takes_no_address_with_a_secret(flow: str, given: Callable[[str], dict[str, Any]]) -> None:
+    # It keeps and logs the values of a run before any of our code sees them, but checks them by the form first.
+    form = getattr(importlib.import_module(f"flows.{flow}"), flow).parameters.model_dump_for_openapi()
+    others = {"model_uri": "models:/a/1", "out": "out"} if flow == "predict" else {}
+    for text in SECRETIVE:
+        assert validate(others | given(text), form), text
+    for text in PLAIN:
+        assert not validate(others | given(text), form), text
+
+
+def test_headers_that_cannot_be_read_put_no_signature_into_the_log(
+    held: Ranges, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    held.add("/0.tif", tiff(0))
+    # The length comes first: what follows the odd line is no header any more.
+    held.headers["/0.tif"] = {"Content-Length": str(len(tiff(0))), "X-One": "1\r\nno header at all"}
+    held.add("/item.json", item(0, f"{held.url}/0.tif?{SIGNATURE}"))
+    config, workspace = pipeline(tmp_path, f"{held.url}/item.json")
+    fetch(config, workspace, QUICK)
+    assert held.paths("/0.tif")
+    assert "canary" not in caplog.text

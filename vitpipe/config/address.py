@@ -6,7 +6,16 @@ import ipaddress
 from typing import Final
 from urllib.parse import urlsplit
 
+from pydantic import JsonValue
+
 _LISTS: Final = (".txt", ".csv")
+_SECRETIVE: Final = r"^(?![A-Za-z][A-Za-z0-9+.\-]*://([^/?#]*@|[^?#]*[?#]))"
+WITHOUT_SECRET: Final[dict[str, JsonValue]] = {"pattern": _SECRETIVE}
+"""For the form of a key (JSON Schema): no address that holds credentials, a query or a fragment.
+
+Prefect's server keeps, and logs, whatever values a run is given before any model looks at them; what does not fit the
+form it does not take.
+"""
 
 
 def is_this_machine(host: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from vitpipe.config.address import address_problem, is_address, service_problem
+from vitpipe.config.address import WITHOUT_SECRET, address_problem, is_address, service_problem
 from vitpipe.config.base import Recipe
 from vitpipe.config.scenes import SceneFiles, SceneSeries
 from vitpipe.config.stac import StacQuery, stac_file_label
@@ -95,7 +95,11 @@ class DicomwebSource(DicomSource):
     path: str = Field(
         "", title="Folder", description="Where fetched studies are kept; `studies` in the workspace when empty."
     )
-    url: str = Field(title="URL", description="Root of the service, such as https://pacs.example.org/dicom-web.")
+    url: str = Field(
+        title="URL",
+        description="Root of the service, such as https://pacs.example.org/dicom-web.",
+        json_schema_extra=WITHOUT_SECRET,
+    )
     query: DicomwebQuery = DicomwebQuery()
     connections: int = Field(4, ge=1, le=32, title="Connections", description="Studies that are fetched side by side.")
     page_size: int = Field(200, ge=1, le=5000, title="Page size", description="Entries asked for in one query.")
@@ -151,6 +155,7 @@ class GeotiffSource(Recipe):
             description="Folder or file of scenes; or an address (https://host/x.tif, s3://bucket/x.tif), a folder "
             "of S3 (s3://bucket/folder/), or a list of them (.txt, .csv), which are read where they lie.",
             min_length=1,
+            json_schema_extra=WITHOUT_SECRET,
         ),
     ]
     max_reject_share: RejectShare = 0.2
@@ -233,6 +238,7 @@ class StacSource(GeotiffSource):
         title="Catalog",
         description="A catalog, collection, item or API: an address such as https://stac.example.org/v1, or a file.",
         min_length=1,
+        json_schema_extra=WITHOUT_SECRET,
     )
     query: StacQuery = StacQuery()
     assets: tuple[str, ...] = Field(
@@ -258,6 +264,7 @@ class StacSource(GeotiffSource):
         description="Gives short-lived signatures that assets are fetched with, such as "
         "https://planetarycomputer.microsoft.com/api/sas/v1/token (one for each Azure container); one that ends with "
         "/sign is asked for each address. None when empty.",
+        json_schema_extra=WITHOUT_SECRET,
     )
     max_items: int = Field(1000, ge=1, title="Most items", description="No more than the first so many are taken.")
     page_size: int = Field(100, ge=1, le=10_000, title="Page size", description="Items asked for in one query.")

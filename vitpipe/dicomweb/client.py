@@ -5,7 +5,6 @@ No sentence of this module quotes a request's address or the text of a library's
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +17,16 @@ from vitpipe.config import DicomwebSource
 from vitpipe.dicomweb.access import CA_VARIABLE, PASSWORD_VARIABLE, TOKEN_VARIABLE, USER_VARIABLE, Access
 from vitpipe.dicomweb.multipart import boundary_of, parts
 from vitpipe.errors import ConfigError, TransientError, UnreadableSource
-from vitpipe.web.retries import BUSY, Backoff, BusyError, Result, retry_after_seconds, translated, with_retries
+from vitpipe.web.retries import (
+    BUSY,
+    Backoff,
+    BusyError,
+    Result,
+    keep_addresses_from_logs,
+    retry_after_seconds,
+    translated,
+    with_retries,
+)
 
 if TYPE_CHECKING:
     import requests
@@ -256,8 +264,7 @@ def _session(access: Access) -> requests.Session:
                 request.headers["Authorization"] = f"Bearer {access.token}"
             return request
 
-    # At DEBUG it logs every path, and paths hold UIDs.
-    logging.getLogger("urllib3").setLevel(max(logging.INFO, logging.getLogger("urllib3").level))
+    keep_addresses_from_logs()
     session = requests.Session()
     session.auth = HTTPBasicAuth(access.user, access.password) if access.user and access.password else Token()
     return session

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -23,8 +24,9 @@ from vitpipe.records import Json, Rejected, StageSummary
 from vitpipe.web.address import shown
 from vitpipe.workspace import Workspace
 
-_NAME: Final = "predict"
-_LOCK: Final = ".lock"
+_NAME: Final = ".predict"
+"""No pipeline of a user has it: else the fetch for a prediction would leave out scenes that such a one trains on."""
+_LOCK: Final = ".predicted-on"
 _RECIPES: Final = (".yaml", ".yml")
 _DOCUMENTS: Final = (".json", ".geojson")
 _OF_AN_API: Final = re.compile(r".*/collections/[^/]+(/items/[^/]+)?")
@@ -126,6 +128,21 @@ def reading_options(catalog: StacSource) -> Mapping[str, Json]:
     return options | {key: value for key, value in stated.items() if key in catalog.model_fields_set}
 
 
+@contextmanager
+def kept_in_use(catalog: StacSource) -> Iterator[None]:
+    """Keep the scenes of a catalog in use until predictions on them are made.
+
+    Predictions with folders of their own may share the one of the scenes; the fetch of others would leave out what
+    their query does not find.
+
+    Raises:
+        WorkspaceError: others are being made there.
+    """
+    make_folder(Path(catalog.path))
+    with file_lock(Path(catalog.path) / _LOCK, wait=False):
+        yield
+
+
 def bring(catalog: StacSource, out: str) -> StageSummary:
     """Fetch the scenes of a catalog; what is there already is not asked for again, and a broken fetch goes on.
 
@@ -138,9 +155,7 @@ def bring(catalog: StacSource, out: str) -> StageSummary:
         ConfigError, WorkspaceError, TransientError: see `vitpipe.fetch.fetch`.
     """
     workspace = Workspace(Path(out))
-    make_folder(Path(catalog.path))
-    # Predictions with folders of their own may share the one of the scenes.
-    with workspace.lock(), file_lock(Path(catalog.path) / _LOCK, wait=False):
+    with workspace.lock():
         summary = fetch(_pipeline(catalog, out), workspace)
     if not summary.done + summary.skipped:
         raise nothing_usable(shown(catalog.url), not_brought(catalog, out))
@@ -153,4 +168,4 @@ def not_brought(catalog: StacSource, out: str) -> list[Rejected]:
 
 
 def _pipeline(catalog: StacSource, out: str) -> PipelineConfig:
-    return PipelineConfig(name=_NAME, source=catalog, workspace=out)
+    return PipelineConfig(name="predict", source=catalog, workspace=out).model_copy(update={"name": _NAME})

@@ -6,7 +6,6 @@ No sentence of this module quotes an address's query or the text of a library's 
 from __future__ import annotations
 
 import json
-import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,16 @@ from vitpipe.errors import ConfigError, DataError
 from vitpipe.web.access import CA_VARIABLE, HEADERS_VARIABLE, HOSTS_VARIABLE, TOKEN_VARIABLE, Access
 from vitpipe.web.address import Rules, is_remote, s3_address, shown
 from vitpipe.web.peers import Peers, guarded_pools
-from vitpipe.web.retries import BUSY, Backoff, BusyError, Result, retry_after_seconds, translated, with_retries
+from vitpipe.web.retries import (
+    BUSY,
+    Backoff,
+    BusyError,
+    Result,
+    keep_addresses_from_logs,
+    retry_after_seconds,
+    translated,
+    with_retries,
+)
 from vitpipe.web.signatures import Signatures
 from vitpipe.web.signing import sign
 
@@ -337,8 +345,7 @@ def _session(connections: int, check_peer: Callable[[str, str], None]) -> reques
         def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002 - its name there
             return None
 
-    # At DEBUG it logs every path with its query, and a signed one is a secret.
-    logging.getLogger("urllib3").setLevel(max(logging.INFO, logging.getLogger("urllib3").level))
+    keep_addresses_from_logs()
     session = Session()
     session.auth = NoNetrc()
     # Threads share the session: nothing of it may change with an answer.

@@ -125,6 +125,16 @@ def translated(server: str, ca_variable: str) -> Iterator[None]:
         raise ConfigError(f"{server} cannot be asked ({type(error).__name__}); check `source.url`") from None
 
 
+def keep_addresses_from_logs() -> None:
+    """Let urllib3 log no address: a signed one is a secret, and those of studies hold UIDs.
+
+    At DEBUG it logs every path with its query, and the whole address as a warning where headers cannot be read.
+    """
+    for name, least in (("urllib3", logging.INFO), ("urllib3.connection", logging.ERROR)):
+        logger = logging.getLogger(name)
+        logger.setLevel(max(least, logger.level))
+
+
 def retry_after_seconds(text: str | None) -> float | None:
     """Read ``Retry-After``: seconds, or a date (RFC 9110, 10.2.3); None where it is neither."""
     if text is None:
