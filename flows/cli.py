@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.command import AsJson, ConfigPath, Home, WorkspaceOption, print_json, reporting
+from flows.command import AsJson, ConfigPath, Home, WorkspaceOption, lines_of_progress, print_json, reporting
 from vitpipe import __version__
 from vitpipe.errors import DataError
 
@@ -192,7 +192,8 @@ def predict(  # noqa: PLR0913 - a parameter an option
         workspace = _find_registry(workspace)
         place = str(workspace) if workspace else None
         maps = MapRecipe(overlap=overlap, tta=tta, vectors=vectors, min_area_px=min_area, grid=grid)
-        summary = results.predict(model_uri, source, str(out), place, dicom=dicom, maps=maps)
+        with lines_of_progress():
+            summary = results.predict(model_uri, source, str(out), place, dicom=dicom, maps=maps)
         print_stage(summary, as_json=as_json)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -38,6 +39,21 @@ def reporting(*, as_json: bool) -> Iterator[None]:
     except KeyboardInterrupt as error:
         typer.secho("interrupted; the same command goes on where it was", err=True)
         raise typer.Exit(130) from error
+
+
+@contextlib.contextmanager
+def lines_of_progress() -> Iterator[None]:
+    """Show our own INFO lines on stderr, where no flow does: what takes long says where it is."""
+    lines = logging.StreamHandler()
+    logger = logging.getLogger("vitpipe")
+    level = logger.level
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(lines)
+        logger.setLevel(level)
 
 
 def print_json(value: Mapping[str, object]) -> None:

@@ -41,6 +41,14 @@ def _rank(file: str) -> int:
     return _LONGEST.index(file) if file in _LONGEST else len(_LONGEST)
 
 
+@pytest.fixture(scope="session")
+def empty_stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with nothing but empty databases of Prefect and MLflow, for `give_stores`."""
+    from tests.empty_stores import make_empty_stores, shared_folder
+
+    return make_empty_stores(shared_folder(tmp_path_factory.getbasetemp()) / "empty-stores")
+
+
 @pytest.fixture
 def samples() -> Path:
     """The sample data of the repository."""

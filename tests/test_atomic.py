@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -70,3 +72,23 @@ def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
         pytest.fail("the lock was taken twice")
     with atomic.file_lock(tmp_path / "lock", wait=False):
         assert (tmp_path / "lock").exists()
+
+
+def test_a_lock_whose_file_went_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, inner, calls = tmp_path / "lock", fcntl.flock, []
+
+    def flock(stream: IO[str], how: int) -> None:
+        if not calls:
+            # Its holder removes it and ends, just before.
+            lock.unlink()
+        calls.append(how)
+        inner(stream, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with (
+        atomic.file_lock(lock, wait=False),
+        pytest.raises(WorkspaceError, match="in use by another run"),
+        atomic.file_lock(lock, wait=False),
+    ):
+        pytest.fail("the lock was taken twice")
+    assert len(calls) == 3

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import shapely
 import shapely.affinity
 
@@ -131,3 +132,33 @@ def test_the_labels_of_real_scenes_are_found_and_their_pixels_prepared(
     assert labels.task is Task.SEGMENTATION
     assert len(labels.classes) == classes
     assert sum(int((targets != 255).sum()) for targets in found.values()) > 700
+
+
+def test_tiff_files_without_a_crs_are_told_and_what_is_drawn_beside_them_is_no_help(tmp_path: Path) -> None:
+    write_scene(tmp_path / "data" / "a.tif", 60, 90)
+    with rasterio.open(tmp_path / "data" / "a.tif") as scene:
+        profile, values = scene.profile, scene.read()
+    with rasterio.open(tmp_path / "data" / "a.tif", "w", **{**profile, "crs": None, "dtype": "uint8"}) as scene:
+        scene.write(values.astype(np.uint8))
+    shapes, names = cells(12, 12)
+    write_vectors(tmp_path / "data" / "a.gpkg", shapes, names)
+    (told,) = (
+        line
+        for line in write_starter(tmp_path / "data", tmp_path / "pipeline.yaml", overwrite=False).lines
+        if "no CRS" in line
+    )
+    assert "1 TIFF file(s), such as a.tif" in told
+    assert "labels nothing" in told
+    assert "gdal_edit.py -a_srs" in told
+
+
+def test_a_starter_file_can_be_read_by_people(tmp_path: Path) -> None:
+    write_scene(tmp_path / "Rhön Süd" / "a.tif", 60, 90)
+    shapes, names = cells(12, 12)
+    write_vectors(tmp_path / "Rhön Süd" / "a.gpkg", shapes, names)
+    write_starter(tmp_path / "Rhön Süd", tmp_path / "pipeline.yaml", overwrite=False)
+    text = (tmp_path / "pipeline.yaml").read_text(encoding="utf-8")
+    assert "name: Rhon-Sud\n" in text
+    assert "path: Rhön Süd\n" in text
+    assert "flip_horizontal: true, " in text
+    assert "True" not in text

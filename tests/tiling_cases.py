@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitpipe.config import PipelineConfig
+from vitpipe.cutting import Block
 from vitpipe.records import Grid, Source, Window
 
 
@@ -121,3 +122,12 @@ def scenes(count: int, raster: type[MemoryRaster] = MemoryRaster) -> tuple[dict[
     """Some sources of 200 x 150 and more pixels: about 600 KiB of tiles each."""
     rasters = {f"{seed:016x}": raster(noise(seed, (2, 1, 400 + seed, 700))) for seed in range(count)}
     return rasters, [source_of(source_id, item) for source_id, item in rasters.items()]
+
+
+def together(blocks: Sequence[Block]) -> tuple[NDArray[Any], NDArray[np.bool_], list[Window]]:
+    """Give all tiles, masks and windows of blocks."""
+    return (
+        np.concatenate([block.tiles for block in blocks]),
+        np.concatenate([block.valid for block in blocks]),
+        [window for block in blocks for window in block.windows],
+    )

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.tiling_cases import MemoryRaster
-from vitpipe.records import Grid
+from vitpipe.config import TileRecipe
+from vitpipe.cutting import cut
+from vitpipe.records import Grid, Window
 
 SLOPES = np.array([0.11, -0.07, 0.05])
 OFFSET = 3.0
@@ -84,3 +86,14 @@ def centres_of_box(box_mm: list[float], shape: tuple[int, int, int]) -> NDArray[
         + at[1][None, :, None, None] * down
         + at[2][None, None, :, None] * right
     )
+
+
+def blocks_of(
+    raster: object, recipe: TileRecipe
+) -> list[tuple[NDArray[Any], NDArray[np.bool_], Window, list[float] | None]]:
+    """Cut, and give a row a tile: pixels, mask, window, box."""
+    return [
+        row
+        for block in cut(raster, recipe, source_id="a")  # type: ignore[arg-type]
+        for row in zip(block.tiles, block.valid, block.windows, block.boxes_mm, strict=True)
+    ]

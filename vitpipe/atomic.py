@@ -154,17 +154,31 @@ def sweep_partials(folder: Path) -> int:
 def file_lock(path: Path, *, wait: bool) -> Iterator[None]:
     """Hold an exclusive lock on `path` (``flock``: the kernel frees it when the holder dies).
 
+    The holder may remove `path`: who waited for it, or opened it just before, takes the lock on a new one.
+
     Raises:
         WorkspaceError: `wait` is false and another process holds it.
     """
-    with workspace_errors(path):
-        make_folder(path.parent)
-        stream = path.open("a")
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise WorkspaceError(
-                f"{path.parent} is in use by another run; wait for it to end, or set another `workspace`"
-            ) from error
+    with contextlib.ExitStack() as stack:
+        while True:
+            with workspace_errors(path):
+                make_folder(path.parent)
+                stream = stack.enter_context(path.open("a"))
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                raise WorkspaceError(
+                    f"{path.parent} is in use by another run; wait for it to end, or set another `workspace`"
+                ) from error
+            if _is_there(path, stream.fileno()):
+                break
+            stack.close()
         yield
+
+
+def _is_there(path: Path, descriptor: int) -> bool:
+    """Tell whether a path still leads to the file that was opened."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

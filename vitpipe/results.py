@@ -174,7 +174,7 @@ def predict_tiles(job: PredictJob) -> StageSummary:
         DataError: nothing could be read.
     """
     from vitpipe.infer.dicom_results import write_dicom_results
-    from vitpipe.infer.output import write_predictions
+    from vitpipe.infer.output import left_out, write_predictions
     from vitpipe.registry import open_registry
 
     started = time.perf_counter()
@@ -183,8 +183,8 @@ def predict_tiles(job: PredictJob) -> StageSummary:
     result = predictor.predict_path(job.source, with_paths=True)
     result = dataclasses.replace(result, rejected=(*_not_brought(job), *result.rejected))
     written = write_predictions(result, Path(job.out))
-    notes = [*result.notes, f"written: {written.parent}"]
     rejected: list[Rejected] = [item for item in result.rejected if not item.junk]
+    notes = [*result.notes, *left_out(rejected, Path(job.out)), f"written: {written.parent}"]
     if job.dicom is not None:
         identity = registry.identify(job.model_uri)
         objects, refused = write_dicom_results(job.dicom, result, predictor.contract, identity, Path(job.out))
@@ -327,7 +327,7 @@ def finish_maps(job: PredictJob, mapped: StageSummary) -> StageSummary:
         DataError: no source could be mapped.
     """
     from vitpipe.infer.mapping.stac import write_catalog_of_maps
-    from vitpipe.infer.output import write_map_summary
+    from vitpipe.infer.output import left_out, write_map_summary
     from vitpipe.infer.predictor import nothing_usable
     from vitpipe.infer.reading import place_of
     from vitpipe.infer.volumes import write_volumes
@@ -349,8 +349,9 @@ def finish_maps(job: PredictJob, mapped: StageSummary) -> StageSummary:
     else:
         write_catalog_of_maps(room.root)
         write_map_summary(Path(job.out), count, rejected, mapped.notes)
-    refused = count_codes(item for item in rejected if not item.junk)
-    return dataclasses.replace(mapped, rejected=refused, notes=(*mapped.notes, written))
+    refused = [item for item in rejected if not item.junk]
+    notes = (*mapped.notes, *left_out(refused, Path(job.out)), written)
+    return dataclasses.replace(mapped, rejected=count_codes(refused), notes=notes)
 
 
 def whence(file: str, workspace: str | None) -> Findings:

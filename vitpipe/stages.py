@@ -6,6 +6,7 @@ Each takes the configuration and small names, reads and writes the workspace, an
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -101,10 +102,10 @@ class PipelineResult:
 
 
 def _shown(path: str | None) -> str:
-    """Give a path as one would type it here: relative where it lies below the current folder."""
+    """Give a path as one would type it here: relative where it lies below the current folder, quoted for the shell."""
     here = Path.cwd()
     place = Path(str(path))
-    return str(place.relative_to(here)) if place.is_relative_to(here) else str(place)
+    return shlex.quote(str(place.relative_to(here) if place.is_relative_to(here) else place))
 
 
 def _workspace(config: PipelineConfig) -> Workspace:

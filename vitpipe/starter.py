@@ -5,8 +5,8 @@ Everything is guessed from the values, nothing is asked, and each guess is said,
 
 from __future__ import annotations
 
+import math
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ from vitpipe.label_files import without_labels
 from vitpipe.loading import parse_config
 from vitpipe.pseudonym import Pseudonymiser
 from vitpipe.records import FileRecord, Findings, Json, Rejected, Source
-from vitpipe.starter_ground import guess_ground_labels
+from vitpipe.starter_ground import guess_ground_labels, say_unplaced
 from vitpipe.starter_labels import LabelGuess, guess_drawn_labels, guess_folder_labels, guess_table_labels
-from vitpipe.starter_stac import read_stac, stac_configuration
+from vitpipe.starter_stac import plain_name, read_stac, stac_configuration
 
 SAMPLE_FILES = 2000
 """Headers looked at: enough to match a label table, few enough to take seconds."""
@@ -73,7 +73,7 @@ def write_starter(data: Path, out: Path, *, overwrite: bool) -> Findings:
         return _write(out, values, lines)
     key = Pseudonymiser(os.urandom(32))
     look = _look_at(data, key)
-    lines = [_describe(look)]
+    lines = [_describe(look), *say_unplaced(look.kind, look.sources, data)]
     root, sources = _narrow_to_bands(data, look, lines)
     labels = _guess_labels(data, root, (look, sources), key, lines)
     lines += labels.lines if labels else ["no labels found: the run will ingest and tile, and stop before training"]
@@ -254,7 +254,7 @@ def _configuration(
         tiles["size"] = size
         if labels.stride_px is not None:
             tiles["stride"] = labels.stride_px
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", (root if root.is_dir() else root.parent).name).strip("-.") or "pipeline"
+    name = plain_name((root if root.is_dir() else root.parent).name)
     values: dict[str, Json] = {
         "name": name,
         "source": {"kind": kind, "path": _relative(root, base)},
@@ -330,20 +330,27 @@ def _has_cuda() -> bool:
 
 def _explain(values: Mapping[str, Json]) -> list[str]:
     tiles, model, source = values["tiles"], values.get("model"), values["source"]
-    lines = [f"tiles: {tiles}"]
+    lines = [f"tiles: {_inline(tiles)}"]
     if isinstance(source, dict) and source.get("block_m") == "auto":
         lines.append(
             "splits: by blocks of ground, as large as labels resemble each other and as leaves twenty (`source.block_m:"
             " auto`); the first run chooses the size, and it stays"
         )
     if model is not None:
-        lines.append(f"model: {model} - from scratch; with weights from timm or a file a small set does better")
-        lines.append(f"training: {values['train']}")
-    return [line.replace("'", "") for line in lines]
+        lines.append(
+            f"model: {_inline(model)} - from scratch; with weights from timm or a file a small set does better"
+        )
+        lines.append(f"training: {_inline(values['train'])}")
+    return lines
+
+
+def _inline(value: Json) -> str:
+    """Give a value as it may stand in a line of YAML."""
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True).strip()
 
 
 def _render(values: Mapping[str, Json], lines: Sequence[str]) -> str:
     comments = "".join(f"# {line}\n" for line in ("Written by `vitpipe init`. What was found and guessed:", *lines))
     order = ("name", "source", "labels", "tiles", "preprocess", "model", "train", "register")
     body = {key: values[key] for key in order if key in values}
-    return comments + "\n" + yaml.safe_dump(body, sort_keys=False, width=120)
+    return comments + "\n" + yaml.safe_dump(body, sort_keys=False, width=120, allow_unicode=True)

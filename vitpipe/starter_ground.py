@@ -14,6 +14,7 @@ from vitpipe.config import RasterLabels, TileRecipe, VectorLabels
 from vitpipe.errors import ConfigError, LabelError
 from vitpipe.labels.base import LabelSet
 from vitpipe.labels.read import as_attribute
+from vitpipe.labels.vector_files import SUFFIXES
 from vitpipe.records import Json, Source
 from vitpipe.starter_labels import LabelGuess, find_label
 from vitpipe.tile_survey import survey_tiles
@@ -62,6 +63,20 @@ def guess_ground_labels(
         if guess := _guess_rasters(place, inside, sources, lines):
             return guess
     return None
+
+
+def say_unplaced(kind: str, sources: Sequence[Source], data: Path) -> list[str]:
+    """Say that TIFF files without a CRS were taken as photographs, where they may well be scenes."""
+    tiffs = [source for source in sources if Path(source.uri).suffix.lower() in _TIFFS]
+    if kind != "images" or not tiffs:
+        return []
+    drawn = data.is_dir() and any(path.suffix.lower() in SUFFIXES for path in data.rglob("*"))
+    return [
+        f"{len(tiffs)} TIFF file(s), such as {Path(tiffs[0].uri).name}, have no CRS, so they are taken as photographs"
+        + (", on which what is drawn beside them labels nothing" if drawn else "")
+        + "; if they are scenes, write their CRS into them, such as `gdal_edit.py -a_srs EPSG:32632 FILE` (and `-a_ullr"
+        " ULX ULY LRX LRY` where they have no position either), and run init again with --force"
+    ]
 
 
 def _may_be_labels(path: Path, scenes: set[str]) -> bool:

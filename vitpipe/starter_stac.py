@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -52,7 +53,7 @@ def stac_configuration(path: Path, document: Mapping[str, Any], shown: str) -> t
     elif not keys:
         lines.append("name the assets or bands to fetch in `source.assets`, and choose items by `source.query`")
     lines.append("no labels are known: the run will fetch, ingest and tile, and stop before training")
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(document.get("id") or path.stem)).strip("-.") or "pipeline"
+    name = plain_name(str(document.get("id") or path.stem))
     return {"name": name, "source": source, "tiles": {"cut": "grid", "size": 224}}, lines
 
 
@@ -67,3 +68,10 @@ def _first_item(document: Mapping[str, Any]) -> Mapping[str, Any] | None:
         and first.get("type") == "Feature"
         else None
     )
+
+
+def plain_name(text: str) -> str:
+    """Give a name for a pipeline: letters without their accents, digits and ``_.-``; `pipeline` where none is left."""
+    letters = unicodedata.normalize("NFKD", text)
+    bare = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", bare).strip("-.") or "pipeline"

@@ -23,6 +23,7 @@ import pytest
 import yaml
 from PIL import Image, PngImagePlugin
 
+from tests.empty_stores import give_stores
 from tests.end_to_end.canary_cases import (
     ACCENTED,
     BIRTH_DATE,
@@ -64,11 +65,12 @@ def personal_hits(done: subprocess.CompletedProcess[str], *folders: Path) -> lis
 
 
 @pytest.mark.slow
-def test_no_canary_comes_out_of_a_whole_run(tmp_path: Path) -> None:
+def test_no_canary_comes_out_of_a_whole_run(tmp_path: Path, empty_stores: Path) -> None:
     pipeline = make_canary_tree(tmp_path / "case", patients=20)
     home, scratch, workspace = tmp_path / "home", tmp_path / "scratch", tmp_path / "case" / "workspace"
     home.mkdir()
     scratch.mkdir()
+    give_stores(empty_stores, tmp_path / "case" / "workspace")
     done = run(pipeline, home, scratch)
     assert done.returncode == 0, done.stderr
     result = result_of(done)
@@ -98,7 +100,7 @@ def test_no_canary_comes_out_of_a_whole_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_name_comes_out_of_a_run_that_fails(tmp_path: Path) -> None:
+def test_no_name_comes_out_of_a_run_that_fails(tmp_path: Path, empty_stores: Path) -> None:
     pipeline = make_canary_tree(tmp_path / "case", patients=2)
     values = yaml.safe_load(pipeline.read_text())
     values["source"]["max_reject_share"] = 0.0
@@ -106,6 +108,7 @@ def test_no_name_comes_out_of_a_run_that_fails(tmp_path: Path) -> None:
     home, scratch = tmp_path / "home", tmp_path / "scratch"
     home.mkdir()
     scratch.mkdir()
+    give_stores(empty_stores, tmp_path / "case" / "workspace")
     done = run(pipeline, home, scratch)
     assert done.returncode == 3
     assert json.loads(done.stdout)["error"]["kind"] == "TooManyRejected"

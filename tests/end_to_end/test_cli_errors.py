@@ -13,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.empty_stores import give_stores
 from tests.end_to_end.pipeline_cases import CHAIN, make_photographs, make_scenes, run_script, vitpipe
 
 
@@ -61,10 +62,11 @@ def test_a_port_in_use_starts_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_on_bad_data_ends_with_a_sentence(tmp_path: Path) -> None:
+def test_a_run_on_bad_data_ends_with_a_sentence(tmp_path: Path, empty_stores: Path) -> None:
     """Prefect logs every failed task and flow: the sentence, not a wall of frames."""
     home = tmp_path / "home"
     pipeline = make_scenes(tmp_path, 6)
+    give_stores(empty_stores, tmp_path / "workspace")
     labels = tmp_path / "labels.csv"
     pd.read_csv(labels).assign(label="rows").to_csv(labels, index=False)
     done = vitpipe("run", str(pipeline), "--json", home=home, check=False)
@@ -103,7 +105,7 @@ print(json.dumps(answers))
 
 
 @pytest.mark.slow
-def test_a_registered_model_refuses_what_it_was_not_made_for(tmp_path: Path) -> None:
+def test_a_registered_model_refuses_what_it_was_not_made_for(tmp_path: Path, empty_stores: Path) -> None:
     pipeline = make_photographs(tmp_path, 40)
     values = yaml.safe_load(pipeline.read_text())
     values["train"] |= {"epochs": 1}
@@ -128,6 +130,7 @@ def test_a_registered_model_refuses_what_it_was_not_made_for(tmp_path: Path) -> 
         (["rollback", "photo"], 2, "not found in"),
         (["rollback", "photographs"], 2, "photographs"),
     ]
+    give_stores(empty_stores, tmp_path / "workspace")
     results = run_script(CALLS, str(pipeline), json.dumps([call for call, _, _ in cases]), home=tmp_path / "home")
     assert len(results) == len(cases)
     for (call, exit_code, sentence), (code, stdout, stderr) in zip(cases, results, strict=True):

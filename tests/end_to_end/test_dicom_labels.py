@@ -10,6 +10,7 @@ import pydicom
 import pytest
 import yaml
 
+from tests.empty_stores import give_stores
 from tests.end_to_end.pipeline_cases import CHAIN, make_series, run_script, vitpipe
 from tests.labels.dicom_label_cases import write_seg
 
@@ -25,7 +26,7 @@ print(json.dumps(done | {{"notes": list(summary.notes)}}))
 
 
 @pytest.mark.slow
-def test_segmentations_train_a_model_that_signs_its_reports(tmp_path: Path) -> None:
+def test_segmentations_train_a_model_that_signs_its_reports(tmp_path: Path, empty_stores: Path) -> None:
     home = tmp_path / "home"
     pipeline = make_series(tmp_path, 24)
     values = yaml.safe_load(pipeline.read_text())
@@ -45,6 +46,7 @@ def test_segmentations_train_a_model_that_signs_its_reports(tmp_path: Path) -> N
         write_seg(tmp_path / "segs" / f"{number}.dcm", headers, masks)
     values["labels"] = {"kind": "dicom_seg", "path": "segs", "background": None}
     pipeline.write_text(yaml.safe_dump(values))
+    give_stores(empty_stores, tmp_path / "workspace")
     done = run_script(SCRIPT, str(pipeline), str(tmp_path / "out"), home=home)
     assert done["model_uri"] == "models:/series/1"
     assert done["notes"][-1] == "6 DICOM SR object(s) written"

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.domains.dicom_cases import instance, save, scan
+from tests.empty_stores import give_stores
 from tests.end_to_end.pipeline_cases import CHAIN, run_script, write_pipeline
 from tests.labels.dicom_label_cases import codes, drawn, read_seg, write_seg
 
@@ -49,7 +50,7 @@ def write_patient(folder: Path, number: int) -> tuple[list[pydicom.Dataset], NDA
 
 
 @pytest.mark.slow
-def test_a_model_of_volumes_draws_what_segmentations_taught_it(tmp_path: Path) -> None:
+def test_a_model_of_volumes_draws_what_segmentations_taught_it(tmp_path: Path, empty_stores: Path) -> None:
     for number in range(20):
         headers, ball = write_patient(tmp_path / "dicom", number)
         write_seg(tmp_path / "segs" / f"{number}.dcm", headers, ball[..., None].astype(np.uint8))
@@ -67,6 +68,7 @@ def test_a_model_of_volumes_draws_what_segmentations_taught_it(tmp_path: Path) -
     )
     _, ball = write_patient(tmp_path / "new", 99)
     out = tmp_path / "out"
+    give_stores(empty_stores, tmp_path / "workspace")
     done = run_script(SCRIPT, str(pipeline), str(tmp_path / "new"), str(out), home=tmp_path / "home")
     assert (done["done"], done["rejected"]) == (1, {})
     (source,) = scan(tmp_path / "new")[0]

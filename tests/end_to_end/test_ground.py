@@ -17,6 +17,7 @@ from rasterio.transform import from_origin
 from rio_cogeo.cogeo import cog_validate
 
 from tests.conftest import SHARED
+from tests.empty_stores import give_stores
 from tests.end_to_end.pipeline_cases import CHAIN, run_script
 from tests.labels.test_label_vector import write_vectors
 
@@ -74,14 +75,18 @@ def truth_of(height: int, width: int, edge: int, seed: int) -> NDArray[np.uint8]
     return np.kron(cells, np.ones((edge, edge), int))[:height, :width].astype(np.uint8)
 
 
-def chain(folder: Path, changes: dict[str, dict[str, Any]], *options: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def chain(
+    stores: Path, folder: Path, changes: dict[str, dict[str, Any]], *options: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run init, the stages of a run, and predict; gives the configuration that init wrote, and what was registered.
 
     Args:
+        stores: empty databases.
         folder: of the data; `made`, `predictions` and the workspace stand beside it.
         changes: keys of the configuration, so that it takes seconds.
         options: of predict.
     """
+    give_stores(stores, folder.parent / "workspace")
     guessed, done = run_script(COMMANDS, str(folder), json.dumps(changes), *options, home=folder.parent / "home")
     return guessed, done
 
@@ -104,7 +109,7 @@ def valid_cogs(folder: Path) -> list[Path]:
     return found
 
 
-def test_a_sparse_label_raster_becomes_a_map_of_every_pixel(tmp_path: Path) -> None:
+def test_a_sparse_label_raster_becomes_a_map_of_every_pixel(tmp_path: Path, empty_stores: Path) -> None:
     data = tmp_path / "valley"
     data.mkdir()
     truth = truth_of(250, 250, 20, 3)
@@ -113,7 +118,7 @@ def test_a_sparse_label_raster_becomes_a_map_of_every_pixel(tmp_path: Path) -> N
     labels = np.where(np.indices(truth.shape).sum(0) % 16 == 0, truth + 1, 0).astype(np.uint8)
     write_tif(data / "training.tif", labels[None], 1, nodata=0)
     named = {"labels": {"classes": {number + 1: name for number, name in enumerate(NAMES)}}}
-    guessed, _ = chain(data, {**TINY, **named})
+    guessed, _ = chain(empty_stores, data, {**TINY, **named})
     assert guessed["labels"]["classes"] == {"1": "1", "2": "2", "3": "3"}
     assert (guessed["tiles"]["size"], guessed["source"]["block_m"]) == (32, "auto")
     paths = valid_cogs(tmp_path / "predictions" / "maps")
@@ -125,7 +130,7 @@ def test_a_sparse_label_raster_becomes_a_map_of_every_pixel(tmp_path: Path) -> N
     assert (shown[:, 30:] == truth[:, 30:]).mean() > 0.85
 
 
-def test_polygon_cells_become_a_map_of_tiles(tmp_path: Path) -> None:
+def test_polygon_cells_become_a_map_of_tiles(tmp_path: Path, empty_stores: Path) -> None:
     data = tmp_path / "cells"
     data.mkdir()
     for number in range(2):
@@ -135,7 +140,7 @@ def test_polygon_cells_become_a_map_of_tiles(tmp_path: Path) -> None:
         places = [(row, col) for row in range(0, 300, 30) for col in range(0, 300, 30)]
         shapes = [shapely.box(left + 10 * c, Y - 10 * (r + 30), left + 10 * (c + 30), Y - 10 * r) for r, c in places]
         write_vectors(data / f"cells{number}.gpkg", shapes, [NAMES[truth[place]] for place in places])
-    guessed, done = chain(data, TINY, "--map")
+    guessed, done = chain(empty_stores, data, TINY, "--map")
     assert (guessed["labels"]["per"], guessed["tiles"]["size"], guessed["tiles"]["stride"]) == ("tile", 30, 15)
     run = tmp_path / "workspace" / "runs" / done["run_id"]
     metrics = json.loads((run / "metrics.json").read_text())
@@ -146,13 +151,13 @@ def test_polygon_cells_become_a_map_of_tiles(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared
-def test_a_real_scene_with_a_label_raster_becomes_a_map(tmp_path: Path) -> None:
+def test_a_real_scene_with_a_label_raster_becomes_a_map(tmp_path: Path, empty_stores: Path) -> None:
     data = tmp_path / "landsat"
     data.mkdir()
     for name in ("LE70220491999322EDC01_stack.gtif", "training_data.gtif"):
         shutil.copy(SHARED / "pixel_scene" / name, data / name)
     names = dict(enumerate(("forest", "water", "herbaceous", "barren", "urban"), start=1))
-    chain(data, {**TINY, "labels": {"classes": names}})
+    chain(empty_stores, data, {**TINY, "labels": {"classes": names}})
     paths = valid_cogs(tmp_path / "predictions" / "maps")
     (classes,) = (path for path in paths if path.name == "classes.tif")
     with rasterio.open(classes) as raster:

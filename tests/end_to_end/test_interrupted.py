@@ -11,15 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.empty_stores import give_stores
 from tests.end_to_end.pipeline_cases import environment, make_scenes
 
 pytestmark = pytest.mark.slow
 
 
-def test_a_signal_to_the_group_ends_an_embedded_run(tmp_path: Path) -> None:
+def test_a_signal_to_the_group_ends_an_embedded_run(tmp_path: Path, empty_stores: Path) -> None:
     home, log = tmp_path / "home", tmp_path / "log"
     home.mkdir()
     pipeline = make_scenes(tmp_path, 300)
+    give_stores(empty_stores, tmp_path / "workspace")
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.cli", "run", str(pipeline)],

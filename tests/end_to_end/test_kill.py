@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.empty_stores import give_stores
 from tests.end_to_end.pipeline_cases import CHAIN, environment, make_scenes, run_script
 
 pytestmark = pytest.mark.slow
@@ -71,9 +72,10 @@ def hashes(folder: Path, pattern: str) -> dict[str, str]:
     }
 
 
-def test_a_run_that_is_killed_in_every_stage_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_in_every_stage_ends_as_an_unbroken_one(tmp_path: Path, empty_stores: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
+    give_stores(empty_stores, tmp_path / "unbroken" / "workspace")
     unbroken = run_script(STAGES, str(make_scenes(tmp_path / "unbroken", 60, size=96)), home=home)
     pipeline = make_scenes(tmp_path / "broken", 60, size=96)
     workspace = pipeline.parent / "workspace"

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from tests.empty_stores import give_stores
 from tests.end_to_end.pipeline_cases import CHAIN, make_photographs, make_scenes, make_series, make_volumes, run_script
 
 pytestmark = pytest.mark.slow
@@ -91,8 +92,10 @@ def check_no_identifier(workspace: Path) -> None:
     assert not [path for path in made if b"canary" in path.read_bytes().lower()]
 
 
-def check_chain(pipelines: list[Path], folder: Path) -> None:
+def check_chain(pipelines: list[Path], folder: Path, stores: Path) -> None:
     """Make registered models, pull them in a process that has made nothing, and compare."""
+    for pipeline in pipelines:
+        give_stores(stores, pipeline.parent / "workspace")
     results = run_script(CHAIN_ALL, *map(str, pipelines), home=folder / "home")
     judged = [check_run(result) for result in results]
     run_script(PULL, json.dumps(results), home=folder / "other-home")
@@ -103,14 +106,14 @@ def check_chain(pipelines: list[Path], folder: Path) -> None:
         check_no_identifier(Path(result["workspace"]))
 
 
-def test_every_domain_from_raw_files_to_a_pulled_model(tmp_path: Path) -> None:
+def test_every_domain_from_raw_files_to_a_pulled_model(tmp_path: Path, empty_stores: Path) -> None:
     pipelines = [
         make_series(tmp_path / "dicom", 24),
         make_scenes(tmp_path / "geotiff", 24),
         make_photographs(tmp_path / "images", 48),
     ]
-    check_chain(pipelines, tmp_path)
+    check_chain(pipelines, tmp_path, empty_stores)
 
 
-def test_volumes_from_raw_files_to_a_pulled_model(tmp_path: Path) -> None:
-    check_chain([make_volumes(tmp_path / "volumes", 32)], tmp_path)
+def test_volumes_from_raw_files_to_a_pulled_model(tmp_path: Path, empty_stores: Path) -> None:
+    check_chain([make_volumes(tmp_path / "volumes", 32)], tmp_path, empty_stores)

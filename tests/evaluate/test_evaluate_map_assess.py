@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from vitpipe.errors import ConfigError, DataError
-from vitpipe.evaluate.map_accuracy import Design, map_accuracy
-from vitpipe.evaluate.map_assess import AccuracyRequest, MapFindings, assess_map, judge_map
+from vitpipe.evaluate.map_accuracy import Design, Share, map_accuracy
+from vitpipe.evaluate.map_assess import AccuracyRequest, MapFindings, assess_map, judge_map, plus_minus
 from vitpipe.evaluate.map_ground import count_classes, open_classes, pixel_areas, pixel_edge_m
 
 UTM = from_origin(500_000, 5_500_000, 10, 10)
@@ -347,6 +347,24 @@ def test_the_class_of_int16_and_a_map_without_crs(tmp_path: Path) -> None:
         pass
 
 
+def test_the_folder_of_a_map_stands_for_its_classes_and_another_names_those_below(
+    scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    path, values, truth = scene
+    drawn(values, truth).to_csv(tmp_path / "points.csv", index=False)
+    folder = tmp_path / "maps" / "a"
+    folder.mkdir(parents=True)
+    path.rename(folder / "classes.tif")
+    findings = assess_map(AccuracyRequest(folder, tmp_path / "points.csv"), tmp_path / "out")
+    assert findings.lines[0].startswith("overall accuracy 0.")
+    with pytest.raises(ConfigError, match=r"is a folder without classes.tif.*such as .*a/classes.tif"):
+        judge_map(AccuracyRequest(tmp_path / "maps", tmp_path / "points.csv"))
+
+
+def test_areas_are_written_alike() -> None:
+    assert plus_minus(Share(2892.84, low=2754.4, high=3031.24), 1) == "2,892.8 +- 138.4"
+
+
 def test_what_is_wrong_with_a_reference_is_a_coded_sentence(
     scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
@@ -359,8 +377,8 @@ def test_what_is_wrong_with_a_reference_is_a_coded_sentence(
             judge_map(AccuracyRequest(path, tmp_path / name))
 
     refused(points.drop(columns="crs"), "REFERENCE_NO_CRS")
-    refused(points.drop(columns="label"), "REFERENCE_NO_COLUMN.*label")
-    refused(points.drop(columns="x"), "REFERENCE_NO_COLUMN.*x")
+    refused(points.drop(columns="label"), "REFERENCE_NO_COLUMN.*label.*`--column NAME`")
+    refused(points.drop(columns="x"), "REFERENCE_NO_COLUMN[^`]*x[^`]*$")
     refused(points.assign(crs="EPSG:1"), "REFERENCE_NO_CRS")
     refused(points.assign(x=0.0), "REFERENCE_EMPTY.*180 outside the map")
     refused(points.assign(label="tree"), "CLASSES_DIFFER.*tree")

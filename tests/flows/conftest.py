@@ -17,15 +17,17 @@ from server_cases import FLOWS, SCENES, TEST_DEPLOYMENTS, Running, options_for
 
 from flows import servers
 from flows.deployments import DEPLOYMENTS
+from tests.empty_stores import give_stores_to_servers
 from vitpipe.loading import load_config
 
 
 @pytest.fixture(scope="session")
-def session_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def session_servers(tmp_path_factory: pytest.TempPathFactory, empty_stores: Path) -> Iterator[Running]:
     """Servers whose deployments run a small pipeline of scenes."""
     module = tmp_path_factory.mktemp("modules")
     (module / "vitpipe_test_flows.py").write_text(FLOWS)
     home = tmp_path_factory.mktemp("home")
+    give_stores_to_servers(empty_stores, home)
     config = load_config(make_scenes(tmp_path_factory.mktemp("scenes"), SCENES))
     options = options_for(home, config=config, timezone="Europe/Berlin", deployments=(*DEPLOYMENTS, *TEST_DEPLOYMENTS))
     with pytest.MonkeyPatch.context() as patch:

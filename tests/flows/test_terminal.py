@@ -62,6 +62,8 @@ def test_a_result_says_each_note_once_and_how_the_model_is_used(capsys: pytest.C
     command = "vitpipe predict models:/ct@challenger /data --workspace /w"
     both = f"  use it      {command} --out predictions\n  as a map    {command} --map --out predictions\n"
     assert both in capsys.readouterr().out
+    terminal.print_result(dataclasses.replace(result, source="/my data/Rhön"), as_json=False)
+    assert "models:/ct@challenger '/my data/Rhön' --workspace /w --out predictions\n" in capsys.readouterr().out
     terminal.print_result(result, as_json=True)
     assert json.loads(capsys.readouterr().out)["model_uri"] == "models:/ct/2"
 

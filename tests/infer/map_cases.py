@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +123,14 @@ def slow_softmax(seconds: float, seen: list[int] | None = None) -> PixelModel:
         return powers / powers.sum(axis=1, keepdims=True)
 
     return model
+
+
+@contextlib.contextmanager
+def full_after(size: int) -> Iterator[None]:
+    """Let no file grow past a size: the system says so as it says that a disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

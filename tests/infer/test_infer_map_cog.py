@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import resource
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +14,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rio_cogeo import cog_validate
 
-from tests.infer.map_cases import TRANSFORM
+from tests.infer.map_cases import TRANSFORM, full_after
 from vitpipe.errors import WorkspaceError
 from vitpipe.infer.mapping import ClassLayers, Layers, MapFile, MapRows, MapTask, ValueLayers, make_files, tiff
 from vitpipe.infer.mapping.blocks import BLOCK, decoded, encoded
+from vitpipe.infer.mapping.cog import write_cogs
 from vitpipe.infer.mapping.scene import MapPlan
+from vitpipe.infer.mapping.strips import StripStore
 from vitpipe.records import Grid
 
 CLASSES = ("bare ground", "forest & scrub", "water")
@@ -94,6 +95,59 @@ def test_blocks_lie_as_the_file_promises(tmp_path: Path, monkeypatch: pytest.Mon
         np.testing.assert_allclose(file.read() * 0.004, values, atol=0.0021)
 
 
+def directories_of(data: bytes) -> Iterator[tuple[int, list[int]]]:
+    """Give the place of each directory of a little-endian TIFF, and those of its values."""
+    big = data[2] == 43
+    word, entry, inline = ("<Q", 20, 8) if big else ("<I", 12, 4)
+    (at,) = struct.unpack_from(word, data, 8 if big else 4)
+    while at:
+        (count,) = struct.unpack_from("<Q" if big else "<H", data, at)
+        first, places = at + (8 if big else 2), []
+        for place in range(first, first + entry * count, entry):
+            kind, length = struct.unpack_from("<H" + word[1], data, place + 2)
+            if {1: 1, 2: 1, 3: 2, 4: 4, 12: 8, 16: 8}[kind] * length > inline:
+                places += struct.unpack_from(word, data, place + entry - inline)
+        yield at, places
+        (at,) = struct.unpack_from(word, data, first + entry * count)
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["classic", "BigTIFF"])
+@pytest.mark.parametrize("name", ["v", "va", "val", "value"])
+def test_directories_and_values_begin_at_even_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, big: bool
+) -> None:
+    if big:
+        monkeypatch.setattr(tiff, "_CLASSIC_END", 1000)
+    folder = written(tmp_path / "map", np.ones((1, 600, 20), np.float32), ValueLayers(name))
+    found = list(directories_of((folder / "values.tif").read_bytes()))
+    assert len(found) == 2
+    assert not [place for at, places in found for place in (at, *places) if place % 2]
+    assert any(places for _, places in found)
+
+
+def test_a_file_is_a_bigtiff_where_a_classic_one_cannot_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, layers = np.ones((1, 600, 20), np.float32), ValueLayers("value")
+    size = (written(tmp_path / "map", values, layers) / "values.tif").stat().st_size
+    for end, version in ((size, 43), (size + 1, 42)):
+        monkeypatch.setattr(tiff, "_CLASSIC_END", end)
+        data = (written(tmp_path / str(end), values, layers) / "values.tif").read_bytes()
+        assert data[2] == version
+
+
+def test_blocks_are_predicted_by_what_they_hold(tmp_path: Path) -> None:
+    folder = written(tmp_path / "map", probabilities(20, 20), ClassLayers(CLASSES))
+    values = written(tmp_path / "values", np.ones((1, 20, 20), np.float32), ValueLayers("value"))
+    for path, predictor in (
+        (folder / "classes.tif", None),
+        (folder / "entropy.tif", "2"),
+        (values / "values.tif", "3"),
+    ):
+        with rasterio.open(path) as file:
+            assert file.tags(ns="IMAGE_STRUCTURE").get("PREDICTOR") == predictor
+
+
 @settings(max_examples=12, deadline=None)
 @given(st.integers(1, 600), st.integers(1, 600), st.integers(1, 5), st.booleans())
 def test_gdal_reads_what_was_put_in(
@@ -128,17 +182,6 @@ def test_a_block_is_read_back_as_it_was(dtype: str, classes: tuple[str, ...], sh
     assert (found[:, : shape[1], : shape[2]] == bands).all()
 
 
-@contextlib.contextmanager
-def full_after(size: int) -> Iterator[None]:
-    """Let no file grow past a size: the system says so as it says that a disk is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_is_said_and_the_next_run_goes_on(tmp_path: Path) -> None:
     values, layers = probabilities(1100, 530), ClassLayers(CLASSES)
     straight = written(tmp_path / "straight", values, layers)
@@ -153,12 +196,51 @@ def test_a_full_disk_is_said_and_the_next_run_goes_on(tmp_path: Path) -> None:
         assert (folder / path.name).read_bytes() == path.read_bytes()
 
 
-def test_a_strip_that_lost_its_end_is_said(tmp_path: Path) -> None:
+def turned(data: bytes, place: int) -> bytes:
+    """Turn the bits of a byte over."""
+    changed = bytearray(data)
+    changed[place] ^= 0xFF
+    return bytes(changed)
+
+
+def test_a_strip_that_is_not_what_was_written_is_none(tmp_path: Path) -> None:
     values, layers = probabilities(1100, 530), ClassLayers(CLASSES)
-    largest = max(path.stat().st_size for path in written(tmp_path / "straight", values, layers).iterdir())
+    StripStore(tmp_path, 1100, 530, layers).add(MapRows(0, values, np.ones((1100, 530), bool)))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert StripStore(tmp_path, 1100, 530, layers).done == 5
+    assert {path.name for path in tmp_path.iterdir()} == names
+    for number, level in ((1, 0), (4, 0), (2, 1)):
+        strip = tmp_path / (f"level-1-{number:06d}.blocks" if level else f"strip-{number:06d}.blocks")
+        whole = strip.read_bytes()
+        damaged = [b"", bytes(4), bytes(len(whole)), whole[:10], whole[:200], whole[:-10]]
+        # The checksum, a size, a leader, a block, a trailer.
+        damaged += [turned(whole, place) for place in (0, 5, 41, -20, -1)]
+        for data in damaged:
+            strip.write_bytes(data)
+            assert StripStore(tmp_path, 1100, 530, layers).done == (5 if level else number)
+            assert {path.name for path in tmp_path.iterdir()} == names - {strip.name}
+        strip.write_bytes(whole)
+
+
+def test_strips_that_a_disk_lost_are_made_again(tmp_path: Path) -> None:
+    values, layers = probabilities(1100, 530), ClassLayers(CLASSES)
+    straight = written(tmp_path / "straight", values, layers)
+    largest = max(path.stat().st_size for path in straight.iterdir())
     with full_after(largest - 1), pytest.raises(WorkspaceError):
         written(tmp_path / "map", values, layers)
-    (strip,) = tmp_path.glob(".partial-map-*/strips/strip-000004.blocks")
+    for name in ("strip-000002", "level-1-000000", "level-1-000002"):
+        (strip,) = tmp_path.glob(f".partial-map-*/strips/{name}.blocks")
+        strip.write_bytes(b"")
+    folder = written(tmp_path / "map", values, layers)
+    for path in straight.iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_strip_that_loses_its_end_while_files_are_written_is_said(tmp_path: Path) -> None:
+    values, layers = probabilities(300, 530), ClassLayers(CLASSES)
+    store = StripStore(tmp_path, 300, 530, layers)
+    store.add(MapRows(0, values, np.ones((300, 530), bool)))
+    strip = store.path(1)
     strip.write_bytes(strip.read_bytes()[:-10])
     with pytest.raises(WorkspaceError, match="ends before the blocks that it should hold; remove"):
-        written(tmp_path / "map", values, layers)
+        write_cogs(store, Grid(1, 300, 530), tmp_path, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
 from rio_cogeo import cog_validate
 
+from flows.command import lines_of_progress
 from tests.infer.map_cases import TRANSFORM, MemoryRaster, identity, killed_raster, killed_task, slow_softmax
 from vitpipe.errors import ContractError, WorkspaceError
 from vitpipe.infer.mapping import ClassLayers, MapPlan, MapTask, ValueLayers, make_map
@@ -121,9 +123,12 @@ def test_a_map_that_is_there_is_not_made_again(tmp_path: Path) -> None:
     done = len(calls)
     assert not make_map(raster, counting, task).fresh
     assert len(calls) == done
+    (task.folder / "entropy.qml").unlink()
+    assert make_map(raster, counting, task).fresh
+    assert len(calls) == 2 * done
     other = MapTask(task.folder, {"scene": "s", "model": "b"}, task.plan, task.layers)
     assert make_map(raster, counting, other).fresh
-    assert len(calls) == 2 * done
+    assert len(calls) == 3 * done
     assert [path.name for path in tmp_path.iterdir()] == ["map"]
 
 
@@ -139,6 +144,26 @@ def test_two_runs_do_not_make_one_map_at_once(tmp_path: Path) -> None:
         make_map(raster, nested, task)
 
 
+def test_maps_of_two_models_are_not_made_in_one_place_at_once(tmp_path: Path) -> None:
+    raster = scene(100, 100)
+
+    def nested(tiles: NDArray, _valid: NDArray) -> NDArray:
+        mapped(raster, tmp_path / "map", made_of={"scene": "s", "model": "b"})
+        return tiles
+
+    task = MapTask(tmp_path / "map", {"scene": "s"}, MapPlan(64, 3), ClassLayers(CLASSES))
+    with pytest.raises(WorkspaceError, match="in use by another run"):
+        make_map(raster, nested, task)
+
+
+def test_what_killed_runs_left_of_a_map_goes_and_of_others_stays(tmp_path: Path) -> None:
+    other, longer = tmp_path / f".partial-map-{'0' * 12}", tmp_path / f".partial-map-b-{'0' * 12}"
+    for folder in (other, longer):
+        (folder / "strips").mkdir(parents=True)
+    folder = mapped(scene(100, 100), tmp_path / "map")
+    assert sorted(tmp_path.iterdir()) == [longer, folder]
+
+
 def test_layers_that_the_model_does_not_fill_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="keeps 2 outputs"):
         mapped(scene(), tmp_path / "map", layers=ClassLayers(CLASSES[:2]))
@@ -146,7 +171,22 @@ def test_layers_that_the_model_does_not_fill_are_refused(tmp_path: Path) -> None
         ClassLayers([str(number) for number in range(256)])
 
 
-def test_a_run_that_was_killed_goes_on_in_mid_scene_with_the_same_bytes(tmp_path: Path) -> None:
+def test_a_long_map_says_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vitpipe.infer.mapping.scene._SAY_SECONDS", 0.0)
+    mapped(scene(), tmp_path / "quiet")
+    assert capsys.readouterr().err == ""
+    with lines_of_progress():
+        mapped(scene(), tmp_path / "map")
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("map map: 256 of 700 rows, about ")
+    assert said[-1].startswith("map map: 512 of 700 rows, about ")
+
+
+def test_a_run_that_was_killed_goes_on_in_mid_scene_with_the_same_bytes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     straight = make_map(killed_raster(), slow_softmax(0), killed_task(tmp_path / "straight")).folder
     code = (
         "import sys; from pathlib import Path; from vitpipe.infer.mapping import make_map\n"
@@ -164,7 +204,9 @@ def test_a_run_that_was_killed_goes_on_in_mid_scene_with_the_same_bytes(tmp_path
     assert not (tmp_path / "map").exists()
     rows: list[int] = []
     model = slow_softmax(0, seen=rows)
+    caplog.set_level(logging.INFO, "vitpipe")
     found = make_map(killed_raster(), model, killed_task(tmp_path / "map"))
+    assert "map map: goes on at row " in caplog.text
     assert found.fresh
     # Two strips of 256 rows were there: at most one row of tiles above the next row is computed again.
     assert min(rows) >= 512 - 64

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.empty_stores import give_stores
 from tests.end_to_end.pipeline_cases import environment
 from tests.infer.infer_cases import write_scene
 
@@ -46,10 +47,11 @@ print(json.dumps([summary.done, len(failed), dict(summary.rejected)]))
 
 
 @pytest.mark.slow
-def test_scenes_are_mapped_as_tasks_and_a_passing_failure_is_retried(tmp_path: Path) -> None:
+def test_scenes_are_mapped_as_tasks_and_a_passing_failure_is_retried(tmp_path: Path, empty_stores: Path) -> None:
     for number in range(3):
         write_scene(tmp_path / "in" / f"{number}.tif", seed=number)
     (tmp_path / "home").mkdir()
+    give_stores(empty_stores, tmp_path / "work")
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
     child = subprocess.run(
         command, env=environment(tmp_path / "home"), capture_output=True, text=True, check=False, timeout=300

@@ -39,11 +39,23 @@ def test_gdal_finds_the_names_of_classes_in_the_sidecar(tmp_path: Path) -> None:
     band = ET.parse(tmp_path / "classes.tif.aux.xml").getroot().find("PAMRasterBand")
     assert band is not None
     assert [item.text for item in band.iter("Category")] == list(CLASSES)
+    (table,) = band.iter("GDALRasterAttributeTable")
+    assert table.get("tableType") == "thematic"
     fields = [(field.findtext("Name"), field.findtext("Usage")) for field in band.iter("FieldDefn")]
     assert fields == [("Value", "5"), ("Class", "2"), ("Red", "6"), ("Green", "7"), ("Blue", "8")]
     rows = [[cell.text for cell in row] for row in band.iter("Row")]
     shades = colours(CLASSES)
     assert rows == [[str(n), name, *map(str, shades[n])] for n, name in enumerate(CLASSES)]
+
+
+def test_qgis_finds_the_colours_of_classes_in_its_style(tmp_path: Path) -> None:
+    styles_of(ClassLayers(CLASSES), tmp_path)
+    renderer = ET.fromstring((tmp_path / "classes.qml").read_text(encoding="utf-8")).find("pipe/rasterrenderer")
+    assert renderer is not None
+    assert (renderer.get("type"), renderer.get("band")) == ("paletted", "1")
+    shown = [[item.get(key) for key in ("value", "label", "color", "alpha")] for item in renderer.iter("paletteEntry")]
+    shades = [f"#{hexadecimal(shade).lower()}" for shade in colours(CLASSES)]
+    assert shown == [[str(n), name, shades[n], "255"] for n, name in enumerate(CLASSES)]
 
 
 def test_shares_are_drawn_from_nought_to_one_and_values_as_they_come(tmp_path: Path) -> None:
@@ -67,7 +79,9 @@ def test_a_geopackage_holds_the_colours_of_its_classes(tmp_path: Path) -> None:
             "SELECT f_table_name, f_geometry_column, styleQML, useAsDefault FROM layer_styles"
         )
         ((version,),) = connection.execute("PRAGMA user_version")
+        listed = dict(connection.execute("SELECT table_name, data_type FROM gpkg_contents"))
     assert (layer, column, used, version) == ("classes", "geom", 1, 10200)
+    assert listed == {"classes": "features", "layer_styles": "attributes"}
     root = ET.fromstring(text)
     renderer = root.find("renderer-v2")
     assert renderer is not None

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+from numpy.typing import NDArray
 
 from tests.infer.infer_cases import CLASSES, MEAN, SIZE, write_scene
 from tests.infer.pixel_cases import BrightModel, hold, pixel_predictor
 from vitpipe import results
 from vitpipe.config import MapRecipe
-from vitpipe.errors import ConfigError, ContractError, DataError
-from vitpipe.infer.maps import batches_of
+from vitpipe.errors import ConfigError, ContractError, DataError, UnreadableSource
+from vitpipe.infer.contract import RangeWatch
+from vitpipe.infer.maps import batches_of, pixel_model
+from vitpipe.infer.reading import place_of
 from vitpipe.ingest import read_catalog, read_quarantine
 from vitpipe.records import Grid, Source, Task
 from vitpipe.workspace import Workspace
@@ -44,6 +47,8 @@ def test_scenes_give_maps_and_a_bad_one_is_a_row_of_the_quarantine(
     (tmp_path / "in" / "notes.txt").write_text("a note")
     summary = run(tmp_path / "in", tmp_path / "out")
     assert (summary.done, summary.skipped, dict(summary.rejected)) == (2, 0, {"UNDECODABLE": 1})
+    assert any(note.startswith("left out, 1 x UNDECODABLE: ") for note in summary.notes)
+    assert any(note.endswith("predictions.json has all reasons") for note in summary.notes)
     room = Workspace(tmp_path / "out" / "maps")
     quarantine = read_quarantine(room)
     assert quarantine.loc[~quarantine["junk"], "code"].tolist() == ["UNDECODABLE"]
@@ -160,6 +165,40 @@ def test_maps_below_the_scenes_are_no_scenes(tmp_path: Path, monkeypatch: pytest
     assert table["junk"].all()
 
 
+def test_a_scene_for_which_the_model_has_no_number_is_a_row_of_the_quarantine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(monkeypatch, pixel_predictor(tmp_path / "model"))
+    write_scene(tmp_path / "in" / "a.tif", seed=1)
+    odd = write_scene(tmp_path / "in" / "b.tif", height=90, seed=2)
+    inner = BrightModel.logits
+
+    def logits(self: BrightModel, tiles: NDArray, valid: NDArray) -> NDArray:
+        found = inner(self, tiles, valid)
+        found[:, 1][(tiles == odd[:, 40, 40, None, None]).all(axis=1)] = np.nan
+        return found
+
+    monkeypatch.setattr(BrightModel, "logits", logits)
+    summary = run(tmp_path / "in", tmp_path / "out")
+    assert (summary.done, dict(summary.rejected)) == (1, {"NO_NUMBER": 1})
+    (reason,) = read_quarantine(Workspace(tmp_path / "out" / "maps"))["reason"]
+    assert "NaN or an infinite value for 1 valid pixels" in reason
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_the_model_says_of_pixels_that_are_not_valid_may_be_anything(tmp_path: Path, value: float) -> None:
+    predictor = pixel_predictor(tmp_path / "model", Task.REGRESSION)
+    model = pixel_model(predictor, RangeWatch(predictor.contract), uri="a.tif")
+    tiles = np.zeros((2, len(predictor.contract.channels), SIZE, SIZE), np.float32)
+    valid = np.ones((2, SIZE, SIZE), bool)
+    tiles[1, 2, 3, 4], valid[1, 3, 4] = value, False
+    assert model(tiles, valid).shape == (2, 1, SIZE, SIZE)
+    valid[1, 3, 4] = True
+    with pytest.raises(UnreadableSource, match="1 valid pixels of 2 tiles") as caught:
+        model(tiles, valid)
+    assert (caught.value.code, caught.value.uri) == ("NO_NUMBER", "a.tif")
+
+
 def test_large_scenes_are_tasks_of_their_own() -> None:
     def source(name: str, edge: int) -> Source:
         return Source(name, "g", "geotiff", name, (name,), Grid(1, edge, edge), ("B1",), "dn", "uint8")
@@ -167,3 +206,9 @@ def test_large_scenes_are_tasks_of_their_own() -> None:
     sources = [source("a", 64), source("b", 20_000), source("c", 64), source("d", 64), source("e", 9000)]
     assert batches_of(sources) == [["a"], ["b"], ["c", "d"], ["e"]]
     assert [len(batch) for batch in batches_of([source(str(n), 64) for n in range(600)])] == [256, 256, 88]
+
+
+def test_a_place_that_is_given_by_way_of_its_parent_is_named_plainly(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert place_of(tmp_path / "a" / ".." / "b") == tmp_path / "b"

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pyogrio
+import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rasterio.features import shapes
 
+from tests.infer.map_cases import full_after
+from vitpipe.errors import WorkspaceError
 from vitpipe.infer.mapping.layers import NODATA
 from vitpipe.infer.mapping.polygons import ClassPolygon, at_home, polygons_of, write_polygons
 from vitpipe.records import Grid
@@ -122,3 +125,15 @@ def test_grids_that_stay_on_the_globe_keep_plain_polygons(tmp_path: Path) -> Non
         path = tmp_path / f"{number}.gpkg"
         write_polygons(path, [ClassPolygon(0, shapely.box(0, 0, 360, 1))], ("soil",), grid)
         assert pyogrio.read_info(path, layer="classes")["geometry_type"] == "Polygon"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.8, 0.9, 1.0])
+def test_a_full_disk_is_said(tmp_path: Path, share: float) -> None:
+    grid = Grid(1, 100, 100, transform=(10, 0, 500_000, 0, -10, 5_000_000), crs="EPSG:32633")
+    squares = [
+        ClassPolygon(1, shapely.box(col, row, col + 1, row + 1)) for row in range(0, 100, 2) for col in range(0, 100, 2)
+    ]
+    write_polygons(tmp_path / "whole.gpkg", squares, ("soil", "water"), grid)
+    size = (tmp_path / "whole.gpkg").stat().st_size
+    with full_after(int(share * (size - 1))), pytest.raises(WorkspaceError, match="see that the disk has room"):
+        write_polygons(tmp_path / "classes.gpkg", squares, ("soil", "water"), grid)

@@ -20,9 +20,10 @@ import torch
 from learn_cases import Case, make_config, make_manifest, make_run, sha256
 
 import vitpipe
+from vitpipe.config import PipelineConfig
 from vitpipe.errors import ConfigError, ContractError, TrainingFailed, TransientError
 from vitpipe.learn import child, launch
-from vitpipe.learn.launch import train
+from vitpipe.learn.launch import TrainResult, train
 from vitpipe.learn.lesson import Stopped
 from vitpipe.learn.model import load_model
 from vitpipe.learn.progress import NOTE, Progress, read_progress
@@ -230,25 +231,26 @@ def test_augmentation_of_a_probe_and_a_missing_val_split_are_said(tmp_path: Path
 # -------------------------------------------------------------------------------------------------------- the processes
 
 
-def test_launch_runs_torchrun_and_a_complete_run_returns_at_once(tmp_path: Path, manifest: Manifest) -> None:
-    workspace, events = Workspace(tmp_path / "w"), list[Progress]()
-    config = make_config(tmp_path, processes=2)
+def check_launched(config: PipelineConfig, manifest: Manifest, workspace: Workspace) -> TrainResult:
+    """Train in two processes, and see that a complete run returns at once."""
+    events = list[Progress]()
     result = train(config, manifest, workspace, events.append)
-    assert (result.epochs, result.resumed_from, result.folder) == (3, None, workspace.run(result.run_id))
+    assert (result.epochs, result.resumed_from, result.folder) == (8, None, workspace.run(result.run_id))
     assert [event.event for event in events if event.event in ("started", "done")] == ["started", "done"]
-    assert [event.epoch for event in events if event.event == "epoch"] == [0, 1, 2]
+    assert [event.epoch for event in events if event.event == "epoch"] == list(range(8))
     assert load_model(result.folder / "model").record.training["processes"] == 2
     before = time.monotonic()
     assert train(config, manifest, workspace, events.append) == dataclasses.replace(result, reused=True)
     assert time.monotonic() - before < 0.5
+    return result
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed_ends_the_run_with_a_sentence_and_again_gives_the_same_bytes(
+def test_two_ranks_learn_and_a_killed_one_ends_the_run_with_a_sentence_and_again_gives_the_same_bytes(
     tmp_path: Path, manifest: Manifest
 ) -> None:
     keys = {"processes": 2, "epochs": 8, "batch_size": 10}
-    unbroken = train(make_config(tmp_path, **keys), manifest, Workspace(tmp_path / "unbroken"), lambda _: None)
+    unbroken = check_launched(make_config(tmp_path, **keys), manifest, Workspace(tmp_path / "unbroken"))
     workspace = Workspace(tmp_path / "broken")
 
     def kill_a_rank(progress: Progress) -> None:

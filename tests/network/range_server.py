@@ -15,6 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+ENDLESS_BYTES = 64 << 20
+"""So much of an answer without end is sent at most: a test that fails must not fill the disk."""
+
 
 @dataclass
 class Asked:
@@ -31,7 +34,9 @@ class Asked:
 class Ranges:
     """What the server holds, and how it fails.
 
-    `faults` maps a path to what happens to its next requests: a status, ``(status, headers)``, ``"cut"`` (half of what
+    `faults` maps a path to what happens to its next requests: a status, ``(status, headers)``, ``(status, headers,
+    "endless")`` (bytes without end), ``"endless"`` (the same, said to be the range or file), ``"none"`` (its length is
+    said, but no byte of it comes), ``"cut"`` (half of what
     was asked for arrives), ``"slow"``, ``"trickle"`` (16 KiB, then a wait), ``"no_range"`` (the whole file, whatever is
     asked for), ``"blind"`` (the range, whatever ``If-Range`` says), ``"shifted"`` (another range than was asked for).
     `always` says the same of all its requests.
@@ -45,6 +50,10 @@ class Ranges:
     asked: list[Asked] = field(default_factory=list)
     etags: bool = True
     dates: bool = False
+    headers: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Path to more headers of a file."""
+    sent: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """Bytes of answers without end, by path."""
     guard: Callable[[Asked], bool] | None = None
     """Says whether a request is let in; else it gets a 403."""
     port: int = 0
@@ -93,8 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is None and self.held.guard is not None and not self.held.guard(asked):
             fault = 403
         if isinstance(fault, int | tuple):
-            status, headers = fault if isinstance(fault, tuple) else (fault, {})
-            self._send(status, b"", headers)
+            status, headers, *rest = fault if isinstance(fault, tuple) else (fault, {})
+            self._send(status, b"", headers, *rest)
         elif url.path in self.held.answers:
             status, value = self.held.answers[url.path](asked)
             self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -105,6 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, path: str, fault: str) -> None:
         content, headers = self.held.files[path], {"Accept-Ranges": "bytes"}
+        headers |= self.held.headers.get(path, {})
         if self.held.etags:
             headers["ETag"] = self.held.etag(path)
         if self.held.dates:
@@ -131,6 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str], fault: str = "") -> None:
         self.send_response(status)
+        if fault == "endless":
+            self._without_end(headers)
+            return
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
@@ -140,11 +153,25 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: 1 << 14])
             self.wfile.flush()
             time.sleep(30)
+        elif fault == "none":
+            self.close_connection = True
         elif fault == "cut":
             self.wfile.write(body[: len(body) // 2])
             self.close_connection = True
         else:
             self.wfile.write(body)
+
+    def _without_end(self, headers: Mapping[str, str]) -> None:
+        for name, value in {**headers, "Transfer-Encoding": "chunked"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.close_connection = True
+        try:
+            while self.held.sent[self.path] < ENDLESS_BYTES:
+                self.wfile.write(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
+                self.held.sent[self.path] += 1 << 16
+        except (BrokenPipeError, ConnectionResetError):
+            pass
 
 
 @contextmanager

@@ -44,6 +44,10 @@ def test_a_name_that_leads_to_this_machine_gets_no_request(
 ) -> None:
     # The catalog is one that everyone can reach.
     monkeypatch.setattr(peers, "_numbers", lambda _: [PUBLIC])
+    plain = peers.Peers.refusal
+    monkeypatch.setattr(
+        peers.Peers, "refusal", lambda self, host, at: plain(self, host, PUBLIC if host.startswith("stac.") else at)
+    )
     held.add("/inner.tif", tiff(0))
     held.add("/good.tif", tiff(1))
     elsewhere = f"http://inner.example.org:{held.port}/inner.tif"
@@ -77,6 +81,15 @@ def test_a_catalog_of_this_machine_leads_where_it_says(held: Ranges, tmp_path: P
         ("https://stac.org/v1", PUBLIC, "data.org", "::ffff:127.0.0.1", True),
         ("https://stac.org/v1", PUBLIC, "data.org", "169.254.169.254", True),
         ("https://stac.org/v1", PUBLIC, "data.org", "fe80::1%eth0", True),
+        # Numbers of IPv6 that hold one of IPv4: by NAT64, 6to4, SIIT, and the form that came first.
+        ("https://stac.org/v1", PUBLIC, "data.org", "64:ff9b::7f00:1", True),
+        ("https://stac.org/v1", PUBLIC, "data.org", "64:ff9b::a9fe:a9fe", True),
+        ("https://stac.org/v1", PUBLIC, "data.org", "64:ff9b::5db8:d822", False),
+        ("https://stac.org/v1", PUBLIC, "data.org", "2002:0a01:0203::1", True),
+        ("https://stac.org/v1", PUBLIC, "data.org", "::ffff:0:127.0.0.1", True),
+        ("https://stac.org/v1", PUBLIC, "data.org", "::127.0.0.1", True),
+        # A look-up that holds this machine beside another number makes the catalog none of this machine.
+        ("https://stac.org/v1", "127.0.0.1", "data.org", "127.0.0.1", True),
         # What the user named may be anywhere, and clouds lead the names of their stores inside.
         ("https://stac.org/v1", "10.1.2.3", "STAC.org.", "10.1.2.3", False),
         ("https://stac.org/v1", PUBLIC, "x.blob.core.windows.net", "10.1.2.3", False),
@@ -98,3 +111,16 @@ def test_a_catalog_leads_to_what_as_many_can_reach_as_itself(
     monkeypatch.setattr(peers, "_numbers", lambda _: [own])
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.corp:9000/")
     assert bool(peers.Peers(Rules(root, signing="https://sign.org/token")).refusal(host, number)) == refused
+
+
+def test_the_name_of_a_catalog_may_not_move_to_this_machine_later_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "_numbers", lambda _: [PUBLIC])
+    elsewhere = peers.Peers(Rules("https://stac.org/v1"))
+    assert elsewhere.refusal("stac.org", PUBLIC) == ""
+    assert "that is this one" in elsewhere.refusal("stac.org", "127.0.0.1")
+    assert "in the local network" in elsewhere.refusal("stac.org", "10.1.2.3")
+    assert elsewhere.refusal("data.org", "127.0.0.1")
+    # One that was here from the start is the user's own.
+    here = peers.Peers(Rules("https://stac.test/v1"))
+    assert here.refusal("stac.test", "127.0.0.1") == ""
+    assert here.refusal("data.test", "127.0.0.1") == ""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.empty_stores import give_stores
 from tests.end_to_end.pipeline_cases import environment
 from tests.network.network_cases import CANARIES, PATIENTS, SERIES, SLICES, pipeline, texts_below, write_studies
 from tests.network.orthanc import PASSWORD, USER, Orthanc, needs_orthanc
@@ -35,13 +36,16 @@ def vitpipe(verb: str, config: Path) -> Any:
 
 
 @pytest.mark.slow
-def test_a_run_fetches_ingests_and_tiles_and_tells_no_name(orthanc: Orthanc, tmp_path: Path) -> None:
+def test_a_run_fetches_ingests_and_tiles_and_tells_no_name(
+    orthanc: Orthanc, tmp_path: Path, empty_stores: Path
+) -> None:
     orthanc.add(*write_studies(tmp_path / "made"))
     folder = tmp_path / "project"
     folder.mkdir()
     config = folder / "pipeline.yaml"
     source = {"kind": "dicomweb", "url": orthanc.url, "page_size": 2, "query": {"StudyDate": "20190101-20191231"}}
     config.write_text(json.dumps({"name": "t", "source": source, "tiles": {"size": 8}}))
+    give_stores(empty_stores, folder / "workspace")
     stages = {row["stage"]: row for row in vitpipe("run", config)["stages"]}
     assert [stages[name]["done"] for name in ("fetch", "ingest", "tile")] == [
         ALL, PATIENTS * SERIES, PATIENTS * SERIES,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.empty_stores import give_stores
 from tests.end_to_end.pipeline_cases import environment
 from tests.network.range_server import Ranges, serving
 from tests.network.stac_cases import item, put_api, tiff
@@ -28,7 +29,7 @@ def held() -> Iterator[Ranges]:
 
 
 @pytest.mark.slow
-def test_a_run_fetches_ingests_and_tiles_and_tells_no_secret(held: Ranges, tmp_path: Path) -> None:
+def test_a_run_fetches_ingests_and_tiles_and_tells_no_secret(held: Ranges, tmp_path: Path, empty_stores: Path) -> None:
     put_api(held, 3)
     config = tmp_path / "pipeline.yaml"
     source = {
@@ -39,6 +40,7 @@ def test_a_run_fetches_ingests_and_tiles_and_tells_no_secret(held: Ranges, tmp_p
     }
     config.write_text(json.dumps({"name": "t", "source": source, "tiles": {"size": 32, "stride": 32}}))
     child = environment(tmp_path / "home") | {"VITPIPE_STAC_TOKEN": "canary-token"}
+    give_stores(empty_stores, tmp_path / "workspace")
     command = [sys.executable, "-m", "flows.cli", "run", str(config), "--json"]
     done = subprocess.run(command, cwd=ROOT, env=child, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,10 +98,21 @@ def assess_map(request: AccuracyRequest, out: Path) -> Findings:
     return Findings((*_lines(found), f"written: {out / NUMBERS_FILE} and {', '.join(written)}"), numbers)
 
 
+def _classes_of(place: Path) -> Path:
+    """Give the class raster of a map: of the folder of a map of ours, the file in it."""
+    classes = place / "classes.tif"
+    if place.is_dir() and not classes.is_file():
+        below = sorted(str(found) for found in place.glob("**/classes.tif"))[:3]
+        hint = f", such as {', '.join(below)}" if below else ""
+        raise ConfigError(f"{place} is a folder without classes.tif; name a class GeoTIFF{hint}")
+    return classes if place.is_dir() else place
+
+
 def judge_map(request: AccuracyRequest) -> MapFindings:
     """Do what :func:`assess_map` does, without writing."""
     if request.cluster is not None and request.block_m is not None:
         raise ConfigError("both a column of clusters and `--block-m` are given; choose one")
+    request = dataclasses.replace(request, map=_classes_of(request.map))
     for path in (request.map, request.strata):
         if path is not None and not path.is_file():
             raise ConfigError(f"there is no file {path}; name a class GeoTIFF")
@@ -320,8 +332,8 @@ def plus_minus(share: Share, digits: int = 3) -> str:
     if share.estimate is None:
         return "not defined"
     if share.high is None:
-        return f"{share.estimate:.{digits}f}"
-    return f"{share.estimate:.{digits}f} +- {share.high - share.estimate:.{digits}f}"
+        return f"{share.estimate:,.{digits}f}"
+    return f"{share.estimate:,.{digits}f} +- {share.high - share.estimate:,.{digits}f}"
 
 
 def _lines(found: MapFindings) -> list[str]:

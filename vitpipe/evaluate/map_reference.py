@@ -106,7 +106,9 @@ def _need(path: Path, columns: pd.Index, *names: str) -> None:
     missing = [name for name in names if name not in columns]
     if missing:
         there = ", ".join(map(str, columns)) or "none"
-        raise DataError(f"{REFERENCE_NO_COLUMN}: {path} has no column {' and '.join(missing)}; it has {there}")
+        named = "x" not in names and names[0] in missing and len(columns) > 0
+        remedy = "; say which holds the reference class, with `--column NAME`" if named else ""
+        raise DataError(f"{REFERENCE_NO_COLUMN}: {path} has no column {' and '.join(missing)}; it has {there}{remedy}")
 
 
 def _crs(text: str, path: Path) -> CRS:

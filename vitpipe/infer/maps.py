@@ -29,6 +29,7 @@ from vitpipe.infer.mapping import (
     MapPlan,
     MapRows,
     MapTask,
+    PixelModel,
     ValueLayers,
     make_files,
     make_map,
@@ -45,6 +46,7 @@ from vitpipe.resample import ResampledRaster, SlicedRaster, Slices, prepare, who
 
 NO_MAP: Final = "NO_MAP"
 NO_VALID_PIXELS: Final = "NO_VALID_PIXELS"
+NO_NUMBER: Final = "NO_NUMBER"
 _PIXELS_A_TASK: Final = 64 << 20
 _SCENES_A_TASK: Final = 256
 
@@ -73,7 +75,8 @@ def map_source(
         identity: the model, for the lineage in the files.
 
     Raises:
-        UnreadableSource: its pixels cannot be read, or it is no single frame (``NO_MAP``).
+        UnreadableSource: its pixels cannot be read, it is no single frame (``NO_MAP``), or the model gives no number
+            for a pixel (``NO_NUMBER``).
         TransientError: the store does not answer.
         WorkspaceError: the folder cannot be written.
     """
@@ -81,11 +84,6 @@ def map_source(
     if contract.tiles.depth is not None or source.grid.frames != 1:
         reason = f"a map is made of one frame, the source has {source.grid.frames}; give it scenes or single frames"
         raise UnreadableSource(NO_MAP, reason, source.uri)
-
-    def model(tiles: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-        # One tile of a batch says enough of units that are wrong.
-        watch.add(tiles[:1], valid[:1])
-        return predictor.pixels(tiles, valid)
 
     with predictor.domain.open(source) as opened:
         raster = as_cut(opened, contract.tiles, uri=source.uri)
@@ -102,7 +100,7 @@ def map_source(
             f"{'the mean over eight turns and flips' if plan.d4 else 'no test-time augmentation'}."
         )
         task = _task(predictor, source, (folder, recipe, identity), plan, layers_of(predictor), lineage)
-        made = make_map(raster, model, task)
+        made = make_map(raster, pixel_model(predictor, watch, uri=source.uri), task)
     refused = None
     if holds_nothing(made.folder / next(name for name in made.files if name.endswith(".tif"))):
         reason = (
@@ -121,6 +119,35 @@ def holds_nothing(path: Path) -> bool:
             levels = len(file.overviews(1))
         with rasterio.open(path, driver="GTiff", **({"overview_level": levels - 1} if levels else {})) as file:
             return not file.read_masks(1).any()
+
+
+def pixel_model(predictor: Predictor, watch: RangeWatch, *, uri: str) -> PixelModel:
+    """Give what a predictor says of tiles of a source, which the map engine runs.
+
+    Args:
+        predictor: a model of pixels.
+        watch: is shown some of the tiles.
+        uri: the source, for errors. The model raises `UnreadableSource` (``NO_NUMBER``) where it gives NaN or an
+            infinite value for a valid pixel: blended with its neighbours that would be a class like any other.
+    """
+
+    def model(tiles: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        # One tile of a batch says enough of units that are wrong.
+        watch.add(tiles[:1], valid[:1])
+        values = predictor.pixels(tiles, valid)
+        # The ends are found in a fraction of the time of a look at each.
+        if not np.isfinite([values.min(), values.max()]).all():
+            bad = int((~np.isfinite(values).all(axis=1) & valid).sum())
+            if bad:
+                raise UnreadableSource(
+                    NO_NUMBER,
+                    f"the model gives NaN or an infinite value for {bad} valid pixels of {len(valid)} tiles; look in "
+                    "the source for values far from those of training, such as a nodata value that it does not name",
+                    uri,
+                )
+        return values
+
+    return model
 
 
 def _place_notes(source: Source, grid: Grid) -> list[str]:

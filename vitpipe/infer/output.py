@@ -54,6 +54,14 @@ def write_volume_summary(
     write_json(folder / SUMMARY_FILE, values | {"notes": list(notes)})
 
 
+def left_out(rejected: Sequence[Rejected], folder: Path) -> list[str]:
+    """Say why sources were not predicted, the first of each code, without a path."""
+    first = {item.code: item.reason for item in reversed(rejected)}
+    counts = count_codes(rejected)
+    said = [f"left out, {count} x {code}: {first[code]}" for code, count in counts.items()]
+    return [*said, f"{folder / SUMMARY_FILE} has all reasons"] if said else []
+
+
 def _refusals(rejected: Sequence[Rejected]) -> dict[str, Json]:
     # Files that nobody meant as a source come last: they must not crowd out what was.
     ordered = sorted(rejected, key=lambda item: item.junk)

@@ -38,7 +38,8 @@ def place_of(place: str | Path) -> Path | str:
     path = Path(text).expanduser().absolute()
     if not path.exists():
         raise ConfigError(f"no file or folder at {path}")
-    return path
+    # Sentences and catalogs name files by this path.
+    return path.resolve() if ".." in path.parts else path
 
 
 def read_sources(place: Path | str, domain: Domain, recipe: Any) -> Iterator[Source | Rejected]:  # noqa: ANN401 - a source recipe

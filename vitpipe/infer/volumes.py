@@ -22,7 +22,7 @@ from vitpipe.infer.contract import ModelContract, RangeWatch
 from vitpipe.infer.dicom_results import ResultKind, write_mask_result
 from vitpipe.infer.dicom_results.findings import MaskFindings
 from vitpipe.infer.mapping import MapPlan, StackFrame, stitch_stack
-from vitpipe.infer.maps import as_cut
+from vitpipe.infer.maps import as_cut, pixel_model
 from vitpipe.infer.output import SOURCES_FILE, write_volume_summary
 from vitpipe.infer.predictor import Predictor, relative_name
 from vitpipe.infer.reading import place_of
@@ -79,12 +79,7 @@ def mask_stack(predictor: Predictor, source: Source, recipe: MapRecipe) -> Stack
         TransientError: the store does not answer.
     """
     contract, watch = predictor.contract, RangeWatch(predictor.contract)
-
-    def model(tiles: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-        # One tile of a batch says enough of units that are wrong.
-        watch.add(tiles[:1], valid[:1])
-        return predictor.pixels(tiles, valid)
-
+    model = pixel_model(predictor, watch, uri=source.uri)
     with predictor.domain.open(source) as opened:
         raster = as_cut(opened, contract.tiles, uri=source.uri)
         frames = stitch_stack(raster, model, plan_of(predictor, recipe))

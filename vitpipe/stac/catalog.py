@@ -70,7 +70,7 @@ def _search_place(root: Document, address: str) -> str | None:
     if root.get("type") == "Feature" or "features" in root:
         return None
     link = next(links(root, "search"), None)
-    return None if link is None else resolve(address, link["href"])
+    return None if link is None else _followed(address, link)
 
 
 def _listing_place(root: Document, address: str) -> str | None:
@@ -78,7 +78,22 @@ def _listing_place(root: Document, address: str) -> str | None:
     if root.get("type") != "Collection" or next(links(root, "item", "child"), None) is not None:
         return None
     link = next(links(root, "items"), None)
-    return None if link is None else resolve(address, link["href"])
+    return None if link is None else _followed(address, link)
+
+
+def _followed(address: str, link: Mapping[str, Any]) -> str:
+    """Give where a link of a document leads.
+
+    Raises:
+        DataError: to what is no address.
+    """
+    try:
+        place = resolve(address, link["href"])
+    except ValueError:
+        place = ""
+    if not place or not place.isprintable():
+        raise DataError(f"{shown(address)} has a link `{link['rel']}` that is no address; look at the catalog")
+    return place
 
 
 # --------------------------------------------------------------------------------------------------------------- static
@@ -97,7 +112,7 @@ def _walk(source: StacSource, client: Client, root: Document) -> Iterator[Found]
             for address, document in level:
                 yield from _items_in(document, address)
                 for link in links(document, "item", "child"):
-                    place = resolve(address, link["href"])
+                    place = _followed(address, link)
                     if place not in seen:
                         seen.add(place)
                         addresses.append(place)
@@ -190,7 +205,7 @@ def _pages(client: Client, place: str, first: tuple[Document, str, Document | No
         link = next(islice(links(page, "next"), 1), None)
         if link is None:
             return
-        address, body = resolve(address, link["href"]), _next_body(link, body)
+        address, body = _followed(address, link), _next_body(link, body)
         if json.dumps([address, body], sort_keys=True) in asked:
             raise ConfigError(f"{shown(place)} leads from page to page without end; look at the server")
         page = client.document(address, body)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,20 +18,20 @@ from vitpipe.atomic import PARTIAL_PREFIX, make_folder, sync_directory, workspac
 from vitpipe.errors import ConfigError, TransientError, UnreadableSource, WorkspaceError
 from vitpipe.stac.items import WantedFile
 from vitpipe.web.address import is_remote, shown
-from vitpipe.web.client import Client, Refused
+from vitpipe.web.client import Client, Refused, range_of
 from vitpipe.web.retries import BusyError
 
 if TYPE_CHECKING:
     import requests
 
-_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _HASHES: Final = {
     0x11: "sha1", 0x12: "sha256", 0x13: "sha512", 0x14: "sha3_512", 0x15: "sha3_384", 0x16: "sha3_256",
     0x17: "sha3_224", 0x20: "sha384", 0xD5: "md5", 0xB220: "blake2b", 0xB240: "blake2b",
 }  # fmt: skip
 """Codes of the multihash table (multiformats/multicodec)."""
 _READ_BYTES: Final = 1 << 20
-_COMPRESSED: Final = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd"})
+_MOST_DIGITS: Final = 19
+_COMPRESSED: Final = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
 
 
 class StillBusy(TransientError):
@@ -94,7 +93,9 @@ def download(file: WantedFile, folder: Path, client: Client, before: str = "") -
 def _link(file: WantedFile, target: Path) -> Arrived:
     source = Path(file.address)
     if not source.is_file():
-        raise UnreadableSource(FETCH_FAILED, f"no file {source}; correct the item, or put it there", str(target))
+        raise UnreadableSource(
+            FETCH_FAILED, f"no file {shown(file.address)}; correct the item, or put it there", str(target)
+        )
     unchecked = _verify(source, file, target)
     with workspace_errors(target):
         target.unlink(missing_ok=True)
@@ -137,19 +138,18 @@ def _ask(file: WantedFile, partial: _Partial, client: Client, before: str) -> Ar
             raise BusyError(f"{shown(file.address)} has changed while it was fetched")
         validator = current or (validator if start else "")
         partial.begin(start, validator)
-        _check_length(file, total or 0, partial)
+        _check_length(file, total or 0, None, partial)
         with workspace_errors(partial.target), partial.path.open("r+b") as stream:
             stream.seek(start)
             for chunk in client.chunks(response, file.address):
                 stream.write(chunk)
-                _check_length(file, stream.tell(), partial)
+                _check_length(file, stream.tell(), total, partial)
             stream.flush()
             os.fsync(stream.fileno())
             size = stream.tell()
     if total is not None and size != total:
-        if size > total:
-            partial.remove()
-        raise BusyError(f"{shown(file.address)} breaks off: {size} of {total} bytes have arrived")
+        status = response.status_code
+        raise BusyError(f"{shown(file.address)} breaks off: {size} of {total} bytes have arrived", status=status)
     try:
         unchecked = _verify(partial.path, file, partial.target)
     except UnreadableSource:
@@ -159,8 +159,22 @@ def _ask(file: WantedFile, partial: _Partial, client: Client, before: str) -> Ar
     return Arrived(size, validator, unchecked)
 
 
-def _check_length(file: WantedFile, size: int, partial: _Partial) -> None:
-    """Refuse a file that is longer than one of its kind is, by what its server says, or once so much has arrived."""
+def _check_length(file: WantedFile, size: int, total: int | None, partial: _Partial) -> None:
+    """Refuse a file that is longer than it may be, by what its server says, or once so much has arrived.
+
+    A body without end would fill the disk.
+
+    Raises:
+        UnreadableSource: ``CHECKSUM_MISMATCH``: it is longer than the item states; ``FETCH_FAILED``: than its kind is.
+        BusyError: more comes than the server says that there is.
+    """
+    if file.size is not None and size > file.size:
+        partial.remove()
+        reason = f"it has more bytes than `file:size` {file.size} of the item; the catalog and its file do not fit"
+        raise UnreadableSource("CHECKSUM_MISMATCH", reason, str(partial.target))
+    if total is not None and size > total:
+        partial.remove()
+        raise BusyError(f"{shown(file.address)} sends more bytes than the {total} that it says")
     if file.longest is None or size <= file.longest:
         return
     partial.remove()
@@ -173,15 +187,17 @@ def _check_length(file: WantedFile, size: int, partial: _Partial) -> None:
 
 def _span(response: requests.Response, asked: int, address: str) -> tuple[int, int | None]:
     """Tell where the bytes of an answer begin in the file, and how long the file is; None: not said."""
-    if response.headers.get("Content-Encoding", "").lower() in _COMPRESSED:
+    encodings = {name.strip() for name in response.headers.get("Content-Encoding", "").lower().split(",")}
+    if encodings & _COMPRESSED:
         raise Refused(f"{shown(address)} is sent compressed although it was asked for as it is; look at the server")
     if response.status_code == 206:
-        found = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
-        if found is None or int(found[1]) != asked:
+        found = range_of(response.headers)
+        if found is None or found[0] != asked:
             raise Refused(f"{shown(address)} gives another range than it was asked for; look at the server", 206)
-        return asked, None if found[3] == "*" else int(found[3])
+        return asked, found[2]
     length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdigit() else None
+    # Python reads no number of thousands of digits.
+    return 0, int(length) if length.isascii() and length.isdigit() and len(length) < _MOST_DIGITS else None
 
 
 def _verify(path: Path, file: WantedFile, target: Path) -> bool:
@@ -232,6 +248,8 @@ def _multihash(text: str) -> tuple[Any, bytes] | None:
     code, length = numbers
     name, wanted = _HASHES.get(code), content[place:]
     if name is None or length != len(wanted):
+        return None
+    if name == "blake2b" and not 1 <= length <= hashlib.blake2b.MAX_DIGEST_SIZE:
         return None
     if name == "blake2b":
         return hashlib.blake2b(digest_size=length), wanted

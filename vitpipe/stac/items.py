@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -22,6 +23,7 @@ _SUFFIXES: Final = {".tif": "tif", ".tiff": "tif", ".gtif": "tif", ".gtiff": "ti
 _LONGEST_JP2: Final = 4 << 30
 """Bytes of a JPEG 2000 file: a band of a Sentinel-2 granule takes some 150 MB."""
 _ODD: Final = re.compile(r"[^A-Za-z0-9._-]+")
+_SIGNED: Final = re.compile(r"\S*\?\S*=\S*")
 _LONGEST_NAME: Final = 120
 _SCALING: Final = ("scale", "offset", "raster:scale", "raster:offset")
 
@@ -63,9 +65,10 @@ def scene_names(found: Sequence[Found]) -> list[str]:
     """Name the folders of items: their identifiers, with a digest where these are odd, long or not unique."""
     ids = [str(entry.item["id"]) for entry in found]
     plain = [_ODD.sub("-", name).lstrip(".")[:_LONGEST_NAME] for name in ids]
+    counts = Counter(plain)
     result = []
     for entry, name, given in zip(found, plain, ids, strict=True):
-        if name and name == given and plain.count(name) == 1:
+        if name and name == given and counts[name] == 1:
             result.append(name)
         else:
             result.append(f"{name or 'item'}-{digest([entry.item.get('collection'), given])[:8]}")
@@ -243,7 +246,8 @@ def _cleaned(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
         return {key: _cleaned(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [_cleaned(entry) for entry in value]
-    return shown(value) if isinstance(value, str) and "://" in value else value
+    # A reference may be relative, too.
+    return shown(value) if isinstance(value, str) and ("://" in value or _SIGNED.fullmatch(value)) else value
 
 
 def _without_scaling(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds

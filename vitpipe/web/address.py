@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,10 @@ from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit, urlunspli
 
 from vitpipe.config.address import is_this_machine
 from vitpipe.errors import ConfigError
+
+_QUERY: Final = re.compile(r"\?[^/]*=.*", re.DOTALL)
+_EMBEDDING: Final = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "::ffff:0:0:0/96", "::/96")))
+"""Numbers of IPv6 whose last four bytes are one of IPv4: of NAT64 (RFC 6052), SIIT (RFC 7915), and the first form."""
 
 
 def is_remote(address: str) -> bool:
@@ -22,7 +27,8 @@ def is_remote(address: str) -> bool:
 def shown(address: str) -> str:
     """Give an address without query, fragment and credentials: a signed one holds a secret in them."""
     if not is_remote(address):
-        return address
+        # A catalog in a file may be the copy of one whose relative references are signed.
+        return _QUERY.sub("", address)
     try:
         parts = urlsplit(address)
     except ValueError:
@@ -110,12 +116,14 @@ class Rules:
         except ValueError:
             return "it is no address"
         own = is_remote(self.root) and urlsplit(self.root).netloc == parts.netloc
+        # Who named https did not name http.
+        weaker = parts.scheme == "http" and not self.root.startswith("http://")
         checks = (
             (parts.scheme == "s3" and host and (parts.path.strip("/") or own), ""),
             (parts.scheme not in ("http", "https") or not host, "only https, http and s3 addresses are fetched"),
             ("@" in parts.netloc, "it holds credentials"),
             # What the user named, in the pipeline file or in the environment, is theirs to name.
-            (own or self._is_endpoint(address) or self._is_signing(address), ""),
+            ((own and not weaker) or self._is_endpoint(address) or self._is_signing(address), ""),
             (self._comes_from_elsewhere(host), "a catalog on the network names a service of this machine"),
             (_is_link_local(host), "it names a service of the local network alone"),
             (
@@ -176,5 +184,8 @@ def number_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None
             return ipaddress.IPv4Address(socket.inet_aton(host))
         except OSError:
             return None
-    mapped = number.ipv4_mapped if isinstance(number, ipaddress.IPv6Address) else None
-    return mapped or number
+    if isinstance(number, ipaddress.IPv4Address):
+        return number
+    if int(number) > 1 and any(number in network for network in _EMBEDDING):
+        return ipaddress.IPv4Address(int(number) & 0xFFFFFFFF)
+    return number.ipv4_mapped or number.sixtofour or number

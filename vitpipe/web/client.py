@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ _CHUNK_BYTES: Final = 1 << 18
 _LONGEST_DOCUMENT: Final = 64 << 20
 _MOST_REDIRECTS: Final = 5
 _MOVED: Final = frozenset({301, 302, 303, 307, 308})
+_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
 
 
 class Refused(ConfigError):
@@ -161,7 +163,7 @@ class Client:
             if not place:
                 known = f"to the region of its bucket; set AWS_REGION={region}" if region else "but does not say where"
                 raise Refused(f"{shown(address)} sends elsewhere, {known}", response.status_code)
-            address = urljoin(s3_address(address) if address.startswith("s3://") else address, place)
+            address = self._moved(address, place, response.status_code)
             body = None if response.status_code == 303 else body
         else:
             raise Refused(f"{shown(address)} sends elsewhere more than {_MOST_REDIRECTS} times; look at the server")
@@ -171,7 +173,23 @@ class Client:
                 raise BusyError(f"{_server(address)} answers HTTP {response.status_code}", wait, response.status_code)
             if signed and self._signatures is not None:
                 self._note(plain, used, response.status_code)
-            yield response
+            try:
+                yield response
+            except BusyError as error:
+                # Whatever breaks off was answered: it is this one file that does not come, not the server.
+                error.status = error.status or response.status_code
+                raise
+
+    def _moved(self, address: str, place: str, status: int) -> str:
+        """Follow a redirect.
+
+        Raises:
+            Refused: it leads to what is no address.
+        """
+        try:
+            return urljoin(s3_address(address) if address.startswith("s3://") else address, place)
+        except ValueError:
+            raise Refused(f"{shown(address)} sends to what is no address; look at the server", status) from None
 
     def _note(self, plain: str, used: str, status: int) -> None:
         """Keep a signature that was taken; one that is not taken any more is asked for anew.
@@ -184,6 +202,19 @@ class Client:
             self._signatures.taken(plain)
         elif self._signatures.forget(plain, used):
             raise BusyError(f"{_server(plain)} does not take the signature any more", status=status)
+
+    def body(self, response: requests.Response, address: str, most: int) -> bytes:
+        """Give a whole answer, of which no more than a chunk beyond `most` bytes is ever held.
+
+        Raises:
+            BusyError: the connection breaks, or more bytes come.
+        """
+        content = bytearray()
+        for chunk in self.chunks(response, address):
+            content += chunk
+            if len(content) > most:
+                raise BusyError(f"{_server(address)} sends more bytes than it was asked for")
+        return bytes(content)
 
     def chunks(self, response: requests.Response, address: str) -> Iterator[bytes]:
         """Give the bytes of an answer as they arrive.
@@ -253,6 +284,15 @@ class Client:
         return self._access.headers if own or named else {}
 
 
+def range_of(headers: Mapping[str, str]) -> tuple[int, int, int | None] | None:
+    """Read ``Content-Range``: first and last byte, and the length of the file, None where it is not said.
+
+    None of what cannot be read.
+    """
+    found = _RANGE.fullmatch(headers.get("Content-Range", "").strip())
+    return None if found is None else (int(found[1]), int(found[2]), None if found[3] == "*" else int(found[3]))
+
+
 def _server(address: str) -> str:
     parts = urlsplit(address)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
@@ -261,12 +301,12 @@ def _server(address: str) -> str:
 def _read_local(path: Path) -> bytes:
     try:
         if path.stat().st_size > _LONGEST_DOCUMENT:
-            raise DataError(f"{path} is longer than {_LONGEST_DOCUMENT >> 20} MiB: no STAC document")
+            raise DataError(f"{shown(str(path))} is longer than {_LONGEST_DOCUMENT >> 20} MiB: no STAC document")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise Refused(f"no file {path}; correct `source.url`, or the link that leads to it", 404) from None
+        raise Refused(f"no file {shown(str(path))}; correct `source.url`, or the link that leads to it", 404) from None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); give this user access") from error
+        raise ConfigError(f"{shown(str(path))} cannot be read ({error.strerror}); give this user access") from error
 
 
 def _parse(content: bytes, address: str) -> Document:
@@ -291,9 +331,15 @@ def _session(connections: int, check_peer: Callable[[str, str], None]) -> reques
         def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
             return request
 
+    class Session(requests.Session):
+        """Leaves redirects alone: to make the next request ready, requests would read the body, however long it is."""
+
+        def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002 - its name there
+            return None
+
     # At DEBUG it logs every path with its query, and a signed one is a secret.
     logging.getLogger("urllib3").setLevel(max(logging.INFO, logging.getLogger("urllib3").level))
-    session = requests.Session()
+    session = Session()
     session.auth = NoNetrc()
     # Threads share the session: nothing of it may change with an answer.
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import threading
 from collections.abc import Callable
 from enum import IntEnum
 from functools import cached_property
@@ -48,6 +49,8 @@ class Peers:
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
+        self._first: Reach | None = None
+        self._lock = threading.Lock()
 
     def refusal(self, host: str, number: str) -> str:
         """Say in a clause why nothing is sent to a machine; empty where it may be.
@@ -59,12 +62,17 @@ class Peers:
             number: of the machine that is connected.
         """
         name = host.lower().strip("[]").rstrip(".")
-        if name in self._named:
-            return ""
         reach = _reach(number)
+        if name == self._root_name:
+            with self._lock:
+                self._first = reach if self._first is None else self._first
+        elif name in self._named:
+            return ""
+        if name == self._root_name and reach <= self._own_reach():
+            return ""
         if reach is Reach.NETWORK and name.endswith(_STORES):
             return ""
-        if reach is Reach.LINK or reach > self._own_reach:
+        if reach is Reach.LINK or reach > self._own_reach():
             return (
                 f"its name leads to a machine {_WORDS[reach]}, which a catalog elsewhere has no business to name; "
                 "where it is meant to, save the catalog as a file here"
@@ -73,17 +81,33 @@ class Peers:
 
     @cached_property
     def _named(self) -> frozenset[str]:
-        """Hosts that the user named: of the catalog, of the service that signs, of the S3 endpoint."""
-        addresses = [place for place in (self._rules.root, self._rules.signing) if is_remote(place)]
-        hosts = {(urlsplit(address).hostname or "").rstrip(".") for address in addresses}
-        return frozenset({*hosts, *endpoint_hosts()} - {""})
+        """Hosts that the user named besides the catalog's: of the service that signs, of the S3 endpoint."""
+        signing = _host_of(self._rules.signing)
+        return frozenset({signing, *endpoint_hosts()} - {""})
 
     @cached_property
+    def _root_name(self) -> str:
+        return _host_of(self._rules.root)
+
     def _own_reach(self) -> Reach:
-        root = self._rules.root
-        if not is_remote(root):
+        """Say who can reach the catalog: by the machine that it came from, which its name may leave later on.
+
+        Of what the name leads to besides, the local network counts alone: no look-up makes a catalog one of this
+        machine.
+        """
+        if not is_remote(self._rules.root):
             return Reach.MACHINE
-        return max(map(_reach, _numbers(urlsplit(root).hostname or "")), default=Reach.EVERYONE)
+        first = _reach(self._root_name) if self._first is None else self._first
+        return max(first, self._looked_up)
+
+    @cached_property
+    def _looked_up(self) -> Reach:
+        found = max(map(_reach, _numbers(self._root_name)), default=Reach.EVERYONE)
+        return min(found, Reach.NETWORK)
+
+
+def _host_of(address: str) -> str:
+    return (urlsplit(address).hostname or "").rstrip(".") if is_remote(address) else ""
 
 
 def _numbers(host: str) -> list[str]:

@@ -18,8 +18,8 @@ from vitpipe.errors import ConfigError, TransientError, UnreadableSource
 from vitpipe.records import Json
 from vitpipe.web.access import read_access
 from vitpipe.web.address import Rules, shown
-from vitpipe.web.client import Client, Refused
-from vitpipe.web.retries import Backoff
+from vitpipe.web.client import Client, Refused, range_of
+from vitpipe.web.retries import Backoff, BusyError
 
 HEAD_BYTES: Final = 1 << 14
 """So many first bytes are part of what tells one file from another."""
@@ -27,6 +27,7 @@ _CHUNK_BYTES: Final = 1 << 19
 _MOST_CHUNKS: Final = 64
 _ANOTHER: Final = frozenset({200, 412, 416})
 """What a server answers that has another file there, or gives no parts of it any more."""
+_PART: Final = 206
 _AHEAD: Final = 8
 """Chunks that are asked for at once at most where a file is read on and on."""
 
@@ -67,26 +68,46 @@ def look(address: str, client: Client) -> RemoteFile:
             files alone.
         TransientError: the server does not answer, after all retries.
     """
+    answers: list[int] = []
 
     def ask() -> RemoteFile:
+        try:
+            return once()
+        except BusyError as error:
+            answers.append(error.status)
+            raise
+
+    def once() -> RemoteFile:
         with client.stream(address, {"Range": f"bytes=0-{HEAD_BYTES - 1}"}) as response:
             if response.status_code == 200:
                 reason = (
                     f"{shown(address)}: its server does not give parts of a file; download it, and name the local file"
                 )
                 raise UnreadableSource("NO_RANGES", reason, shown(address))
-            if response.status_code != 206:
+            if response.status_code != _PART:
                 raise client.refused(address, response.status_code)
-            total = response.headers.get("Content-Range", "").rpartition("/")[2]
-            if not total.isdigit():
+            first, _, total = range_of(response.headers) or (0, 0, None)
+            if total is None:
                 raise Refused(f"{shown(address)}: its server does not say how long it is; download it")
-            head = b"".join(client.chunks(response, address))[:HEAD_BYTES]
-            return RemoteFile(address, int(total), client.validator(response.headers), digest_bytes(head))
+            if first:
+                raise Refused(f"{shown(address)}: its server gives another part than it was asked for; download it")
+            wanted = min(HEAD_BYTES, total)
+            head = client.body(response, address, wanted)
+            if len(head) != wanted:
+                raise client.broken(address)
+            return RemoteFile(address, total, client.validator(response.headers), digest_bytes(head))
 
     try:
         return client.with_retries(ask)
     except ConfigError as error:
         raise UnreadableSource("FETCH_FAILED", str(error), shown(address)) from None
+    except TransientError as error:
+        # The server is there; what it gives of this file is not what it says.
+        if answers and answers[-1] == _PART:
+            raise UnreadableSource(
+                "FETCH_FAILED", f"{error} in all tries; look at the server", shown(address)
+            ) from None
+        raise
 
 
 class Ranges:
@@ -162,7 +183,7 @@ class Ranges:
             headers["If-Match" if validator.startswith('"') else "If-Unmodified-Since"] = validator
         address = self._remote.address
         with self._client.stream(address, headers) as response:
-            if response.status_code != 206:
+            if response.status_code != _PART:
                 if response.status_code in _ANOTHER:
                     raise self._changed()
                 raise self._client.refused(address, response.status_code)
@@ -171,7 +192,7 @@ class Ranges:
             # Not every server heeds the condition.
             if response.headers.get("Content-Range", "") != span or (current and validator and current != validator):
                 raise self._changed()
-            content = b"".join(self._client.chunks(response, address))
+            content = self._client.body(response, address, end - start)
         if len(content) != end - start:
             raise self._client.broken(address)
         return content

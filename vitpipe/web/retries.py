@@ -100,6 +100,7 @@ def translated(server: str, ca_variable: str) -> Iterator[None]:
         BusyError: what may pass.
     """
     import requests
+    from urllib3.exceptions import LocationValueError
 
     try:
         yield
@@ -117,6 +118,9 @@ def translated(server: str, ca_variable: str) -> Iterator[None]:
         raise BusyError(f"{server} does not answer in time") from None
     except (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError):
         raise BusyError(f"{server} breaks off in the middle of an answer") from None
+    except LocationValueError:
+        # Told neither by requests nor as an error of its kind: a label of the name is empty or too long.
+        raise ConfigError(f"{server} is no name that a host can have; correct the address") from None
     except requests.exceptions.RequestException as error:
         raise ConfigError(f"{server} cannot be asked ({type(error).__name__}); check `source.url`") from None
 
@@ -125,11 +129,11 @@ def retry_after_seconds(text: str | None) -> float | None:
     """Read ``Retry-After``: seconds, or a date (RFC 9110, 10.2.3); None where it is neither."""
     if text is None:
         return None
-    if text.strip().isdigit():
+    if text.isascii() and text.strip().isdigit():
         return float(text)
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())

@@ -7,7 +7,6 @@ address ends with ``/sign`` is asked by ``?href=`` for each address, and gives `
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -96,7 +95,7 @@ class Signatures:
             return None
         if self._service.endswith("/sign"):
             return f"{self._service}?href={quote(address, safe='')}"
-        container = _container_of(parts.hostname or "", parts.path)
+        container = _container_of(parts.hostname or "", parts.path, urlsplit(self._service).hostname or "")
         return None if container is None else f"{self._service}/{container}"
 
     def _ask_for(self, place: str, address: str) -> _Kept:
@@ -122,22 +121,17 @@ class Signatures:
         return _Kept(query, until)
 
 
-def _container_of(host: str, path: str) -> str | None:
-    """Give ``<account>/<container>`` of a file in Azure; where the host is a number the account stands in the path."""
+def _container_of(host: str, path: str, service_host: str) -> str | None:
+    """Give ``<account>/<container>`` of a file in Azure; on the host of the service the account stands in the path.
+
+    No other host gets a signature: a catalog could name its own, to be sent the signature of another's files.
+    """
     names = [name for name in path.split("/") if name]
     if host.lower().endswith(_AZURE):
         names.insert(0, host.lower().removesuffix(_AZURE))
-    elif not _is_number(host):
+    elif host != service_host:
         return None
     return "/".join(names[:2]) if len(names) > 2 else None
-
-
-def _is_number(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _moment(text: object) -> datetime | None:

@@ -203,8 +203,6 @@ def _reader(path: Path, dataset: DatasetReader, sample: tuple[int, tuple[int, in
         except (BlockUnread, BlockDamaged):
             # A block that was never written costs nothing; one that is broken is told when it is read.
             return
-        finally:
-            file.close()
 
     return read
 

@@ -8,6 +8,7 @@ lock, so blocks are decoded by as many threads as there are.
 from __future__ import annotations
 
 import os
+import weakref
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Executor, wait
@@ -48,6 +49,8 @@ class BlockFile:
     def __init__(self, path: Path, layout: BlockLayout) -> None:
         self.layout = layout
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        # Not before its last reader is done: the number of a closed file may be another file's by then.
+        weakref.finalize(self, os.close, self._file)
         # Of libtiff too: differences are taken between the bit patterns, and floats are split into bytes of big order.
         self._stored = layout.dtype if layout.predictor != 3 else layout.dtype.newbyteorder("=")
 
@@ -56,10 +59,6 @@ class BlockFile:
         """Undoing the predictor can bring samples that lie pixel by pixel into planes, which then costs nothing."""
         layout = self.layout
         return layout.predictor == 2 and layout.dtype.isnative and not layout.by_plane
-
-    def close(self) -> None:
-        """Close it."""
-        os.close(self._file)
 
     def decode(self, place: tuple[int, int, int], out: NDArray[Any], *, apart: NDArray[Any] | None = None) -> None:
         """Decode a block.

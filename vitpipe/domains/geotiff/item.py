@@ -19,6 +19,7 @@ from vitpipe.digest import digest, digest_of_digests
 from vitpipe.errors import TransientError
 from vitpipe.opening import ITEM_NAME
 from vitpipe.records import FileRecord, Json, Rejected
+from vitpipe.web.address import shown
 
 _LONGEST: Final = 16 << 20
 _ATTRIBUTES: Final = {
@@ -185,13 +186,16 @@ def _moment(properties: Mapping[str, Any]) -> str | None:
 
 
 def address_of_item(file: Path) -> str | None:
-    """Give the address of the STAC item that describes a file, by the one beside it; None where none says so."""
+    """Give the address of the STAC item that describes a file, by the one beside it; None where none says so.
+
+    What is made of it is handed on: it holds no signature and no credentials.
+    """
     try:
         item = json.loads(file.with_name(ITEM_NAME).read_bytes())
         found = [link["href"] for link in item["links"] if link["rel"] == "self"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return found[0] if found and isinstance(found[0], str) and "://" in found[0] else None
+    return shown(found[0]) if found and isinstance(found[0], str) and "://" in found[0] else None
 
 
 def apply_items(records: Sequence[FileRecord]) -> Iterator[FileRecord | Rejected]:

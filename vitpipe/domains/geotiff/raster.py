@@ -45,10 +45,9 @@ class _Handles:
     """None: the file is not plain, GDAL decodes it."""
 
     def close(self) -> None:
+        """Close GDAL's; a file that is read by position closes with its last reader."""
         for dataset in self.datasets:
             dataset.close()
-        if self.blocks is not None:
-            self.blocks.file.close()
 
 
 class GeotiffRaster:
@@ -66,6 +65,7 @@ class GeotiffRaster:
         self._dtype = np.dtype(source.dtype)
         self._handles: dict[int, _Handles] = {}
         self._locks: dict[int, threading.RLock] = {}
+        self._closed = False
         self._remote = remote_of(reader)
         self._tiffs: dict[int, RemoteTiff] = {}
         dataset = self._opened().datasets[0]
@@ -226,22 +226,35 @@ class GeotiffRaster:
         return window_groups(self._source, windows)
 
     def close(self) -> None:
-        """Close this process's handles; another process's are its own to close."""
-        handles = self._handles.pop(os.getpid(), None)
-        if handles is not None:
-            handles.close()
-        if tiff := self._tiffs.pop(os.getpid(), None):
-            tiff.close()
+        """Close this process's handles; another process's are its own to close.
+
+        Threads may still read ahead, where whoever waits for them was interrupted twice: what they read is waited for,
+        and what they ask for next is refused. GDAL crashes where a dataset is closed under a read.
+        """
+        with self._gdal():
+            self._closed = True
+            handles = self._handles.pop(os.getpid(), None)
+            if handles is not None:
+                handles.close()
+            if tiff := self._tiffs.pop(os.getpid(), None):
+                tiff.close()
 
     def _opened(self) -> _Handles:
-        """Give what is open in this process."""
-        process = os.getpid()
-        if process not in self._handles:
+        """Give what is open in this process.
+
+        Raises:
+            ValueError: the scene was closed.
+        """
+        handles = self._handles.get(os.getpid())
+        if handles is None:
             with self._gdal():
-                if process not in self._handles:
+                if self._closed:
+                    raise ValueError(f"{self._source.uri} was closed before all of it was read; read it before that")
+                if (handles := self._handles.get(os.getpid())) is None:
                     datasets = [self._open_file(Path(name)) for name in self._source.files]
-                    self._handles[process] = _Handles(datasets, self._plain(Path(self._source.files[0]), datasets[0]))
-        return self._handles[process]
+                    handles = _Handles(datasets, self._plain(Path(self._source.files[0]), datasets[0]))
+                    self._handles[os.getpid()] = handles
+        return handles
 
     def _gdal(self) -> threading.RLock:
         """Give the lock of this process: GDAL's handles are not for several threads at once."""
@@ -283,14 +296,15 @@ class GeotiffRaster:
 
     def _stored(self, window: RasterioWindow) -> NDArray[Any]:
         """Read channels and alpha by GDAL, as stored."""
-        dataset = self._opened().datasets[0]
-        try:
-            with self._gdal(), gdal_environment(self._cache_bytes):
-                # One call for all bands: with pixel interleave a block is decoded once.
-                stored: NDArray[Any] = dataset.read(self._bands + self._alpha, window=window)
-        except (CPLE_BaseError, RasterioError) as error:
-            raise self._unreadable(dataset) from error
-        self._fail_if_cut_short()
+        with self._gdal():
+            dataset = self._opened().datasets[0]
+            try:
+                with gdal_environment(self._cache_bytes):
+                    # One call for all bands: with pixel interleave a block is decoded once.
+                    stored: NDArray[Any] = dataset.read(self._bands + self._alpha, window=window)
+            except (CPLE_BaseError, RasterioError) as error:
+                raise self._unreadable(dataset) from error
+            self._fail_if_cut_short()
         return stored
 
     def _fail_if_cut_short(self) -> None:
@@ -300,21 +314,22 @@ class GeotiffRaster:
 
     def _masked(self, window: RasterioWindow) -> NDArray[np.bool_] | None:
         """Read the file's masks; None where there are none."""
-        dataset, *masks = self._opened().datasets
-        if not masks and not self._masks_inside:
+        if len(self._source.files) == 1 and not self._masks_inside:
             return None
-        try:
-            with self._gdal(), gdal_environment(self._cache_bytes):
-                valid = np.ones((window.height, window.width), np.bool_)
-                if self._masks_inside:
-                    for band in self._bands if self._masks_inside == "band" else [self._bands[0]]:
-                        valid &= dataset.read_masks(band, window=window) != 0
-                for mask in masks:
-                    numbers = [1] if mask.count == 1 else self._bands
-                    valid &= (mask.read(numbers, window=window) != 0).all(axis=0)
-        except (CPLE_BaseError, RasterioError) as error:
-            raise self._unreadable(dataset) from error
-        self._fail_if_cut_short()
+        with self._gdal():
+            dataset, *masks = self._opened().datasets
+            try:
+                with gdal_environment(self._cache_bytes):
+                    valid = np.ones((window.height, window.width), np.bool_)
+                    if self._masks_inside:
+                        for band in self._bands if self._masks_inside == "band" else [self._bands[0]]:
+                            valid &= dataset.read_masks(band, window=window) != 0
+                    for mask in masks:
+                        numbers = [1] if mask.count == 1 else self._bands
+                        valid &= (mask.read(numbers, window=window) != 0).all(axis=0)
+            except (CPLE_BaseError, RasterioError) as error:
+                raise self._unreadable(dataset) from error
+            self._fail_if_cut_short()
         return valid
 
     def _judge(

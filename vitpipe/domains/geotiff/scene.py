@@ -59,20 +59,23 @@ def assemble_scenes(records: Sequence[FileRecord], context: ScanContext) -> Iter
         rest = []
     parts = [item if item.quality else replace(item, quality=quality.get(_folder(item), ())) for item in parts]
     yield from rejected
+    used = {record.path for item in parts for record, _ in item.quality}
+    for record in (record for found in quality.values() for record, _ in found if record.path not in used):
+        yield Rejected(record.path, "PRODUCT_FILE", "it says where clouds are of a scene that is not here", junk=True)
     singles = (_scene_source(record, masks.get(record.path), recipe, context.root) for record in rest)
     yield from _of_one_meaning(itertools.chain(join_scenes(parts, masks, recipe, context.root), singles), recipe)
 
 
 def _cloud_masks(
     records: Sequence[FileRecord], recipe: GeotiffSource
-) -> tuple[dict[str, tuple[tuple[FileRecord, str], ...]], list[FileRecord]]:
+) -> tuple[dict[str | None, tuple[tuple[FileRecord, str], ...]], list[FileRecord]]:
     """Take out the files that say where clouds are, by the STAC item beside them; gives these by folder, and the rest.
 
     Where clouds are kept they are bands as any other.
     """
     if recipe.clouds == "keep":
         return {}, list(records)
-    found: dict[str, tuple[tuple[FileRecord, str], ...]] = {}
+    found: dict[str | None, tuple[tuple[FileRecord, str], ...]] = {}
     rest = []
     for record in records:
         kind = record.header.get("quality")
@@ -84,8 +87,10 @@ def _cloud_masks(
     return found, rest
 
 
-def _folder(parts: SceneParts) -> str:
-    return str(PurePosixPath(parts.bands[0].record.path).parent)
+def _folder(parts: SceneParts) -> str | None:
+    """Give the folder of the item that describes a scene; None where none does: its clouds are not its neighbour's."""
+    record = parts.bands[0].record
+    return str(PurePosixPath(record.path).parent) if "alone" in record.header else None
 
 
 def _of_one_meaning(found: Iterable[Source | Rejected], recipe: GeotiffSource) -> Iterator[Source | Rejected]:

@@ -148,8 +148,7 @@ def _described(file: MapFile, layers: Layers) -> ET.Element:
 
 def _add_place(root: ET.Element, grid: Grid) -> None:
     if grid.crs is not None:
-        axes = {"dataAxisToSRSAxisMapping": "2,1" if CRS.from_user_input(grid.crs).is_geographic else "1,2"}
-        ET.SubElement(root, "SRS", axes).text = CRS.from_user_input(grid.crs).to_wkt()
+        ET.SubElement(root, "SRS").text = CRS.from_user_input(grid.crs).to_wkt()
     if grid.transform is not None:
         a, b, c, d, e, f = grid.transform
         ET.SubElement(root, "GeoTransform").text = ", ".join(f"{value!r}" for value in (c, a, b, f, d, e))

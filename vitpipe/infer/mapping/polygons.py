@@ -13,6 +13,7 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
+from vitpipe.errors import WorkspaceError
 from vitpipe.infer.mapping.gdal import gdal_writes
 from vitpipe.infer.mapping.layers import NODATA
 from vitpipe.infer.mapping.strips import StripStore
@@ -22,6 +23,8 @@ from vitpipe.records import Grid
 VECTORS_FILE: Final = "classes.gpkg"
 _LAYER: Final = "classes"
 _AT_ONCE: Final = 10_000
+_SAID: Final = 200
+"""Letters of an error of pyogrio: it may hold a whole statement of SQL."""
 
 
 class ClassPolygon(NamedTuple):
@@ -161,6 +164,7 @@ def write_polygons(path: Path, polygons: Iterable[ClassPolygon], classes: tuple[
 
 
 def _append(path: Path, polygons: list[ClassPolygon], classes: tuple[str, ...], grid: Grid, *, more: bool) -> None:
+    from pyogrio.errors import DataLayerError, DataSourceError
     from pyogrio.raw import write
 
     shapes = np.array([item.polygon for item in polygons], dtype=object)
@@ -170,23 +174,30 @@ def _append(path: Path, polygons: list[ClassPolygon], classes: tuple[str, ...], 
     if turned and len(shapes):
         placed = at_home(placed)
     columns = [names, values, np.asarray(shapely.area(shapes), dtype=np.float64)]
-    with gdal_writes(path):
-        # A map that lies nowhere is told of elsewhere.
-        warnings.filterwarnings("ignore", message="'crs' was not provided")
-        write(
-            path,
-            np.asarray(shapely.to_wkb(placed), dtype=object),
-            columns,
-            ["class", "class_id", "area_px"],
-            layer=_LAYER,
-            driver="GPKG",
-            geometry_type="MultiPolygon" if turned else "Polygon",
-            promote_to_multi=turned,
-            crs=grid.crs,
-            append=more,
-            # GDAL 3.10 writes 1.4, of which readers before its version 3.7 warn.
-            dataset_options=None if more else {"VERSION": "1.2"},
-        )
+    try:
+        with gdal_writes(path):
+            # A map that lies nowhere is told of elsewhere.
+            warnings.filterwarnings("ignore", message="'crs' was not provided")
+            write(
+                path,
+                np.asarray(shapely.to_wkb(placed), dtype=object),
+                columns,
+                ["class", "class_id", "area_px"],
+                layer=_LAYER,
+                driver="GPKG",
+                geometry_type="MultiPolygon" if turned else "Polygon",
+                promote_to_multi=turned,
+                crs=grid.crs,
+                append=more,
+                # GDAL 3.10 writes 1.4, of which readers before its version 3.7 warn.
+                dataset_options=None if more else {"VERSION": "1.2"},
+            )
+    except (DataLayerError, DataSourceError) as error:
+        # pyogrio repeats what SQLite was asked, and not why it could not.
+        raise WorkspaceError(
+            f"cannot write {path}: {str(error).splitlines()[0][:_SAID]}; see that the disk has room, and run the same "
+            "command again: it goes on where it was"
+        ) from error
 
 
 def to_ground(shapes: NDArray[Any], grid: Grid) -> NDArray[Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import json
+import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Final, TypeAlias
 from vitpipe.atomic import PARTIAL_PREFIX, file_lock, make_folder, sweep_partials, sync_directory, write_json
 from vitpipe.digest import digest
 from vitpipe.domains.base import Raster
-from vitpipe.errors import ContractError, WorkspaceError
+from vitpipe.errors import ContractError
 from vitpipe.infer.mapping.cog import write_cogs
 from vitpipe.infer.mapping.layers import Layers
 from vitpipe.infer.mapping.stitching import MapPlan, MapRows, stitch
@@ -23,10 +24,16 @@ from vitpipe.infer.mapping.styles import write_styles
 from vitpipe.infer.mapping.symmetry import PixelModel
 from vitpipe.records import Grid, Json
 
+_LOGGER = logging.getLogger(__name__)
+
 Extra: TypeAlias = "Callable[[StripStore, Grid, Path], list[Path]]"
 
 RECORD_FILE: Final = "map.json"
 _LOCK: Final = "lock"
+_KEY_DIGITS: Final = 12
+"""Of the key, in the name of the folder in which a map is made."""
+_SAY_SECONDS: Final = 15.0
+"""A long map says so often where it is."""
 _FORMAT: Final = 1
 """Counts up when the pixels of a map change for the same model and scene."""
 
@@ -92,14 +99,18 @@ def make_files(grid: Grid, rows_from: Callable[[int], Iterator[MapRows]], task: 
     """
     key = _key(grid, task)
     make_folder(task.folder.parent)
-    partial = task.folder.parent / f"{PARTIAL_PREFIX}{task.folder.name}-{key[:12]}"
-    # The lock is none of the files that a map leaves behind.
-    with file_lock(partial / _LOCK, wait=False):
+    partial = task.folder.parent / f"{PARTIAL_PREFIX}{task.folder.name}-{key[:_KEY_DIGITS]}"
+    # One for all that may be made there: a map of another model takes the place of this one.
+    lock = task.folder.parent / f"{PARTIAL_PREFIX}{task.folder.name}.{_LOCK}"
+    with file_lock(lock, wait=False):
         _sweep_others(partial, task.folder)
         found = _found(task.folder, key)
         if found is None:
             found = _make(grid, rows_from, task, partial, key)
-        shutil.rmtree(partial)
+        if partial.exists():
+            shutil.rmtree(partial)
+        # It is none of the files that a map leaves behind.
+        lock.unlink()
     return found
 
 
@@ -108,10 +119,26 @@ def _make(grid: Grid, rows_from: Callable[[int], Iterator[MapRows]], task: MapTa
     make_folder(strips)
     sweep_partials(strips)
     store = StripStore(strips, grid.height, grid.width, task.layers)
-    for rows in rows_from(store.next_row):
+    began = store.next_row
+    if began:
+        _LOGGER.info("map %s: goes on at row %d of %d", task.folder.name, began, grid.height)
+    started = said = time.monotonic()
+    for rows in rows_from(began):
         store.add(rows)
+        now = time.monotonic()
+        if now - said >= _SAY_SECONDS and began < store.next_row < grid.height:
+            said = now
+            left_s = (now - started) / (store.next_row - began) * (grid.height - store.next_row)
+            _LOGGER.info(
+                "map %s: %d of %d rows, about %.1f min left",
+                task.folder.name,
+                store.next_row,
+                grid.height,
+                left_s / 60,
+            )
     # What was half written there by a run that was killed is written again.
-    shutil.rmtree(ready, ignore_errors=True)
+    if ready.exists():
+        shutil.rmtree(ready)
     make_folder(ready)
     written = write_cogs(store, grid, ready, task.tags)
     for file in task.layers.files:
@@ -129,11 +156,9 @@ def _make(grid: Grid, rows_from: Callable[[int], Iterator[MapRows]], task: MapTa
 
 
 def _sweep_others(partial: Path, folder: Path) -> None:
-    """Remove what killed runs with other options or models left of this map, unless they run now."""
-    for other in folder.parent.glob(f"{PARTIAL_PREFIX}{glob.escape(folder.name)}-*"):
-        if other == partial:
-            continue
-        with contextlib.suppress(WorkspaceError), file_lock(other / _LOCK, wait=False):
+    """Remove what killed runs with other options or models left of this map; whoever holds the lock is alone here."""
+    for other in folder.parent.glob(f"{PARTIAL_PREFIX}{glob.escape(folder.name)}-{'[0-9a-f]' * _KEY_DIGITS}"):
+        if other != partial:
             shutil.rmtree(other)
 
 

@@ -5,12 +5,14 @@ had not yet written is computed again, which gives the same bytes. Overviews are
 level below as soon as these are written: while the model runs, and without reading what was in memory.
 
 A strip holds a row of blocks of each file of the map, compressed as they will lie there, so that the end of a map only
-puts bytes in another order: first the size of each block, then the blocks of the first file, of the second, and so on.
+puts bytes in another order: first a checksum, then the size of each block, then the blocks of the first file, of the
+second, and so on. A strip that an earlier run left and whose bytes are not what was written is made again.
 """
 
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +29,9 @@ from vitpipe.infer.mapping.stitching import MapRows
 
 STRIP_ROWS: Final = BLOCK
 _SIZE: Final = np.dtype("<u4")
-"""Of a block's bytes, with what stands around it."""
+"""Of a block's bytes, with what stands around it; the checksum (CRC-32) is one too."""
+_CHECKED_BYTES: Final = 1 << 20
+"""Of a strip, at once."""
 
 
 class StripStore:
@@ -46,6 +50,10 @@ class StripStore:
         self.layers = layers
         self.shapes = level_shapes(height, width)
         """(height, width) of each level: the map, then its overviews."""
+        for level in range(len(self.shapes)):
+            for number in range(self.count_of(level)):
+                if (found := self.path(number, level)).exists() and not self._is_whole(number, level):
+                    found.unlink()
         self.done = next(
             (number for number in range(self.count) if not self.path(number).exists()),
             self.count,
@@ -124,13 +132,23 @@ class StripStore:
 
     def index_bytes(self, level: int) -> int:
         """Give the bytes before the first block of a strip."""
-        return len(self.layers.files) * self._across(level) * _SIZE.itemsize
+        return (1 + len(self.layers.files) * self._across(level)) * _SIZE.itemsize
 
     def sizes(self, number: int, level: int) -> NDArray[np.int64]:
         """Give the bytes of the blocks of a strip, with what stands around them: (files, columns of blocks)."""
         with self.path(number, level).open("rb") as stream:
-            found = np.frombuffer(stream.read(self.index_bytes(level)), _SIZE)
+            found = np.frombuffer(stream.read(self.index_bytes(level)), _SIZE)[1:]
         return found.astype(np.int64).reshape(len(self.layers.files), -1)
+
+    def _is_whole(self, number: int, level: int) -> bool:
+        """Tell whether a strip holds the bytes that were written: a disk may keep a name without them."""
+        with self.path(number, level).open("rb") as stream:
+            index = stream.read(self.index_bytes(level))
+            checksum = 0
+            while part := stream.read(_CHECKED_BYTES):
+                checksum = zlib.crc32(part, checksum)
+        word = _SIZE.itemsize
+        return len(index) == self.index_bytes(level) and index[:word] == _checksum(checksum, index[word:])
 
     def _reduce(self, bands: NDArray[Any], number: int, level: int) -> None:
         """Take a strip of the level below into its strip of this level, and write that when it is full."""
@@ -182,6 +200,7 @@ class StripStore:
             return encoded(file, [bands[band, :, start : start + BLOCK] for band in file.bands])
 
         sizes = np.zeros(len(files) * len(starts), _SIZE)
+        checksum = 0
         with (
             write_file(self.path(number, level)) as partial,
             partial.open("wb") as stream,
@@ -191,7 +210,13 @@ class StripStore:
             parts = pool.map(part, [(file, start) for file in files for start in starts])
             for place, data in enumerate(parts):
                 sizes[place] = stream.write(data)
+                checksum = zlib.crc32(data, checksum)
             stream.seek(0)
-            stream.write(sizes.tobytes())
+            stream.write(_checksum(checksum, sizes.tobytes()) + sizes.tobytes())
         if level + 1 < len(self.shapes):
             self._reduce(bands, number, level + 1)
+
+
+def _checksum(blocks: int, sizes: bytes) -> bytes:
+    """Give the first bytes of a strip: the checksum of its blocks, and of their sizes after them."""
+    return np.array(zlib.crc32(sizes, blocks), _SIZE).tobytes()

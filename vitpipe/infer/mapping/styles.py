@@ -41,6 +41,7 @@ _CONTENTS_ROW: Final = """
 INSERT INTO gpkg_contents (table_name, data_type, identifier)
 VALUES ('layer_styles', 'attributes', 'layer_styles')
 """
+_INDEX: Final = "SELECT count(*) FROM sqlite_master WHERE name = ?"
 
 
 def write_styles(file: MapFile, folder: Path) -> list[Path]:
@@ -67,11 +68,11 @@ def add_polygon_style(path: Path, layer: str, classes: Sequence[str]) -> None:
 
     Args:
         path: the GeoPackage.
-        layer: of polygons, with the column ``class``.
+        layer: of polygons, with the column ``class``, written by GDAL and closed.
         classes: their names.
 
     Raises:
-        WorkspaceError: the file cannot be written.
+        WorkspaceError: the file cannot be written, or GDAL could not write all of it.
     """
     style = _text(_polygon_style(classes), head=_HEAD)
     try:
@@ -80,8 +81,15 @@ def add_polygon_style(path: Path, layer: str, classes: Sequence[str]) -> None:
             connection.execute(_STYLE_ROW, (layer, layer, style))
             # Listed as a table of attributes, it is one that the standard knows (OGC 12-128, 1.1.3).
             connection.execute(_CONTENTS_ROW)
+            # GDAL makes it last, as it closes the file, and where it cannot it only writes that to its log.
+            ((indices,),) = connection.execute(_INDEX, (f"rtree_{layer}_geom",))
     except sqlite3.OperationalError as error:
         raise WorkspaceError(f"cannot write {path}: {error}; see that the disk has room and is writable") from error
+    if not indices:
+        raise WorkspaceError(
+            f"cannot write {path}: its spatial index is missing; see that the disk has room, and run the same command "
+            "again: it goes on where it was"
+        )
 
 
 def _class_style(classes: Sequence[str]) -> ET.Element:

@@ -123,6 +123,6 @@ def _written(directory: Directory, start: int, order: str, *, big: bool, last: b
             entries += value.ljust(inline, b"\0")
             continue
         entries += struct.pack(order + word, behind + len(values))
+        # All begin at even bytes, and so does the next directory.
         values += value + b"\0" * (len(value) % 2)
-    values += b"\0" * (-(behind + len(values)) % 2)
     return entries + struct.pack(order + word, 0 if last else behind + len(values)) + values
