@@ -71,7 +71,8 @@ def test_what_is_no_target_stays(labelled: Path) -> None:
     labels = targets.parent
     write_tif(labels / "june" / "a.tif", np.ones((4, 4), np.uint8))
     write_tif(labels / "0123456789abcdef" / "a.tif", np.ones((4, 4), np.uint8))
-    (labels / "june" / "table.parquet").write_bytes(b"mine")
+    for folder in ("june", "0123456789abcdef"):
+        (labels / folder / "table.parquet").write_bytes(b"mine")
     (labels / "0123456789abcdee").symlink_to(labels / "june", target_is_directory=True)
     (labels / "arrays").mkdir()
     (labels / "arrays" / "a.npy").write_bytes(b"mine")

@@ -223,6 +223,16 @@ def test_a_reference_on_another_grid_that_cannot_be_used_is_said(
     refused(write(tmp_path / "large.tif", large, from_origin(500_000, 5_500_000, 20, 20), nodata=0), "NOT_CLASSES.*300")
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_a_reference_on_another_grid_that_says_nothing_is_empty(
+    scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, dtype: str
+) -> None:
+    nothing = np.full((60, 60), 7, dtype)
+    reference = write(tmp_path / "r.tif", nothing, from_origin(500_000, 5_500_000, 20, 20), nodata=7)
+    with pytest.raises(DataError, match="REFERENCE_EMPTY"):
+        judge_map(AccuracyRequest(map=scene[0], reference=reference, block_m=200.0))
+
+
 def test_the_errors_of_blocks_are_a_picture_and_a_layer(
     scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

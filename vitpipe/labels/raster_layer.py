@@ -241,6 +241,8 @@ def to_places(values: NDArray[Any], said: NDArray[np.bool_], places: Mapping[flo
         said: where they count.
         places: value to place. What lies under the sources was looked at before: other values lie beside them.
     """
+    if not places:
+        return np.full(values.shape, IGNORE, np.uint8)
     if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
         # Few values are possible: each has its entry in a table, negative ones behind the positive.
         limits, count = np.iinfo(values.dtype), 1 << 8 * values.dtype.itemsize
