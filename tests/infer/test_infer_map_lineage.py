@@ -12,7 +12,7 @@ import pytest
 import rasterio
 import shapely
 
-from tests.infer.infer_cases import BANDS, CLASSES, MEAN, make_package, write_scene
+from tests.infer.infer_cases import BANDS, CLASSES, MEAN, STD, make_package, write_scene
 from tests.infer.pixel_cases import hold, pixel_predictor
 from tests.infer.stac_rules import read_item
 from vitpipe import results
@@ -68,15 +68,17 @@ def test_the_model_is_described_beside_the_map(tmp_path: Path, monkeypatch: pyte
         out = tmp_path / str(task)
         results.predict("models:/land@champion", str(tmp_path / "a.tif"), str(out), None)
         folder = only_map(out)
-        read_item(folder)
         model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         properties = model["properties"]
+        for asset in read_item(folder)["assets"].values():
+            assert all(band.get("raster:offset", 0) == 0 for band in asset["bands"])
         assert (properties["mlm:name"], properties["mlm:pretrained"]) == ("land", False)
         (entry,), (result,) = properties["mlm:input"], properties["mlm:output"]
         assert entry["bands"] == list(BANDS)
         assert entry["input"]["shape"] == [-1, 3, 32, 32]
-        assert [scaling["mean"] for scaling in entry["value_scaling"]] == [MEAN] * 3
+        assert entry["value_scaling"] == [{"type": "z-score", "mean": MEAN, "stddev": STD}] * 3
         assert result["result"]["shape"] == [-1, outputs, 32, 32]
+        assert result["result"]["dim_order"][2:] == ["height", "width"]
         names = [item["name"] for item in result["classification:classes"]]
         assert names == (list(CLASSES) if task is Task.SEGMENTATION else [])
         assert model["assets"]["model"]["href"] == "models:/land/3"
