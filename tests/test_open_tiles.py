@@ -79,7 +79,7 @@ class _Rows:
     def __init__(self, grid: Grid, *, fails_at: int | None = None) -> None:
         self.grid, self.fails_at = grid, fails_at
         self.begun: list[int] = []
-        self.at_work = 0
+        self.at_work = self.most_at_work = 0
 
     def begins(self, count: int) -> bool:
         """Wait for so many rows of blocks to be begun."""
@@ -91,6 +91,7 @@ class _Rows:
     def visit_blocks(self, start: int, stop: int, visit: Visit, *, pool: Executor | None = None) -> None:
         self.begun.append(start)
         self.at_work += 1
+        self.most_at_work = max(self.most_at_work, self.at_work)
         try:
             if start == self.fails_at:
                 raise UnreadableSource("TRUNCATED", "cut off", "x")
@@ -124,6 +125,32 @@ def test_rows_are_decoded_ahead_as_far_as_the_memory_goes(ahead_bytes: int, monk
                 # Of five rows of tiles, each of two rows of blocks.
                 assert scene.begins(3) if ahead_bytes else scene.begun == [0, 64]
     assert sorted(scene.begun) == list(range(0, 640, 64))
+
+
+@pytest.mark.parametrize(("ahead_bytes", "at_once"), [(230_000, 1), (270_000, 2)])
+def test_rows_that_are_decoded_count_as_memory(ahead_bytes: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitpipe.open_tiles._AHEAD_BYTES", ahead_bytes)
+    scene: Any = _Rows(Grid(1, 640, 512))
+    # A row of tiles with its masks is 98 304 bytes, a row of blocks 65 536.
+    with (
+        ThreadPoolExecutor(2) as pool,
+        contextlib.closing(filled(scene, _rows_of_tiles(scene.grid, 64), pool)) as tiles,
+    ):
+        assert len(list(tiles)) == 10
+    assert scene.most_at_work == at_once
+
+
+def test_tiles_that_were_given_are_no_longer_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Three rows of tiles, each of two rows of blocks.
+    monkeypatch.setattr("vitpipe.open_tiles._AHEAD_BYTES", 3 * 128 * 512 * 3 + 2 * 64 * 512 * 2)
+    scene: Any = _Rows(Grid(1, 1280, 512))
+    with (
+        ThreadPoolExecutor(2) as pool,
+        contextlib.closing(filled(scene, _rows_of_tiles(scene.grid, 128), pool)) as tiles,
+    ):
+        for number in range(8):
+            next(tiles)
+            assert scene.begins(2 * number + 3)
 
 
 def test_nothing_is_written_any_more_once_the_tiles_are_closed() -> None:

@@ -116,6 +116,22 @@ def test_a_file_is_not_closed_under_its_reader(tmp_path: Path) -> None:
     assert shown == expected
 
 
+def test_no_thread_writes_any_more_once_a_row_has_failed(tmp_path: Path) -> None:
+    shown: list[int] = []
+
+    def visit(row: int, col: int, pixels: Any, valid: Any) -> None:
+        if col == 0:
+            raise RuntimeError("the first block")
+        threading.Event().wait(0.02)
+        shown.append(col)
+
+    with Geotiff().open(_source(_scene(tmp_path, "deflate"))) as raster, ThreadPoolExecutor(2) as pool:
+        with pytest.raises(RuntimeError, match="the first block"):
+            raster.visit_blocks(0, 64, visit, pool=pool)
+        # The others are shown before the error is raised.
+        assert sorted(shown) == list(range(64, 512, 64))
+
+
 class _Poisoned(Lender):
     """Gives memory that holds what no tile holds, and spoils what comes back: who still reads it is found out."""
 
