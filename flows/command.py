@@ -37,7 +37,8 @@ def reporting(*, as_json: bool) -> Iterator[None]:
         typer.secho(f"{type(error).__name__}: {error}", err=True, fg="red")
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
-        typer.secho("interrupted; the same command goes on where it was", err=True)
+        # After ^C, or what was being written.
+        typer.secho("\ninterrupted; what is finished is kept, and the same command goes on where it was", err=True)
         raise typer.Exit(130) from error
 
 

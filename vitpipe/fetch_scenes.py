@@ -102,7 +102,7 @@ def fetch_scenes(
     arrivals.check_share(source.max_reject_share, rejected, len(found), "scenes")
     arrived = [file for files in progress.arrived.values() for file in files.values()]
     fresh, unchecked = sum(file.fresh for file in arrived), sum(file.unchecked for file in arrived)
-    notes = [f"{len(found)} items, {len(wanted) - len(missing)} of them were there"]
+    notes = [f"{len(found)} item(s), {len(wanted) - len(missing)} of them were there"]
     notes += [f"{left_out} scene(s) that `source.query` does not find any more are left out"] * bool(left_out)
     notes += [f"{unchecked} file(s) have a checksum of a kind that is not known here"] * bool(unchecked)
     notes += [f"`source.max_items` ({source.max_items}) is reached: there may be more"] * (

@@ -77,7 +77,7 @@ def test_maps_of_a_catalog_are_those_of_copies(held: Ranges, tmp_path: Path, mon
     )
     out = tmp_path / "out"
     summary = results.predict(URI, wanted, str(out), None)
-    assert summary.notes[0] == "3 items, 0 of them were there"
+    assert summary.notes[0] == "3 item(s), 0 of them were there"
     assert (summary.done, dict(summary.rejected)) == (2, {"FETCH_FAILED": 1})
     results.predict(URI, str(tmp_path / "copies"), str(tmp_path / "local"), None)
     assert maps_in(out) == maps_in(tmp_path / "local") != []

@@ -72,10 +72,13 @@ def ground_label_set(found: GroundFindings, sources: Sequence[Source], *, per_pi
     labels = found.labels
     counted = ", ".join(f"{count} {code}" for code, count in count_codes(found.rejected).items())
     if not labels.layers:
-        first = f"; the first is {found.rejected[0].uri}: {found.rejected[0].reason}" if found.rejected else ""
+        # A file that was refused says itself what to do.
+        remedy = "; check `labels.path`, `labels.match` and the CRS of both"
+        if found.rejected:
+            remedy = f"; the first is {found.rejected[0].uri}: {found.rejected[0].reason}"
         raise LabelError(
-            f"no label in {path} lies on any of the {len(sources)} source(s){f' ({counted})' if counted else ''}{first}"
-            f"{_places_of(sources)}; check `labels.path`, `labels.match` and the CRS of both"
+            f"no label in {path} lies on any of the {len(sources)} source(s){f' ({counted})' if counted else ''}"
+            f"{'' if found.rejected else _places_of(sources)}{remedy}"
         )
     continuous = not labels.classes
     if not continuous:
