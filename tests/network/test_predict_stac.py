@@ -23,6 +23,7 @@ from vitpipe.atomic import file_lock
 from vitpipe.config import PipelineConfig, StacQuery, StacSource
 from vitpipe.errors import ConfigError, ContractError, DataError, WorkspaceError
 from vitpipe.fetch import fetch
+from vitpipe.infer.catalogs import reading_options
 from vitpipe.infer.predictor import Predictor
 from vitpipe.records import StageSummary
 from vitpipe.web import client
@@ -109,6 +110,12 @@ def test_a_model_of_tiles_takes_a_catalog(held: Ranges, tmp_path: Path, monkeypa
         results.predict(URI, source, str(tmp_path / "other"), None)
     said = (tmp_path / "out" / "predictions.json").read_text(encoding="utf-8")
     assert "FETCH_FAILED" in said
+
+
+def test_what_a_catalog_states_of_its_files_holds() -> None:
+    stated = StacSource(url="catalog.json", path="kept", units="reflectance", verify=True)
+    assert reading_options(stated) == {"scenes": None, "units": "reflectance", "verify": True}
+    assert reading_options(StacSource(url="catalog.json", path="kept")) == {"scenes": None}
 
 
 def test_the_scenes_of_a_pipeline_are_not_left_out_by_a_prediction(
