@@ -13,6 +13,10 @@ from tests.network.orthanc import PLUGIN, PROGRAM, Orthanc, running_orthanc
 def _loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1,localhost")
+    # A proxy, such as other tests of this process set, would be asked for every other name.
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
     for name in ("TOKEN", "USER", "PASSWORD", "CA", "QUERY"):
         monkeypatch.delenv(f"VITPIPE_DICOMWEB_{name}", raising=False)
     for name in ("TOKEN", "HEADERS", "HOSTS", "CA"):

@@ -35,7 +35,6 @@ def _names(monkeypatch: pytest.MonkeyPatch) -> None:
         return plain("127.0.0.1" if str(host).endswith("example.org") else host, *rest, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", looked_up)
-    monkeypatch.setenv("NO_PROXY", "*")
 
 
 @pytest.mark.parametrize("moved", [False, True])
