@@ -23,6 +23,8 @@ _LONGEST = ("test_pipeline_on_servers.py", "test_servers.py", "test_readme.py", 
 """Files whose tests take a minute and more. One process runs all tests on servers, one after the other."""
 
 
+# Before pytest-xdist looks at the groups, else there are none.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs the shared data where they are missing; spread the tests well over processes."""
     for item in items:
